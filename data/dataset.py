@@ -1,0 +1,220 @@
+"""Samples: chosen frames of a scene as normalised views."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.evaluation_index import Selection
+from data.scene import Scene, read_scene, read_scene_list
+from data.transforms import read_image, resize_and_crop, to_planes
+from data.views import ViewSelectorConfig, choose_targets, choose_window
+from utils.camera import Cameras, Views, normalize_poses
+from utils.errors import InputError
+
+POSE_NORMALIZATIONS = ("all_views", "input_views")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a sample is; part of the `training` section of a configuration file.
+
+    `pose_normalization` names the cameras that set a sample's frame and scale: `all_views`, inputs and targets, as the
+    published weights were trained, or `input_views`, so that a render cannot depend on the other targets.
+    """
+
+    dataset_path: str = "./preprocessed_data/train/full_list.txt"
+    num_views: int = 8
+    num_input_views: int = 2
+    num_target_views: int = 6
+    target_has_input: bool = True
+    square_crop: bool = True
+    scene_scale_factor: float = 1.35
+    pose_normalization: str = "all_views"
+    view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
+
+
+def check_data_config(cfg: DataConfig) -> None:
+    """Raises InputError, naming the key, where the values of `cfg` do not go together."""
+    if cfg.pose_normalization not in POSE_NORMALIZATIONS:
+        known = ", ".join(POSE_NORMALIZATIONS)
+        raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
+    if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
+        raise InputError(
+            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), which must be at least 2"
+        )
+    free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
+    if not 1 <= cfg.num_target_views <= free:
+        raise InputError(f"training.num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
+    if not cfg.scene_scale_factor > 0:
+        raise InputError(f"training.scene_scale_factor is {cfg.scene_scale_factor}; it must be positive")
+    if not 1 <= cfg.view_selector.min_frame_dist <= cfg.view_selector.max_frame_dist:
+        raise InputError("training.view_selector needs 1 <= min_frame_dist <= max_frame_dist")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes with their chosen views; a single sample has no leading dimension.
+
+    Attributes:
+        views: uint8 images with cameras [b, v], poses normalised per scene.
+        targets: positions [b, t] of the target views among `views`; the inputs are the first ones.
+        scenes: scene names, one a scene.
+        frames: frame numbers [b, v] within the clips.
+    """
+
+    views: Views
+    targets: Int[Tensor, "*b t"]
+    scenes: list[str]
+    frames: Int[Tensor, "*b v"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move to a device without waiting, images turned to float in [0, 1] there."""
+        views = self.views.to(device, non_blocking=True).to_float()
+        return replace(self, views=views, targets=self.targets.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Copy into page-locked memory."""
+        return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory())
+
+    def split(self, num_inputs: int) -> tuple[Views, Views]:
+        """Inputs [b, num_inputs] and targets [b, t]."""
+        rows = torch.arange(len(self.targets), device=self.targets.device)[:, None]
+        return self.views[:, :num_inputs], self.views[rows, self.targets]
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Stack samples of equal shape."""
+    cameras = [sample.views.cameras for sample in samples]
+    stacked = replace(
+        cameras[0],
+        c2w=torch.stack([camera.c2w for camera in cameras]),
+        fxfycxcy=torch.stack([camera.fxfycxcy for camera in cameras]),
+    )
+    return Batch(
+        Views(torch.stack([sample.views.images for sample in samples]), stacked),
+        torch.stack([sample.targets for sample in samples]),
+        [name for sample in samples for name in sample.scenes],
+        torch.stack([sample.frames for sample in samples]),
+    )
+
+
+def collate_by_shape(samples: list[Batch]) -> list[Batch]:
+    """Group samples by image size and view counts, in order of first appearance, and stack each group."""
+    groups: dict[tuple[torch.Size, ...], list[Batch]] = {}
+    for sample in samples:
+        groups.setdefault((sample.views.images.shape, sample.targets.shape), []).append(sample)
+    return [collate(group) for group in groups.values()]
+
+
+@dataclass(frozen=True)
+class ViewLoader:
+    """Reads chosen frames of a scene as one sample.
+
+    Args:
+        image_size: shorter side in pixels after resizing.
+        patch_size: the longer side is a multiple of this.
+    """
+
+    cfg: DataConfig
+    image_size: int
+    patch_size: int
+
+    def __call__(self, scene: Scene, frames: np.ndarray, num_inputs: int, targets: np.ndarray) -> Batch:
+        """Read `frames` [v] of `scene`; the first `num_inputs` are inputs, `targets` [t] index into them.
+
+        Raises:
+            InputError: a frame is missing or unreadable, or the frames differ in size.
+        """
+        images, intrinsics = zip(*[self._read(scene, int(frame)) for frame in frames], strict=True)
+        if len({image.shape for image in images}) > 1:
+            raise InputError(f"scene {scene.name}: frames of different sizes cannot be views of one sample")
+        c2w = np.linalg.inv(scene.w2c[frames])
+        reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
+        poses = normalize_poses(c2w, self.cfg.scene_scale_factor, reference)
+        cameras = Cameras(_float32(poses), _float32(np.stack(intrinsics)), *images[0].shape[1:])
+        views = Views(torch.from_numpy(np.stack(images)), cameras)
+        return Batch(views, torch.from_numpy(targets), [scene.name], torch.from_numpy(frames))
+
+    def _read(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(scene.image_path(frame), f"scene {scene.name}, frame {frame}")
+        image, fxfycxcy = resize_and_crop(
+            image, scene.fxfycxcy[frame], self.image_size, self.patch_size, self.cfg.square_crop
+        )
+        return to_planes(image), fxfycxcy
+
+
+def _float32(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))
+
+
+class TrainingDataset(Dataset[Batch]):
+    """Random views of random scenes; sample `number` is a pure function of (seed, number).
+
+    Numbers run on over all epochs: epoch `number // len(scenes)` visits every scene once, in an order of its own.
+    """
+
+    def __init__(self, load: ViewLoader, seed: int) -> None:
+        check_data_config(load.cfg)
+        self.load, self.seed = load, seed
+        self.scenes = read_scene_list(Path(load.cfg.dataset_path))
+
+    def __getitem__(self, number: int) -> Batch:
+        """Sample `number`; a scene that is too short gives its place to another.
+
+        Raises:
+            InputError: no scene of the list is long enough, or a scene or frame is unreadable.
+        """
+        epoch, position = divmod(number, len(self.scenes))
+        rng = np.random.default_rng([self.seed, 1, number])
+        sample = self._sample(int(_epoch_order(self.seed, epoch, len(self.scenes))[position]), rng)
+        if sample is not None:
+            return sample
+        for index in rng.permutation(len(self.scenes)):
+            sample = self._sample(int(index), rng)
+            if sample is not None:
+                return sample
+        raise InputError(self._all_too_short())
+
+    def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
+        cfg, scene = self.load.cfg, read_scene(self.scenes[index])
+        frames = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
+        if frames is None:
+            return None
+        targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
+        return self.load(scene, frames, cfg.num_input_views, targets)
+
+    def _all_too_short(self) -> str:
+        cfg = self.load.cfg
+        needed = max(cfg.view_selector.min_frame_dist, cfg.num_views - 1) + 1
+        return (
+            f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed} frames that "
+            f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and num_views={cfg.num_views} ask for"
+        )
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, num_scenes: int) -> Int[np.ndarray, " n"]:
+    return np.random.default_rng([seed, 0, epoch]).permutation(num_scenes)
+
+
+class EvaluationDataset(Dataset[Batch]):
+    """The scenes of an evaluation index, context views first, then its targets."""
+
+    def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]]) -> None:
+        self.load, self.items = load, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Raises InputError where a scene or frame is missing or unreadable."""
+        path, selection = self.items[index]
+        frames = np.array(selection.context + selection.target, dtype=np.int64)
+        targets = np.arange(len(selection.context), len(frames))
+        return self.load(read_scene(path), frames, len(selection.context), targets)

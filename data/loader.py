@@ -1,0 +1,91 @@
+"""Loaders: training batches that know their position, and evaluation that covers every scene once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Loader processes; part of the `training` section of a configuration file."""
+
+    num_workers: int = 4
+    prefetch_factor: int = 32
+
+
+class _SampleNumbers(Sampler[list[int]]):
+    """Numbers of one rank's samples, batch by batch: batch k of rank r starts at start + (k·world + r)·batch."""
+
+    def __init__(self, start: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.start, self.batch_size, self.rank, self.world_size = start, batch_size, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in count():
+            first = self.start + (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+class TrainingLoader:
+    """An endless stream of batches, the same whatever the number of workers.
+
+    Together the ranks read samples 0, 1, 2, ... of the dataset once each, so that k ranks with batch m see what one
+    rank with batch k·m sees.
+
+    Attributes:
+        position: samples handed out so far by all ranks together; start a new loader there to go on.
+    """
+
+    def __init__(
+        self, dataset: TrainingDataset, cfg: LoaderConfig, batch_size: int, rank: int, world_size: int, position: int
+    ) -> None:
+        self.position, self._per_step = position, batch_size * world_size
+        sampler = _SampleNumbers(position, batch_size, rank, world_size)
+        self._batches = iter(_data_loader(dataset, cfg, batch_sampler=sampler, collate_fn=collate))
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            InputError: a scene cannot be used, wherever the loading process met it.
+        """
+        batch = _next(self._batches)
+        self.position += self._per_step
+        return batch
+
+
+def evaluation_batches(
+    dataset: EvaluationDataset, cfg: LoaderConfig, batch_size: int, rank: int, world_size: int
+) -> Iterator[Batch]:
+    """This rank's share of the scenes, each once, no padding; scenes of unlike shape come in batches of their own."""
+    share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world_size))
+    loader = iter(_data_loader(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape))
+    try:
+        while True:
+            yield from _next(loader)
+    except StopIteration:
+        return
+
+
+def _data_loader(dataset, cfg: LoaderConfig, **kwargs) -> DataLoader:
+    prefetch = cfg.prefetch_factor if cfg.num_workers else None
+    return DataLoader(
+        dataset,
+        num_workers=cfg.num_workers,
+        prefetch_factor=prefetch,
+        pin_memory=torch.cuda.is_available(),
+        **kwargs,
+    )
+
+
+def _next(batches):
+    try:
+        return next(batches)
+    except InputError as error:
+        # A loader process wraps the message in its traceback; the last line is the message itself.
+        raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None

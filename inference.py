@@ -1,0 +1,238 @@
+"""Evaluate a checkpoint: metrics, pictures, videos and a page.
+
+    torchrun --nproc_per_node 8 inference.py --config configs/LVSM_scene_decoder_only.yaml \\
+        training.dataset_path=./preprocessed_data/test/full_list.txt training.checkpoint_dir=FILE_OR_FOLDER \\
+        inference.render_video=true inference_out_dir=./experiments/evaluation/test
+
+Inputs and targets are those of the evaluation index (`inference.view_idx_file_path`); every scene is evaluated
+exactly once, whatever the number of processes and the batch size (`training.batch_size_per_gpu`).
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from data.dataset import Batch, EvaluationDataset, ViewLoader
+from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
+from data.loader import evaluation_batches
+from data.scene import read_scene_list
+from model import LVSM, build_model
+from model.weights import load_published
+from setup import Config, TrainingConfig, VideoConfig, autocast, load_config, run_main, set_threads_and_precision
+from utils.camera import Cameras, Views, interpolate_path
+from utils.checkpoint import find_checkpoint, read_checkpoint
+from utils.distributed import Process, process_group
+from utils.errors import InputError
+from utils.files import write_json, write_text
+from utils.media import save_grid, to_uint8, write_video
+from utils.metrics import Metric, build_metrics, psnr, score
+from utils.report import SceneRecord, write_report
+
+log = logging.getLogger("lvsm")
+
+# Targets rendered at once: bounds memory, changes nothing else.
+_VIDEO_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A model with the precision it renders in."""
+
+    model: LVSM
+    cfg: TrainingConfig
+    device: torch.device
+
+    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
+        """What the model keeps of the scenes' inputs [b, v]."""
+        with torch.inference_mode(), autocast(self.cfg, self.device):
+            return self.model.encode(inputs)
+
+    def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+        """Images of the target cameras [b, t]."""
+        with torch.inference_mode(), autocast(self.cfg, self.device):
+            return self.model.decode(encoded, targets, max_views=_VIDEO_CHUNK).float()
+
+
+def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
+    """The configured model with the weights of `training.checkpoint_dir`, and the file they came from.
+
+    Raises:
+        InputError: no checkpoint, an unreadable one, or one of another model.
+    """
+    path = find_checkpoint(Path(config.training.checkpoint_dir))
+    model = build_model(config.model)
+    load_published(model, read_checkpoint(path)["model"], path)
+    return Renderer(model.to(process.device).eval(), config.training, process.device), path
+
+
+def find_items(config: Config, overridden: set[str], process: Process) -> list[tuple[Path, Selection]]:
+    """The scenes to evaluate with their views.
+
+    Raises:
+        InputError: the index or a scene it names is missing, or an override contradicts the index.
+    """
+    index_path = Path(config.inference.view_idx_file_path)
+    if process.is_main:
+        fetch_evaluation_index(index_path)
+    process.barrier()
+    index = read_evaluation_index(index_path)
+    check_view_counts(config.training, overridden, index, index_path)
+    items, missing = match_scenes(index, read_scene_list(Path(config.training.dataset_path)))
+    if missing and not config.inference.allow_missing:
+        raise InputError(
+            f"{len(missing)} of the {len(index)} scenes in {index_path} are not in {config.training.dataset_path} "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): inference.allow_missing=true goes on without"
+        )
+    if missing and process.is_main:
+        log.warning("%d of the %d scenes of the index are missing and left out", len(missing), len(index))
+    if not items:
+        raise InputError(f"none of the scenes in {index_path} is in {config.training.dataset_path}")
+    return items
+
+
+def check_view_counts(
+    cfg: TrainingConfig, overridden: set[str], index: dict[str, Selection], index_path: Path
+) -> None:
+    """Raises InputError if the command line asks for other view counts than the index gives."""
+    for name, selection in index.items():
+        inputs, targets = len(selection.context), len(selection.target)
+        counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
+        for key, count in counts.items():
+            if f"training.{key}" in overridden and getattr(cfg, key) != count:
+                raise InputError(
+                    f"training.{key}={getattr(cfg, key)} contradicts {index_path}, where scene {name} has {count}: "
+                    "leave it out, the index decides"
+                )
+
+
+class Evaluator:
+    """Renders, scores and writes scenes, a batch at a time.
+
+    Args:
+        metrics: by name; none with `inference.compute_metrics=false`.
+        out_dir: gets a folder per scene.
+    """
+
+    def __init__(self, config: Config, renderer: Renderer, metrics: dict[str, Metric], out_dir: Path) -> None:
+        self.cfg, self.renderer, self.metrics, self.out_dir = config.inference, renderer, metrics, out_dir
+
+    def evaluate(self, batch: Batch) -> list[SceneRecord]:
+        """Evaluate the scenes of one batch and write their files."""
+        num_inputs = batch.views.images.shape[1] - batch.targets.shape[1]
+        frames, names = batch.frames.tolist(), batch.scenes
+        inputs, targets = batch.to(self.renderer.device).split(num_inputs)
+        encoded = self.renderer.encode(inputs)
+        renders = self.renderer.render(encoded, targets.cameras)
+        scores = score(self.metrics, renders, targets.images)
+        if self.cfg.nearest_input:
+            scores["psnr_nearest_input"] = nearest_input_psnr(inputs, targets)
+        records = []
+        for i, name in enumerate(names):
+            record = make_record(
+                name, frames[i], num_inputs, {k: v[i].tolist() for k, v in scores.items()}, self.cfg.render_video
+            )
+            self._write(record, inputs[i], targets.images[i], renders[i])
+            if self.cfg.render_video:
+                self._write_video(record, encoded[i : i + 1], inputs.cameras[i])
+            records.append(record)
+        return records
+
+    def _write(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
+        folder = self.out_dir / record.folder
+        save_grid(folder / "input.png", [inputs.images])
+        save_grid(folder / "gt_vs_pred.png", [images, renders])
+        if self.metrics:
+            summary = {"scene_name": record.scene_name, **record.metrics}
+            write_json(folder / "metrics.json", {"summary": summary, "per_view": list(record.per_view)})
+
+    def _write_video(self, record: SceneRecord, encoded: Tensor, cameras: Cameras) -> None:
+        video: VideoConfig = self.cfg.render_video_config
+        path = interpolate_path(cameras, video.num_frames, loop=video.loop_video, order=video.order_poses)
+        frames = to_uint8(self.renderer.render(encoded, path[None])[0])
+        write_video(self.out_dir / record.folder / "rendered_video.mp4", frames)
+
+
+def nearest_input_psnr(inputs: Views, targets: Views) -> Float[Tensor, "b t"]:
+    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest."""
+    distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
+    rows = torch.arange(len(distances), device=distances.device)[:, None]
+    copies = inputs.images[rows, distances.argmin(-1)]
+    return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])
+
+
+def make_record(
+    name: str, frames: list[int], num_inputs: int, scores: dict[str, list[float]], has_video: bool
+) -> SceneRecord:
+    """A scene's numbers: per target and their means."""
+    views = [
+        {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
+        for i, frame in enumerate(frames[num_inputs:])
+    ]
+    means = {metric: sum(values) / len(values) for metric, values in scores.items()}
+    return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
+
+
+def averages(records: Sequence[SceneRecord]) -> dict[str, float]:
+    """Means over scenes of the scenes' means."""
+    names = records[0].metrics
+    return {name: sum(record.metrics[name] for record in records) / len(records) for name in names}
+
+
+def write_results(out_dir: Path, records: list[SceneRecord], provenance: dict[str, Any], page: bool) -> None:
+    """Write summary.csv, results.json and the page of a finished evaluation."""
+    means = averages(records)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["scene_name", *means])
+    writer.writerows([record.scene_name, *(record.metrics[name] for name in means)] for record in records)
+    write_text(out_dir / "summary.csv", table.getvalue())
+    scenes = {record.scene_name: dict(record.metrics) for record in records}
+    write_json(out_dir / "results.json", {"averages": means, "provenance": provenance, "scenes": scenes})
+    text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    log.info("%d scenes: %s", len(records), text or "not scored")
+    if page:
+        written = write_report(out_dir, title="LVSM evaluation", averages=means, provenance=provenance, scenes=records)
+        log.info("page: %s", written)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate every scene of the index."""
+    config, overridden = load_config(argv)
+    cfg, tokenizer = config.training, config.model.image_tokenizer
+    set_threads_and_precision(cfg)
+    with process_group() as process:
+        items = find_items(config, overridden, process)
+        metrics = build_metrics(config.inference.metrics if config.inference.compute_metrics else [], process.device)
+        renderer, checkpoint = load_renderer(config, process)
+        evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir))
+        dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
+        batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
+        records = []
+        with tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
+            for batch in batches:
+                records += evaluator.evaluate(batch)
+                bar.update(len(batch.scenes) * process.world_size)
+        everyone = [record for share in process.gather(records) for record in share]
+        if process.is_main:
+            order = {path.stem: number for number, (path, _) in enumerate(items)}
+            everyone.sort(key=lambda record: order[record.scene_name])
+            provenance = {"checkpoint": str(checkpoint), "scenes": len(items), "index": cfg_index(config)}
+            write_results(Path(config.inference_out_dir), everyone, provenance, config.inference.generate_website)
+        process.barrier()
+
+
+def cfg_index(config: Config) -> str:
+    return config.inference.view_idx_file_path
+
+
+if __name__ == "__main__":
+    run_main(main)

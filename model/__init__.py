@@ -1,0 +1,45 @@
+"""The LVSM models. `build_model` is the only way in that a configuration needs."""
+
+from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
+from utils.errors import InputError
+
+VARIANTS: dict[str, type[LVSM]] = {
+    "model.LVSM_scene_decoder_only.Images2LatentScene": DecoderOnly,
+    "model.LVSM_scene_encoder_decoder.Images2LatentScene": EncoderDecoder,
+}
+
+
+def check_model_config(cfg: ModelConfig) -> None:
+    """Raises InputError, naming the key, where the values of `cfg` do not go together."""
+    image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
+    if cfg.class_name not in VARIANTS:
+        raise InputError(f"model.class_name is {cfg.class_name!r}; known: {', '.join(VARIANTS)}")
+    for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
+        if tokenizer.in_channels != channels:
+            raise InputError(f"model.{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
+    for key in ("image_size", "patch_size"):
+        a, b = getattr(image, key), getattr(pose, key)
+        if a != b:
+            raise InputError(f"model.target_pose_tokenizer.{key} ({b}) differs from model.image_tokenizer.{key} ({a})")
+    if image.patch_size < 1 or image.image_size < 1 or image.image_size % image.patch_size:
+        raise InputError(
+            f"model.image_tokenizer.image_size ({image.image_size}) must be a multiple of patch_size ({image.patch_size})"
+        )
+    if transformer.d_head < 1 or transformer.d < 1 or transformer.d % transformer.d_head:
+        raise InputError(f"model.transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
+    for key in ("n_layer", "encoder_n_layer", "decoder_n_layer", "n_latent_vectors"):
+        if getattr(transformer, key) < 1:
+            raise InputError(f"model.transformer.{key} is {getattr(transformer, key)}; at least 1 is needed")
+
+
+def build_model(cfg: ModelConfig, checkpoint_every: int = 0) -> LVSM:
+    """Build the variant that `cfg.class_name` names, freshly initialised on the current default device.
+
+    Args:
+        checkpoint_every: layers per activation-checkpointed group while training; 0 for none.
+
+    Raises:
+        InputError: the configuration contradicts itself.
+    """
+    check_model_config(cfg)
+    return VARIANTS[cfg.class_name](cfg, checkpoint_every)

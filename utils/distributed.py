@@ -1,0 +1,75 @@
+"""One process or many: torchrun's environment, collectives that also work alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all; a plain `python` run is process 0 of 1."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The one that writes files and talks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values / self.world_size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+
+@contextmanager
+def process_group() -> Iterator[Process]:
+    """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Process(0, 0, 1, device)
+        return
+    # Naming the device binds NCCL to it; gloo takes none.
+    bound = {"device_id": device} if device.type == "cuda" else {}
+    dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, **bound)
+    try:
+        yield Process(dist.get_rank(), local_rank, world_size, device)
+    finally:
+        dist.destroy_process_group()

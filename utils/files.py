@@ -1,0 +1,74 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
+
+    Raises:
+        OSError: whatever the file system refuses (no space, no permission), after the temporary is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since libraries choose the file format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (NaN is refused) atomically."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; `what` names its role in error messages.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} cannot be read: {path}: {error}") from None
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` is safe as one path component: a string of letters, digits, `_`, `-` and inner dots."""
+    return isinstance(name, str) and len(name) <= 200 and bool(_PLAIN_NAME.fullmatch(name))
+
+
+def check_plain_name(name: Any, where: str) -> str:
+    """Return `name` if it is a plain name, such as a scene key.
+
+    Raises:
+        InputError: it is not.
+    """
+    if is_plain_name(name):
+        return name
+    raise InputError(f"{where}: {name!r} is not a plain name (letters, digits, '_', '-', '.')")

@@ -1,0 +1,41 @@
+"""Pictures and videos."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from utils.files import atomic_path
+
+
+def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
+    """Images in [0, 1] as 8-bit arrays, channels last."""
+    pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
+
+
+def save_grid(path: Path, rows: Sequence[Float[Tensor, "n 3 h w"]]) -> None:
+    """Write rows of images as one PNG, images of a row side by side, rows below one another, no gaps."""
+    lines = [rearrange(to_uint8(row), "n h w c -> h (n w) c") for row in rows]
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.concatenate(lines)).save(temporary)
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: int = 30) -> None:
+    """Write an H.264 video that browsers play: yuv420p, even sizes (an odd edge is repeated), index in front."""
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with atomic_path(path) as temporary:
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())

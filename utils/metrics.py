@@ -1,0 +1,110 @@
+"""Image metrics of the evaluation (spec section 11), per image and in full precision."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+_SSIM_SIGMA = 1.5
+_SSIM_RADIUS = 5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+
+
+def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio in dB; both images are clamped to [0, 1]."""
+    error = prediction.float().clamp(0, 1) - target.float().clamp(0, 1)
+    return -10 * torch.log10(error.square().mean(dim=(1, 2, 3)))
+
+
+def _gaussian_window(device: torch.device) -> Float[Tensor, " k"]:
+    offsets = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, device=device, dtype=torch.float64)
+    window = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    return window / window.sum()
+
+
+def _local_mean(images: Tensor, window: Tensor) -> Tensor:
+    """Gaussian mean around every pixel whose window lies inside the image."""
+    channels = images.shape[1]
+    rows = F.conv2d(images, window.view(1, 1, -1, 1).repeat(channels, 1, 1, 1), groups=channels)
+    return F.conv2d(rows, window.view(1, 1, 1, -1).repeat(channels, 1, 1, 1), groups=channels)
+
+
+def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity (Wang et al. 2004): Gaussian window 11 taps, sigma 1.5, sample covariance.
+
+    What scikit-image gives for `win_size=11, gaussian_weights=True, data_range=1, channel_axis=...`: its
+    5-pixel border, where windows would leave the image, is left out, and the covariance factor is 121/120.
+    Computed in float64, since variances are differences of nearly equal numbers.
+    """
+    x, y = prediction.double(), target.double()
+    window = _gaussian_window(x.device)
+    mean_x, mean_y = _local_mean(x, window), _local_mean(y, window)
+    taps = len(window) ** 2
+    unbiased = taps / (taps - 1)
+    var_x = unbiased * (_local_mean(x * x, window) - mean_x**2)
+    var_y = unbiased * (_local_mean(y * y, window) - mean_y**2)
+    cov = unbiased * (_local_mean(x * y, window) - mean_x * mean_y)
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * cov + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3)).float()
+
+
+class Lpips(nn.Module):
+    """LPIPS 0.1 with the VGG-16 backbone of the `lpips` package (Zhang et al., CVPR 2018).
+
+    Raises:
+        InputError: the backbone's weights are neither on disk nor to be had.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = _lpips_network()
+        self.requires_grad_(False).eval()
+
+    def forward(self, render: Float[Tensor, "b 3 h w"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Distance per image, inputs in [0, 1]."""
+        return self.network(render * 2 - 1, image * 2 - 1).flatten()
+
+
+def _lpips_network() -> nn.Module:
+    import lpips  # slow to import and needed only here
+
+    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    try:
+        return lpips.LPIPS(net="vgg", verbose=False)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"LPIPS needs VGG-16 weights ({error}): fetch {url} and put it at {path}, "
+            "or leave lpips out of inference.metrics (in training, set training.lpips_loss_weight=0)"
+        ) from None
+
+
+def build_metrics(names: Sequence[str], device: torch.device) -> dict[str, Metric]:
+    """The metrics of these names (psnr, ssim, lpips), each mapping two batches of images to a value an image.
+
+    Raises:
+        InputError: an unknown name, or LPIPS without its weights.
+    """
+    unknown = [name for name in names if name not in ("psnr", "ssim", "lpips")]
+    if unknown:
+        raise InputError(f"inference.metrics: {unknown[0]!r} is unknown; known: psnr, ssim, lpips")
+    plain: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    return {name: plain[name] if name in plain else Lpips().to(device) for name in names}
+
+
+def score(
+    metrics: Mapping[str, Metric], renders: Float[Tensor, "b t c h w"], images: Float[Tensor, "b t c h w"]
+) -> dict[str, Float[Tensor, "b t"]]:
+    """Every metric of every image, in float32 even inside autocast."""
+    flat = renders.float().flatten(0, 1).clamp(0, 1), images.float().flatten(0, 1)
+    with torch.autocast(renders.device.type, enabled=False):
+        return {name: metric(*flat).view(renders.shape[:2]) for name, metric in metrics.items()}

@@ -1,0 +1,87 @@
+"""The optimiser, the learning-rate schedule and the rule for skipping updates (spec section 8)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule and gradient clipping; part of the `training` section of a configuration file."""
+
+    lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    warmup: int = 3000
+    train_steps: int = 100_000
+    scheduler_type: str = "cosine"
+    grad_clip_norm: float = 1.0
+    allowed_gradnorm_factor: float = 5.0
+
+
+def check_optim_config(cfg: OptimConfig) -> None:
+    """Raises InputError, naming the key, for values that cannot train."""
+    if cfg.scheduler_type not in SCHEDULES:
+        raise InputError(f"training.scheduler_type is {cfg.scheduler_type!r}; known: {', '.join(SCHEDULES)}")
+    if cfg.train_steps < 1 or cfg.warmup < 0:
+        raise InputError("training.train_steps must be at least 1 and training.warmup at least 0")
+    for key in ("lr", "grad_clip_norm", "allowed_gradnorm_factor"):
+        if not getattr(cfg, key) > 0:
+            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be positive")
+
+
+def lr_at(step: int, cfg: OptimConfig) -> float:
+    """Learning rate of the update that follows `step` updates.
+
+    Linear from 0 to `lr` over `warmup` updates, then by `scheduler_type`: half a cosine or a line down to 0 at
+    `train_steps`, or constant.
+    """
+    if step < cfg.warmup:
+        return cfg.lr * step / cfg.warmup
+    if cfg.scheduler_type == "constant":
+        return cfg.lr
+    progress = min(1.0, (step - cfg.warmup) / max(1, cfg.train_steps - cfg.warmup))
+    share = 1 - progress if cfg.scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.lr * share
+
+
+def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on everything but 1-D parameters (norm weights)."""
+    check_optim_config(cfg)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+
+
+def clip_and_step(
+    optimizer: torch.optim.AdamW, parameters: Iterable[Tensor], lr: float, cfg: OptimConfig
+) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
+    """Clip gradients and update, unless their norm is not finite or beyond clip norm times allowed factor.
+
+    Gradients are averaged over ranks before, so every rank decides the same. The decision stays on the device: the
+    fused kernel is told to leave parameters and moments alone, so no rank waits for the host.
+
+    Returns:
+        The gradient norm before clipping, and whether the update was skipped.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip_norm)
+    skipped = ~(norm <= cfg.grad_clip_norm * cfg.allowed_gradnorm_factor)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    # The contract between torch's fused optimisers and gradient scalers: a non-zero found_inf makes step() do nothing.
+    optimizer.grad_scale, optimizer.found_inf = None, skipped.float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, skipped

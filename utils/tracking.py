@@ -1,0 +1,108 @@
+"""Where a run's numbers go: JSON lines in the run folder always, Weights & Biases where it is set up."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from utils.distributed import Process
+from utils.errors import InputError
+
+log = logging.getLogger("lvsm")
+
+
+class RunningMean:
+    """Averages device values over steps and ranks, reading them only when asked to."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Remember one step's values, without waiting for them."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach().float())
+
+    def read(self, process: Process) -> dict[str, float]:
+        """The averages since the last reading, the same on every rank; waits for the device."""
+        if not self._values:
+            return {}
+        means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
+        numbers = dict(zip(self._values, process.mean(means).tolist(), strict=True))
+        self._values = {}
+        return numbers
+
+
+class Tracker:
+    """Writes numbers to `folder/metrics.jsonl` and to wandb; on ranks other than the main one, nowhere.
+
+    Args:
+        wandb_run: an open wandb run, or None.
+    """
+
+    def __init__(self, folder: Path, process: Process, wandb_run: Any = None) -> None:
+        self._wandb = wandb_run
+        self._file = None
+        if process.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append one JSON line."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
+
+    def write_wandb(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Send numbers to wandb, if there is a run."""
+        if self._wandb is not None:
+            self._wandb.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Finish all sinks."""
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any], key_file: Path) -> Any:
+    """Open a wandb run, or return None with a word on why there is none.
+
+    The key comes from `key_file` (`wandb: KEY`), WANDB_API_KEY or an earlier `wandb login`. WANDB_MODE=offline works
+    without a key, WANDB_MODE=disabled turns it off.
+    """
+    mode = os.environ.get("WANDB_MODE", "")
+    key = _read_key(key_file) or os.environ.get("WANDB_API_KEY", "")
+    if mode in ("disabled", "dryrun") or not (key or mode == "offline" or _logged_in()):
+        log.info("wandb is off: put a key into %s, or set WANDB_API_KEY or WANDB_MODE=offline", key_file)
+        return None
+    try:
+        import wandb
+
+        if key:
+            os.environ["WANDB_API_KEY"] = key
+        return wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow")
+    except Exception as error:  # wandb raises many kinds; none of them is a reason not to train
+        log.warning("wandb is off: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+        return None
+
+
+def _read_key(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"training.api_key_path: {path} cannot be read: {' '.join(str(error).split())}") from None
+    return str(content.get("wandb") or "") if isinstance(content, dict) else ""
+
+
+def _logged_in() -> bool:
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
