@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -90,7 +90,8 @@ def find_items(config: Config, overridden: set[str], process: Process) -> list[t
     if missing and not config.inference.allow_missing:
         raise InputError(
             f"{len(missing)} of the {len(index)} scenes in {index_path} are not in {config.training.dataset_path} "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): inference.allow_missing=true goes on without"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): "
+            "inference.allow_missing=true goes on without them"
         )
     if missing and process.is_main:
         log.warning("%d of the %d scenes of the index are missing and left out", len(missing), len(index))
@@ -99,9 +100,7 @@ def find_items(config: Config, overridden: set[str], process: Process) -> list[t
     return items
 
 
-def check_view_counts(
-    cfg: TrainingConfig, overridden: set[str], index: dict[str, Selection], index_path: Path
-) -> None:
+def check_view_counts(cfg: TrainingConfig, overridden: set[str], index: dict[str, Selection], index_path: Path) -> None:
     """Raises InputError if the command line asks for other view counts than the index gives."""
     for name, selection in index.items():
         inputs, targets = len(selection.context), len(selection.target)
@@ -134,7 +133,8 @@ class Evaluator:
         renders = self.renderer.render(encoded, targets.cameras)
         scores = score(self.metrics, renders, targets.images)
         if self.cfg.nearest_input:
-            scores["psnr_nearest_input"] = nearest_input_psnr(inputs, targets)
+            same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
+            scores["psnr_nearest_input"] = nearest_input_psnr(inputs, targets, same.to(self.renderer.device))
         records = []
         for i, name in enumerate(names):
             record = make_record(
@@ -161,9 +161,13 @@ class Evaluator:
         write_video(self.out_dir / record.folder / "rendered_video.mp4", frames)
 
 
-def nearest_input_psnr(inputs: Views, targets: Views) -> Float[Tensor, "b t"]:
-    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest."""
+def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"]) -> Float[Tensor, "b t"]:
+    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest.
+
+    A target that is itself an input (`same`) is compared with the nearest other input.
+    """
     distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
+    distances = distances.masked_fill(same, torch.inf)
     rows = torch.arange(len(distances), device=distances.device)[:, None]
     copies = inputs.images[rows, distances.argmin(-1)]
     return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])
@@ -225,13 +229,13 @@ def main(argv: Sequence[str]) -> None:
         if process.is_main:
             order = {path.stem: number for number, (path, _) in enumerate(items)}
             everyone.sort(key=lambda record: order[record.scene_name])
-            provenance = {"checkpoint": str(checkpoint), "scenes": len(items), "index": cfg_index(config)}
+            provenance = {
+                "checkpoint": str(checkpoint),
+                "scenes": len(items),
+                "index": config.inference.view_idx_file_path,
+            }
             write_results(Path(config.inference_out_dir), everyone, provenance, config.inference.generate_website)
         process.barrier()
-
-
-def cfg_index(config: Config) -> str:
-    return config.inference.view_idx_file_path
 
 
 if __name__ == "__main__":

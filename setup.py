@@ -34,6 +34,10 @@ log = logging.getLogger("lvsm")
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
+_POSITIVE = "batch_size_per_gpu grad_accum_steps checkpoint_every print_every vis_every wandb_log_every num_threads"
+_AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
+    ["num_workers", "grad_checkpoint_every", "seed"], 0
+)
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
@@ -119,7 +123,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
     return config, set(overrides)
 
 
-def build_config(content: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Defaults, then the content of a YAML file, then dotted overrides, checked.
 
     Raises:
@@ -168,7 +172,7 @@ def _starts_assignment(queue: Sequence[str]) -> bool:
     if len(queue) > 1 and queue[1].lstrip().startswith("="):
         return True
     match = _ASSIGNMENT.fullmatch(queue[0].strip())
-    return bool(match) and match[1].split(".")[0] in {f.name for f in dataclasses.fields(Config)}
+    return match is not None and match[1].split(".")[0] in get_type_hints(Config)
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -181,7 +185,7 @@ def _parse_value(key: str, text: str) -> Any:
         raise InputError(f"{key}: {text!r} is not a list") from None
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -199,7 +203,7 @@ def _nested(key: str, value: Any) -> Any:
     return value
 
 
-def _check_keys(given: Any, owner: type, prefix: str = "") -> None:
+def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
     """Raises InputError for the first key that `owner` (a dataclass) does not have."""
     known = get_type_hints(owner)
     if not isinstance(given, dict):
@@ -220,7 +224,7 @@ def _nearest(key: str) -> str:
     return f"; did you mean {close[0]}?" if close else f"; the sections are {', '.join(get_type_hints(Config))}"
 
 
-def _leaves(owner: type, prefix: str = "") -> Iterator[str]:
+def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
     for name, kind in get_type_hints(owner).items():
         if dataclasses.is_dataclass(kind):
             yield from _leaves(kind, f"{prefix}{name}.")
@@ -231,12 +235,9 @@ def _leaves(owner: type, prefix: str = "") -> Iterator[str]:
 def _check_values(config: Config) -> None:
     check_model_config(config.model)
     training = config.training
-    for key in ("batch_size_per_gpu", "grad_accum_steps", "checkpoint_every", "print_every", "vis_every", "num_threads"):
-        if getattr(training, key) < 1:
-            raise InputError(f"training.{key} is {getattr(training, key)}; it must be at least 1")
-    for key in ("num_workers", "grad_checkpoint_every", "seed", "prefetch_factor"):
-        if getattr(training, key) < (1 if key == "prefetch_factor" else 0):
-            raise InputError(f"training.{key} is {getattr(training, key)}; it is too small")
+    for key, least in _AT_LEAST.items():
+        if getattr(training, key) < least:
+            raise InputError(f"training.{key} is {getattr(training, key)}; it must be at least {least}")
     if training.amp_dtype not in _AMP_DTYPES:
         raise InputError(f"training.amp_dtype is {training.amp_dtype!r}; known: {', '.join(_AMP_DTYPES)}")
     if training.dataset_name != "data.dataset_scene.Dataset":

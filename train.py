@@ -228,16 +228,16 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     tracker = prepare_folder(config, process)
     if process.is_main:
         _say(cfg, process, model, len(dataset.scenes))
-    return Trainer(
-        cfg, process, model=model, loss=loss, optimizer=optimizer, loader=loader, tracker=tracker, step=step
-    )
+    return Trainer(cfg, process, model=model, loss=loss, optimizer=optimizer, loader=loader, tracker=tracker, step=step)
 
 
 def _check_training(cfg: TrainingConfig) -> None:
     if cfg.use_amp and cfg.amp_dtype == "fp16":
         raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
     if cfg.dynamic_input_view_num and (cfg.num_views < 4 or not cfg.target_has_input):
-        raise InputError("training.dynamic_input_view_num draws 2 to 4 inputs: it needs num_views >= 4 and target_has_input=true")
+        raise InputError(
+            "training.dynamic_input_view_num draws 2 to 4 inputs: it needs num_views >= 4 and target_has_input=true"
+        )
 
 
 def _say(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) -> None:

@@ -46,7 +46,8 @@ def check_data_config(cfg: DataConfig) -> None:
         raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
     if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
         raise InputError(
-            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), which must be at least 2"
+            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
+            "which must be at least 2"
         )
     free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
     if not 1 <= cfg.num_target_views <= free:
@@ -194,7 +195,8 @@ class TrainingDataset(Dataset[Batch]):
         needed = max(cfg.view_selector.min_frame_dist, cfg.num_views - 1) + 1
         return (
             f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed} frames that "
-            f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and num_views={cfg.num_views} ask for"
+            f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and "
+            f"training.num_views={cfg.num_views} ask for"
         )
 
 

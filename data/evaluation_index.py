@@ -41,11 +41,12 @@ def read_evaluation_index(path: Path) -> dict[str, Selection]:
 
 
 def _selection(entry: Any, key: str, path: Path) -> Selection:
-    lists = [entry.get(name) if isinstance(entry, dict) else None for name in ("context", "target")]
+    fields = entry if isinstance(entry, dict) else {}
+    lists = [fields.get("context"), fields.get("target")]
     for frames in lists:
         if not isinstance(frames, list) or not frames or not all(type(f) is int and f >= 0 for f in frames):
             raise InputError(f"{path}: scene {key}: context and target must be lists of frame numbers")
-    return Selection(*lists)
+    return Selection(fields["context"], fields["target"])
 
 
 def match_scenes(
@@ -81,5 +82,6 @@ def fetch_evaluation_index(path: Path) -> None:
                 raise InputError(f"{INDEX_URL} has SHA-256 {digest}, expected {INDEX_SHA256}: nothing was stored")
     except OSError as error:
         raise InputError(
-            f"evaluation index not found: {path}, and it cannot be fetched ({error}): get {INDEX_URL} elsewhere and put it there"
+            f"evaluation index not found: {path}, and it cannot be fetched ({error}): "
+            f"get {INDEX_URL} elsewhere and put it there"
         ) from None

@@ -1,11 +1,13 @@
 """Loaders: training batches that know their position, and evaluation that covers every scene once."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
 from utils.errors import InputError
@@ -72,18 +74,19 @@ def evaluation_batches(
         return
 
 
-def _data_loader(dataset, cfg: LoaderConfig, **kwargs) -> DataLoader:
-    prefetch = cfg.prefetch_factor if cfg.num_workers else None
+def _data_loader(dataset: Dataset[Batch], cfg: LoaderConfig, **kwargs: Any) -> DataLoader[Any]:
+    # More processes than cores only wait for one another.
+    workers = min(cfg.num_workers, len(os.sched_getaffinity(0)))
     return DataLoader(
         dataset,
-        num_workers=cfg.num_workers,
-        prefetch_factor=prefetch,
+        num_workers=workers,
+        prefetch_factor=cfg.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
         **kwargs,
     )
 
 
-def _next(batches):
+def _next(batches: Iterator[Any]) -> Any:
     try:
         return next(batches)
     except InputError as error:

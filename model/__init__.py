@@ -23,7 +23,8 @@ def check_model_config(cfg: ModelConfig) -> None:
             raise InputError(f"model.target_pose_tokenizer.{key} ({b}) differs from model.image_tokenizer.{key} ({a})")
     if image.patch_size < 1 or image.image_size < 1 or image.image_size % image.patch_size:
         raise InputError(
-            f"model.image_tokenizer.image_size ({image.image_size}) must be a multiple of patch_size ({image.patch_size})"
+            f"model.image_tokenizer.image_size ({image.image_size}) must be a multiple of "
+            f"patch_size ({image.patch_size})"
         )
     if transformer.d_head < 1 or transformer.d < 1 or transformer.d % transformer.d_head:
         raise InputError(f"model.transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")

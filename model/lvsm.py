@@ -5,7 +5,6 @@ is rendered on its own: the result does not depend on which other targets are as
 """
 
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 from einops import rearrange, repeat

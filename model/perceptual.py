@@ -39,6 +39,8 @@ class PerceptualLoss(nn.Module):
         weights: `{i}.weight` [out, in, 3, 3] and `{i}.bias` for the convolutions i of `vgg19().features[:32]`.
     """
 
+    mean: Tensor
+
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         features = _vgg19_features()

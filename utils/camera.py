@@ -5,7 +5,7 @@ image the camera belongs to; the centre of the first pixel is at (0.5, 0.5).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,20 +32,20 @@ class Cameras:
         """The leading dimensions."""
         return self.fxfycxcy.shape[:-1]
 
-    def __getitem__(self, index: Any) -> Self:
+    def __getitem__(self, index: Any) -> "Cameras":
         """Index the leading dimensions."""
         return replace(self, c2w=self.c2w[index], fxfycxcy=self.fxfycxcy[index])
 
-    def flatten(self) -> Self:
+    def flatten(self) -> "Cameras":
         """All leading dimensions as one."""
         return replace(self, c2w=self.c2w.reshape(-1, 4, 4), fxfycxcy=self.fxfycxcy.reshape(-1, 4))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Cameras":
         """The same cameras on another device."""
         c2w = self.c2w.to(device, non_blocking=non_blocking)
         return replace(self, c2w=c2w, fxfycxcy=self.fxfycxcy.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "Cameras":
         """The same cameras in page-locked memory."""
         return replace(self, c2w=self.c2w.pin_memory(), fxfycxcy=self.fxfycxcy.pin_memory())
 
@@ -57,20 +57,20 @@ class Views:
     images: Shaped[Tensor, "*n 3 h w"]
     cameras: Cameras
 
-    def __getitem__(self, index: Any) -> Self:
+    def __getitem__(self, index: Any) -> "Views":
         """Index the leading dimensions."""
         return replace(self, images=self.images[index], cameras=self.cameras[index])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Views":
         """The same views on another device."""
         images = self.images.to(device, non_blocking=non_blocking)
         return replace(self, images=images, cameras=self.cameras.to(device, non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "Views":
         """The same views in page-locked memory."""
         return replace(self, images=self.images.pin_memory(), cameras=self.cameras.pin_memory())
 
-    def to_float(self) -> Self:
+    def to_float(self) -> "Views":
         """The same views with float32 images in [0, 1]."""
         if self.images.dtype != torch.uint8:
             return self
@@ -85,7 +85,9 @@ def rays(cameras: Cameras) -> tuple[Float[Tensor, "*n 3"], Float[Tensor, "*n h w
     fx, fy, cx, cy = cameras.fxfycxcy[..., None, None].unbind(-3)
     u, v = torch.broadcast_tensors((x - cx) / fx, (y[:, None] - cy) / fy)
     in_camera = torch.stack([u, v, torch.ones_like(u)], dim=-1)
-    directions = torch.einsum("...ij,...hwj->...hwi", cameras.c2w[..., :3, :3], in_camera)
+    # Half a bit of direction is many pixels: geometry never runs in reduced precision.
+    with torch.autocast(device.type, enabled=False):
+        directions = torch.einsum("...ij,...hwj->...hwi", cameras.c2w[..., :3, :3], in_camera)
     return cameras.c2w[..., :3, 3], torch.nn.functional.normalize(directions, dim=-1)
 
 

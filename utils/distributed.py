@@ -67,8 +67,8 @@ def process_group() -> Iterator[Process]:
         yield Process(0, 0, 1, device)
         return
     # Naming the device binds NCCL to it; gloo takes none.
-    bound = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, **bound)
+    bound = device if device.type == "cuda" else None
+    dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, device_id=bound)
     try:
         yield Process(dist.get_rank(), local_rank, world_size, device)
     finally:

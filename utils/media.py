@@ -31,11 +31,11 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: int = 30)
     """Write an H.264 video that browsers play: yuv420p, even sizes (an odd edge is repeated), index in front."""
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with atomic_path(path) as temporary:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
+    fast_start = {"movflags": "+faststart"}
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options=fast_start) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

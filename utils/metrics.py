@@ -19,9 +19,12 @@ _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 
 
 def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio in dB; both images are clamped to [0, 1]."""
+    """Peak signal-to-noise ratio in dB; both images are clamped to [0, 1].
+
+    Equal images give 100 dB, so that averages stay finite; 8-bit images that differ at all stay below that.
+    """
     error = prediction.float().clamp(0, 1) - target.float().clamp(0, 1)
-    return -10 * torch.log10(error.square().mean(dim=(1, 2, 3)))
+    return -10 * torch.log10(error.square().mean(dim=(1, 2, 3)).clamp_min(1e-10))
 
 
 def _gaussian_window(device: torch.device) -> Float[Tensor, " k"]:

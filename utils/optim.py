@@ -81,7 +81,7 @@ def clip_and_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     # The contract between torch's fused optimisers and gradient scalers: a non-zero found_inf makes step() do nothing.
-    optimizer.grad_scale, optimizer.found_inf = None, skipped.float()
+    optimizer.grad_scale, optimizer.found_inf = None, skipped.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, skipped

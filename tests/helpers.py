@@ -1,0 +1,122 @@
+"""What several tests need: small models, cameras, scenes and the project's commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from model import LVSM, ModelConfig, build_model
+from model.lvsm import TokenizerConfig
+from model.transformer import TransformerConfig
+from utils.camera import Cameras, Views
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = ("decoder_only", "encoder_decoder")
+
+
+def class_name(variant: str) -> str:
+    return f"model.LVSM_scene_{variant}.Images2LatentScene"
+
+
+def small_config(variant: str, **transformer) -> ModelConfig:
+    sizes = {"d": 64, "d_head": 32, "n_layer": 3, "encoder_n_layer": 2, "decoder_n_layer": 2, "n_latent_vectors": 12}
+    return ModelConfig(
+        class_name=class_name(variant),
+        image_tokenizer=TokenizerConfig(image_size=16, patch_size=4),
+        target_pose_tokenizer=TokenizerConfig(image_size=16, patch_size=4, in_channels=6),
+        transformer=TransformerConfig(**(sizes | transformer)),
+    )
+
+
+def small_model(variant: str, seed: int = 0, checkpoint_every: int = 0, **transformer) -> LVSM:
+    """A small model whose weights are large enough that every part of it matters."""
+    torch.manual_seed(seed)
+    model = build_model(small_config(variant, **transformer), checkpoint_every)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.15)
+    return model.eval()
+
+
+def random_cameras(*shape: int, height: int = 16, width: int = 24, seed: int = 0) -> Cameras:
+    rng = np.random.default_rng(seed)
+    c2w = np.tile(np.eye(4, dtype=np.float32), (*shape, 1, 1))
+    turns = Rotation.from_rotvec(rng.uniform(-0.6, 0.6, (int(np.prod(shape)), 3))).as_matrix()
+    c2w[..., :3, :3] = turns.reshape(*shape, 3, 3)
+    c2w[..., :3, 3] = rng.uniform(-0.7, 0.7, (*shape, 3))
+    fxfycxcy = np.array([width * 0.9, height * 1.4, width * 0.52, height * 0.45], dtype=np.float32)
+    fxfycxcy = fxfycxcy * rng.uniform(0.9, 1.1, (*shape, 4)).astype(np.float32)
+    return Cameras(torch.from_numpy(c2w), torch.from_numpy(fxfycxcy), height, width)
+
+
+def random_views(*shape: int, seed: int = 0, **size: int) -> Views:
+    cameras = random_cameras(*shape, seed=seed, **size)
+    generator = torch.Generator().manual_seed(seed)
+    return Views(torch.rand(*shape, 3, cameras.height, cameras.width, generator=generator), cameras)
+
+
+def write_toy_scene(root: Path, name: str, frames: int, size: tuple[int, int] = (48, 32), seed: int = 0) -> Path:
+    """A scene on disk with noise for frames and a camera that slides along x; returns its metadata file."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number in range(frames):
+        image = root / "images" / name / f"{number:05d}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size).save(image, quality=95)
+        w2c = np.eye(4)
+        w2c[0, 3] = -0.1 * number
+        fxfycxcy = [40.0, 40.0, size[0] / 2, size[1] / 2]
+        records.append({"image_path": f"../images/{name}/{image.name}", "fxfycxcy": fxfycxcy, "w2c": w2c.tolist()})
+    path = root / "metadata" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"scene_name": name, "frames": records}))
+    return path
+
+
+def write_toy_set(root: Path, scenes: int = 3, frames: int = 14) -> Path:
+    """A few toy scenes; returns their list."""
+    names = [write_toy_scene(root, f"scene{i}", frames, seed=i).name for i in range(scenes)]
+    path = root / "full_list.txt"
+    path.write_text("".join(f"metadata/{name}\n" for name in names))
+    return path
+
+
+def small_overrides(variant: str) -> list[str]:
+    """Overrides that shrink a published configuration to the size of a test."""
+    layers = ["n_layer=2"] if variant == "decoder_only" else ["encoder_n_layer=1", "decoder_n_layer=1"]
+    sizes = ["d=64", "d_head=32", "n_latent_vectors=8", *layers]
+    tokenizers = [f"model.{t}.{s}" for t in ("image_tokenizer", "target_pose_tokenizer") for s in ("image_size=16",)]
+    training = [
+        "view_selector.min_frame_dist=8",
+        "view_selector.max_frame_dist=13",
+        "batch_size_per_gpu=2",
+        "perceptual_loss_weight=0",
+        "use_amp=false",
+        "num_workers=0",
+        "train_steps=2",
+        "warmup=0",
+        "print_every=1",
+    ]
+    return [f"model.transformer.{s}" for s in sizes] + tokenizers + [f"training.{t}" for t in training]
+
+
+def run(*command: object, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's scripts as a person would, without a GPU, a network or wandb."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | quiet | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
