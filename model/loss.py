@@ -30,7 +30,7 @@ class Loss(nn.Module):
         perceptual: likewise.
     """
 
-    def __init__(self, cfg: LossConfig, lpips: Lpips | None = None, perceptual: PerceptualLoss | None = None) -> None:
+    def __init__(self, cfg: LossConfig, lpips: nn.Module | None = None, perceptual: nn.Module | None = None) -> None:
         super().__init__()
         self.cfg, self.lpips, self.perceptual = cfg, lpips, perceptual
 
