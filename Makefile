@@ -1,0 +1,27 @@
+# Everything lands in .venv and demo_output; both can be deleted at any time.
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO := demo_output
+
+.PHONY: demo test lint
+
+demo: .venv/ready
+	PYTHON=$(RUN) OUT=$(DEMO) ./demo.sh
+
+test: .venv/dev
+	$(RUN) -m pytest -n 2
+
+lint: .venv/dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/ready requirements-dev.txt
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,40 @@
+"""Imports run one way: entry scripts -> setup -> {model, data} -> utils."""
+
+import ast
+
+import pytest
+
+from tests.helpers import ROOT
+
+ENTRIES = {"train", "inference", "preprocess_data"}
+ALLOWED = {
+    "utils": {"utils"},
+    "data": {"data", "utils"},
+    "model": {"model", "utils"},
+    "setup": {"model", "data", "utils"},
+    **{entry: {"setup", "model", "data", "utils"} for entry in ENTRIES},
+}
+
+
+def rooms(path):
+    """The project's rooms that a file imports, wherever in it."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            imported.add((node.module or "").split(".")[0])
+    return imported & ALLOWED.keys()
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_it_may(room):
+    files = sorted((ROOT / room).glob("**/*.py")) or [ROOT / f"{room}.py"]
+    for path in files:
+        assert rooms(path) <= ALLOWED[room], path
+
+
+def test_attention_lives_in_one_place():
+    users = [path for path in ROOT.glob("*/*.py") if path.parent.name in ALLOWED and "scaled_dot" in path.read_text()]
+    assert users == [ROOT / "model" / "transformer.py"]
