@@ -57,7 +57,10 @@ class Process:
 
 @contextmanager
 def process_group() -> Iterator[Process]:
-    """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one."""
+    """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one.
+
+    Inside another `process_group()` it is that one.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -66,10 +69,13 @@ def process_group() -> Iterator[Process]:
     if world_size == 1:
         yield Process(0, 0, 1, device)
         return
-    # Naming the device binds NCCL to it; gloo takes none.
-    bound = device if device.type == "cuda" else None
-    dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, device_id=bound)
+    joins = not dist.is_initialized()
+    if joins:
+        # Naming the device binds NCCL to it; gloo takes none.
+        bound = device if device.type == "cuda" else None
+        dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, device_id=bound)
     try:
         yield Process(dist.get_rank(), local_rank, world_size, device)
     finally:
-        dist.destroy_process_group()
+        if joins:
+            dist.destroy_process_group()

@@ -1,0 +1,185 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from setup import load_config
+from tests.helpers import ROOT, VARIANTS, run, small_overrides, write_toy_set
+from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
+from utils.distributed import process_group
+from utils.errors import InputError
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_toy_set(tmp_path / "scenes")
+
+
+def command(scenes, run_folder, *overrides, variant="decoder_only"):
+    paths = [f"training.dataset_path={scenes}", f"training.checkpoint_dir={run_folder}"]
+    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
+    return ["--config", str(config), *small_overrides(variant), *paths, *overrides]
+
+
+def weights(run_folder, step):
+    return read_checkpoint(run_folder / checkpoint_name(step))["model"]
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_writes_its_run_folder(variant, scenes, tmp_path):
+    folder = tmp_path / "run"
+    train.main(command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant))
+    assert [p.name for p in numbered_checkpoints(folder)] == [checkpoint_name(1), checkpoint_name(2)]
+    state = read_checkpoint(folder / checkpoint_name(2))
+    assert state["step"] == 2 and state["samples"] == 4
+    assert not any("vgg" in name or "loss" in name for name in state["model"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in lines)
+    assert (folder / "visuals" / "00000002.png").exists()
+    recorded, _ = load_config(["--config", str(folder / "config.yaml")])
+    assert (
+        recorded
+        == load_config(command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant))[
+            0
+        ]
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["training.train_steps=6", "training.warmup=2", "training.scheduler_type=linear"]
+    train.main(command(scenes, whole, *options, variant=variant))
+    train.main(command(scenes, parts, *options, "training.checkpoint_every=3", variant=variant))
+    (parts / checkpoint_name(6)).unlink()
+    train.main(command(scenes, parts, *options, "training.num_workers=1", variant=variant))
+    assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
+
+
+def test_a_finished_run_stays_as_it_is(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "run"))
+    before = (tmp_path / "run" / checkpoint_name(2)).read_bytes()
+    train.main(command(scenes, tmp_path / "run"))
+    assert (tmp_path / "run" / checkpoint_name(2)).read_bytes() == before
+
+
+def test_accumulated_batches_equal_one_large_batch(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "large", "training.batch_size_per_gpu=4"))
+    train.main(command(scenes, tmp_path / "small", "training.batch_size_per_gpu=1", "training.grad_accum_steps=4"))
+    assert largest_difference(weights(tmp_path / "large", 2), weights(tmp_path / "small", 2)) < 2e-5
+
+
+def test_two_processes_equal_one_with_twice_the_batch(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "one", "training.batch_size_per_gpu=4"))
+    result = run("train.py", *command(scenes, tmp_path / "two", "training.grad_accum_steps=1"), processes=2)
+    assert result.returncode == 0, result.stderr
+    one, two = (read_checkpoint(tmp_path / name / checkpoint_name(2)) for name in ("one", "two"))
+    assert one["samples"] == two["samples"] == 8
+    # Both start from rank 0's weights: the seed of a lone process.
+    assert largest_difference(one["model"], two["model"]) < 2e-5
+
+
+def build(scenes, tmp_path, *overrides):
+    config, _ = load_config(command(scenes, tmp_path / "run", *overrides))
+    with process_group() as process:
+        return train.build_trainer(config, process)
+
+
+def test_an_update_follows_the_formula(scenes, tmp_path):
+    """One update against a gradient step by hand: loss, clipping, AdamW's first step."""
+    trainer = build(scenes, tmp_path, "training.lr=0.01", "training.weight_decay=0")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    numbers = trainer.update()
+    for name, parameter in trainer.model.named_parameters():
+        step = (parameter.detach() - before[name]).abs()
+        # Adam's first step has the learning rate's size wherever there is a gradient.
+        assert step.max() <= 0.01 * 1.001, name
+        assert step.max() > 0.005, name
+    assert numbers["psnr"].item() == pytest.approx(-10 * np.log10(numbers["l2_loss"].item()), abs=1e-4)
+
+
+def test_a_nan_in_the_batch_is_skipped_and_counted(scenes, tmp_path, monkeypatch):
+    trainer = build(scenes, tmp_path)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    monkeypatch.setattr(F, "mse_loss", lambda renders, images: (renders * float("nan")).mean())
+    assert trainer.update()["skipped"].item() == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_the_number_of_inputs_varies_by_step_alone(scenes, tmp_path):
+    trainer = build(scenes, tmp_path, "training.dynamic_input_view_num=true")
+    counts = []
+    for trainer.step in range(60):
+        counts.append(trainer._num_inputs())
+    assert set(counts) == {2, 3, 4}
+    trainer.step = 7
+    assert trainer._num_inputs() == counts[7]
+    trainer.update()
+
+
+def test_fine_tuning_takes_weights_alone(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    source = tmp_path / "first" / checkpoint_name(2)
+    fresh = ["training.reset_training_state=true", f"training.resume_ckpt={source}", "training.lr=1e-30"]
+    train.main(command(scenes, tmp_path / "second", *fresh))
+    state = read_checkpoint(tmp_path / "second" / checkpoint_name(2))
+    assert state["step"] == 2 and state["samples"] == 4
+    assert largest_difference(state["model"], weights(tmp_path / "first", 2)) < 1e-6
+
+
+def test_resuming_another_runs_checkpoint_goes_on_from_its_step(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    more = [f"training.resume_ckpt={tmp_path}/first", "training.train_steps=3"]
+    train.main(command(scenes, tmp_path / "second", *more))
+    assert [p.name for p in numbered_checkpoints(tmp_path / "second")] == [checkpoint_name(3)]
+
+
+def test_weights_alone_cannot_be_resumed(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    published = write_checkpoint(tmp_path / "published", 1, {"model": weights(tmp_path / "first", 2)})
+    with pytest.raises(InputError, match="holds weights alone: set training"):
+        train.main(command(scenes, tmp_path / "second", f"training.resume_ckpt={published}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.amp_dtype=fp16", "training.amp_dtype=fp16 would need loss scaling"),
+        ("training.target_has_input=false", "training.num_target_views"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(scenes, tmp_path, override, message):
+    overrides = [override, "training.use_amp=true"]
+    if "target_has_input" in override:
+        overrides.append("training.num_target_views=7")
+    with pytest.raises(InputError, match=message):
+        train.main(command(scenes, tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_configuration_trains_two_steps(processes, scenes, tmp_path):
+    result = run("tests/run_configs.py", tmp_path, *CONFIGS, processes=processes)
+    assert result.returncode == 0, result.stderr
+    for config in CONFIGS:
+        state = read_checkpoint(tmp_path / config.stem / checkpoint_name(2))
+        accumulated = load_config(["--config", str(config)])[0].training.grad_accum_steps
+        assert state["samples"] == 2 * 2 * processes * accumulated
+        lines = [json.loads(line) for line in (tmp_path / config.stem / "metrics.jsonl").read_text().splitlines()]
+        assert all(np.isfinite(line["loss"]) for line in lines)
