@@ -39,8 +39,8 @@ from utils.report import SceneRecord, write_report
 
 log = logging.getLogger("lvsm")
 
-# Targets rendered at once: bounds memory, changes nothing else.
-_VIDEO_CHUNK = 8
+# Targets of a scene rendered at once: bounds memory, changes nothing else.
+_TARGETS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Renderer:
     def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
         """Images of the target cameras [b, t]."""
         with torch.inference_mode(), autocast(self.cfg, self.device):
-            return self.model.decode(encoded, targets, max_views=_VIDEO_CHUNK).float()
+            return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
@@ -74,30 +74,32 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     return Renderer(model.to(process.device).eval(), config.training, process.device), path
 
 
-def find_items(config: Config, overridden: set[str], process: Process) -> list[tuple[Path, Selection]]:
-    """The scenes to evaluate with their views.
+def find_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selection]]:
+    """The scenes to evaluate with their views, in the index's order.
 
     Raises:
         InputError: the index or a scene it names is missing, or an override contradicts the index.
     """
     index_path = Path(config.inference.view_idx_file_path)
-    if process.is_main:
-        fetch_evaluation_index(index_path)
-    process.barrier()
+    fetch_evaluation_index(index_path)
     index = read_evaluation_index(index_path)
     check_view_counts(config.training, overridden, index, index_path)
     items, missing = match_scenes(index, read_scene_list(Path(config.training.dataset_path)))
     if missing and not config.inference.allow_missing:
         raise InputError(
-            f"{len(missing)} of the {len(index)} scenes in {index_path} are not in {config.training.dataset_path} "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): "
-            "inference.allow_missing=true goes on without them"
+            f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
+            f"{config.training.dataset_path} ({_some(missing)}): inference.allow_missing=true goes on without them"
         )
-    if missing and process.is_main:
-        log.warning("%d of the %d scenes of the index are missing and left out", len(missing), len(index))
+    if missing:
+        log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
     if not items:
         raise InputError(f"none of the scenes in {index_path} is in {config.training.dataset_path}")
     return items
+
+
+def _some(missing: dict[str, str]) -> str:
+    named = [f"{name}: {reason}" for name, reason in list(missing.items())[:3]]
+    return "; ".join(named + ["..."] * (len(missing) > 3))
 
 
 def check_view_counts(cfg: TrainingConfig, overridden: set[str], index: dict[str, Selection], index_path: Path) -> None:
@@ -132,6 +134,9 @@ class Evaluator:
         encoded = self.renderer.encode(inputs)
         renders = self.renderer.render(encoded, targets.cameras)
         scores = score(self.metrics, renders, targets.images)
+        for name, render in zip(names, renders, strict=True):
+            if not render.isfinite().all():
+                raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
         if self.cfg.nearest_input:
             same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
             scores["psnr_nearest_input"] = nearest_input_psnr(inputs, targets, same.to(self.renderer.device))
@@ -211,10 +216,12 @@ def write_results(out_dir: Path, records: list[SceneRecord], provenance: dict[st
 def main(argv: Sequence[str]) -> None:
     """Evaluate every scene of the index."""
     config, overridden = load_config(argv)
+    if not config.inference.if_inference:
+        log.warning("inference.if_inference=false has no effect: running inference.py means inference")
     cfg, tokenizer = config.training, config.model.image_tokenizer
     set_threads_and_precision(cfg)
     with process_group() as process:
-        items = find_items(config, overridden, process)
+        items = process.broadcast(find_items(config, overridden) if process.is_main else None)
         metrics = build_metrics(config.inference.metrics if config.inference.compute_metrics else [], process.device)
         renderer, checkpoint = load_renderer(config, process)
         evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir))

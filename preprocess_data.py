@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.re10k import Clip, chunk_files, image_size, missing_keys, parse_clip, read_chunk
 from data.scene import Scene, check_cameras, read_scene, write_scene
+from data.transforms import IMAGE_ERRORS
 from setup import run_main
 from utils.errors import InputError
 from utils.files import is_plain_name, write_json, write_text
@@ -150,7 +151,7 @@ def _encode_frames(clip: Clip, image_format: str) -> tuple[list[tuple[bytes, tup
         try:
             size = image_size(data)
             frames.append((_as_png(data) if image_format == "png" else data, size))
-        except (OSError, ValueError, SyntaxError) as error:
+        except IMAGE_ERRORS as error:
             frames.append(None)
             lost[f"clip {clip.key}, frame {number}"] = f"cannot be decoded: {str(error).split(' <')[0]}"
     return frames, lost

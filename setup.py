@@ -23,12 +23,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.dataset import DataConfig
+from data.dataset import DataConfig, check_pose_config
 from data.loader import LoaderConfig
 from model import ModelConfig, check_model_config
 from model.loss import LossConfig
 from utils.errors import InputError
-from utils.optim import OptimConfig
+from utils.metrics import check_metric_names
+from utils.optim import OptimConfig, check_optim_config
 
 log = logging.getLogger("lvsm")
 
@@ -38,6 +39,7 @@ _POSITIVE = "batch_size_per_gpu grad_accum_steps checkpoint_every print_every vi
 _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
     ["num_workers", "grad_checkpoint_every", "seed"], 0
 )
+_SECTIONS = ("model", "training", "inference")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
@@ -129,12 +131,12 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
     Raises:
         InputError: names the key that is unknown (and the nearest known one) or has a wrong value.
     """
-    given = OmegaConf.create(dict(content))
+    given = OmegaConf.create({key: value or {} if key in _SECTIONS else value for key, value in content.items()})
     try:
+        _check_keys(OmegaConf.to_container(given), Config)
         for key, value in (overrides or {}).items():
             _check_keys(_nested(key, value), Config)
             OmegaConf.update(given, key, value)
-        _check_keys(OmegaConf.to_container(given), Config)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
@@ -233,8 +235,11 @@ def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_values(config: Config) -> None:
-    check_model_config(config.model)
     training = config.training
+    check_model_config(config.model)
+    check_pose_config(training)
+    check_optim_config(training)
+    check_metric_names(config.inference.metrics)
     for key, least in _AT_LEAST.items():
         if getattr(training, key) < least:
             raise InputError(f"training.{key} is {getattr(training, key)}; it must be at least {least}")

@@ -33,7 +33,7 @@ from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import write_text
 from utils.media import save_grid
-from utils.optim import build_optimizer, clip_and_step, lr_at
+from utils.optim import build_optimizer, clip_and_step, load_optimizer, lr_at
 from utils.tracking import RunningMean, Tracker, start_wandb
 
 log = logging.getLogger("lvsm")
@@ -92,13 +92,13 @@ class Trainer:
         for micro_step in range(self.cfg.grad_accum_steps):
             batch = next(self.loader).to(self.process.device)
             with self._communicate(micro_step == self.cfg.grad_accum_steps - 1):
-                terms = self._forward(batch)
+                terms = self._forward(batch, show=micro_step == 0)
                 (terms["loss"] / self.cfg.grad_accum_steps).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
-        lr = lr_at(self.step, self.cfg)
+        lr, details = lr_at(self.step, self.cfg), self._grad_norm_details()
         norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.cfg)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        return means | {"grad_norm": norm, "skipped": skipped.float()}
+        return means | {"grad_norm": norm, "skipped": skipped.float()} | details
 
     def save(self) -> None:
         """Write a checkpoint to the run folder (the main process does)."""
@@ -117,15 +117,26 @@ class Trainer:
             return self._parallel.no_sync()
         return contextlib.nullcontext()
 
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+    def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
         inputs, targets = batch.split(self._num_inputs())
         with autocast(self.cfg, self.process.device):
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
-        if (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
+        if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
             picture = self.folder / "visuals" / f"{self.step + 1:08d}.png"
             save_grid(picture, [targets.images[0], renders[0]])
         return terms
+
+    def _grad_norm_details(self) -> dict[str, Tensor]:
+        """Gradient norms by part of the model, if asked for, before clipping."""
+        if not self.cfg.log_grad_norm_details:
+            return {}
+        return {
+            f"grad_norm/{name}": torch.nn.utils.get_total_norm(
+                [p.grad for p in part.parameters() if p.grad is not None]
+            )
+            for name, part in self.model.named_children()
+        }
 
     def _num_inputs(self) -> int:
         """The number of input views of this update, the same on all ranks."""
@@ -169,6 +180,8 @@ def restore(cfg: TrainingConfig, model: LVSM, optimizer: torch.optim.AdamW) -> t
         InputError: a checkpoint is unreadable, of another model, or holds no training state though one is needed.
     """
     own = numbered_checkpoints(Path(cfg.checkpoint_dir))
+    if own and cfg.reset_training_state:
+        log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     if not own and not cfg.resume_ckpt:
         return 0, 0
     path = own[-1] if own else find_checkpoint(Path(cfg.resume_ckpt))
@@ -179,7 +192,7 @@ def restore(cfg: TrainingConfig, model: LVSM, optimizer: torch.optim.AdamW) -> t
         return 0, 0
     if not {"optimizer", "step", "samples"} <= state.keys():
         raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
-    optimizer.load_state_dict(state["optimizer"])
+    load_optimizer(optimizer, state["optimizer"], path)
     log.info("going on from %s", path)
     return state["step"], state["samples"]
 
@@ -234,9 +247,11 @@ def build_trainer(config: Config, process: Process) -> Trainer:
 def _check_training(cfg: TrainingConfig) -> None:
     if cfg.use_amp and cfg.amp_dtype == "fp16":
         raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
-    if cfg.dynamic_input_view_num and (cfg.num_views < 4 or not cfg.target_has_input):
+    free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_target_views
+    if cfg.dynamic_input_view_num and (free < 4 or cfg.pose_normalization != "all_views"):
         raise InputError(
-            "training.dynamic_input_view_num draws 2 to 4 inputs: it needs num_views >= 4 and target_has_input=true"
+            "training.dynamic_input_view_num draws 2 to 4 inputs: it needs room for 4 in num_views, "
+            "and pose_normalization=all_views"
         )
 
 

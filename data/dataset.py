@@ -18,6 +18,8 @@ from utils.camera import Cameras, Views, normalize_poses
 from utils.errors import InputError
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
+# Windows drawn from a clip with lost frames before it gives its place to another.
+_WINDOW_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,17 @@ class DataConfig:
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
 
 
-def check_data_config(cfg: DataConfig) -> None:
-    """Raises InputError, naming the key, where the values of `cfg` do not go together."""
+def check_pose_config(cfg: DataConfig) -> None:
+    """Raises InputError, naming the key, for a pose normalisation that does not exist."""
     if cfg.pose_normalization not in POSE_NORMALIZATIONS:
         known = ", ".join(POSE_NORMALIZATIONS)
         raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
+    if not cfg.scene_scale_factor > 0:
+        raise InputError(f"training.scene_scale_factor is {cfg.scene_scale_factor}; it must be positive")
+
+
+def check_view_config(cfg: DataConfig) -> None:
+    """Raises InputError, naming the key, for view counts that no training sample can have."""
     if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
         raise InputError(
             f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
@@ -52,10 +60,12 @@ def check_data_config(cfg: DataConfig) -> None:
     free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
     if not 1 <= cfg.num_target_views <= free:
         raise InputError(f"training.num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
-    if not cfg.scene_scale_factor > 0:
-        raise InputError(f"training.scene_scale_factor is {cfg.scene_scale_factor}; it must be positive")
-    if not 1 <= cfg.view_selector.min_frame_dist <= cfg.view_selector.max_frame_dist:
-        raise InputError("training.view_selector needs 1 <= min_frame_dist <= max_frame_dist")
+    shortest, longest = cfg.view_selector.min_frame_dist, cfg.view_selector.max_frame_dist
+    if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
+        raise InputError(
+            f"training.view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
+            f"which must be at least num_views - 1 ({cfg.num_views - 1})"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,16 @@ class Batch:
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Stack samples of equal shape."""
+    """Stack samples of equal shape.
+
+    Raises:
+        InputError: images of different sizes, as non-square crops of unlike clips give.
+    """
     cameras = [sample.views.cameras for sample in samples]
+    sizes = {(camera.width, camera.height): sample.scenes[0] for camera, sample in zip(cameras, samples, strict=True)}
+    if len(sizes) > 1:
+        named = ", ".join(f"{name} {width}x{height}" for (width, height), name in sizes.items())
+        raise InputError(f"scenes of different sizes in one batch ({named}): set training.square_crop=true")
     stacked = replace(
         cameras[0],
         c2w=torch.stack([camera.c2w for camera in cameras]),
@@ -161,12 +179,12 @@ class TrainingDataset(Dataset[Batch]):
     """
 
     def __init__(self, load: ViewLoader, seed: int) -> None:
-        check_data_config(load.cfg)
+        check_view_config(load.cfg)
         self.load, self.seed = load, seed
         self.scenes = read_scene_list(Path(load.cfg.dataset_path))
 
     def __getitem__(self, number: int) -> Batch:
-        """Sample `number`; a scene that is too short gives its place to another.
+        """Sample `number`; a scene that is too short, or lost too many frames, gives its place to another.
 
         Raises:
             InputError: no scene of the list is long enough, or a scene or frame is unreadable.
@@ -184,17 +202,20 @@ class TrainingDataset(Dataset[Batch]):
 
     def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
         cfg, scene = self.load.cfg, read_scene(self.scenes[index])
-        frames = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
-        if frames is None:
-            return None
-        targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
-        return self.load(scene, frames, cfg.num_input_views, targets)
+        for _ in range(_WINDOW_TRIES):
+            frames = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
+            if frames is None:
+                return None
+            if all(scene.image_paths[frame] is not None for frame in frames):
+                targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
+                return self.load(scene, frames, cfg.num_input_views, targets)
+        return None
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg
         needed = max(cfg.view_selector.min_frame_dist, cfg.num_views - 1) + 1
         return (
-            f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed} frames that "
+            f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed} whole frames that "
             f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and "
             f"training.num_views={cfg.num_views} ask for"
         )

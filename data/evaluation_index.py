@@ -51,19 +51,32 @@ def _selection(entry: Any, key: str, path: Path) -> Selection:
 
 def match_scenes(
     index: dict[str, Selection], scene_files: list[Path]
-) -> tuple[list[tuple[Path, Selection]], list[str]]:
-    """Pair the scenes of an index with their metadata files, by name; also the names that have none.
+) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
+    """Pair the scenes of an index with their metadata files; also the scenes that cannot be evaluated, and why.
 
     Raises:
-        InputError: a scene has fewer frames than the index names; nothing has been evaluated then.
+        InputError: a scene's metadata is unusable, or it has fewer frames than the index names.
     """
     files = {path.stem: path for path in scene_files}
-    found = [(files[name], selection) for name, selection in index.items() if name in files]
-    for path, selection in found:
-        scene = read_scene(path)
-        for frame in selection.context + selection.target:
-            scene.image_path(frame)
-    return found, [name for name in index if name not in files]
+    found, missing = [], {}
+    for name, selection in index.items():
+        if name not in files:
+            missing[name] = "not in the scene list"
+        elif lost := _lost_frames(files[name], selection):
+            missing[name] = f"frame {lost[0]} was lost in preprocessing"
+        else:
+            found.append((files[name], selection))
+    return found, missing
+
+
+def _lost_frames(path: Path, selection: Selection) -> list[int]:
+    """The frames of a selection whose images were lost."""
+    scene, frames = read_scene(path), selection.context + selection.target
+    if scene.name != path.stem:
+        raise InputError(f"{path}: scene_name is {scene.name}, not the file's name")
+    if max(frames) >= len(scene):
+        raise InputError(f"scene {scene.name} has frames 0 to {len(scene) - 1}, not {max(frames)} ({path})")
+    return [frame for frame in frames if scene.image_paths[frame] is None]
 
 
 def fetch_evaluation_index(path: Path) -> None:

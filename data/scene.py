@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import check_plain_name, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def read_scene(path: Path) -> Scene:
         images = [_image_path(frame, path.parent) for frame in frames]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not scene metadata: {type(error).__name__}: {error}") from None
-    if not isinstance(name, str) or not frames:
-        raise InputError(f"{path} is not scene metadata: it has no scene_name or no frames")
+    check_plain_name(name, f"{path}: scene_name")
+    if not frames:
+        raise InputError(f"{path} is not scene metadata: it has no frames")
     fxfycxcy, w2c = (np.stack(columns) for columns in zip(*numbers, strict=True))
     check_cameras(fxfycxcy, w2c, path)
     return Scene(name, images, fxfycxcy, w2c, path)

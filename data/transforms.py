@@ -8,6 +8,9 @@ from PIL import Image
 
 from utils.errors import InputError
 
+# What Pillow raises for files that are not whole images.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
 
 def resized_shape(width: int, height: int, image_size: int, patch_size: int) -> tuple[int, int]:
     """(width, height) after resizing the shorter side to `image_size` and the longer to a multiple of a patch."""
@@ -60,7 +63,7 @@ def read_image(path: Path, where: str) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{where}: image not found: {path}") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise InputError(f"{where}: image cannot be decoded: {path}: {error}") from None
 
 

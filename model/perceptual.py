@@ -1,9 +1,12 @@
 """The VGG-19 perceptual loss, and where its weights come from."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.files import atomic_path
+
+log = logging.getLogger("lvsm")
 
 VGG19_URL = "https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat"
 VGG19_MD5 = "106118b7cf60435e6d8e04f6a6dc3657"
@@ -75,8 +80,7 @@ def load_vgg19(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"the perceptual loss needs VGG-19 weights: fetch {VGG19_URL} and put it at {path}, {_OFF}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
+    digest = _md5(path)
     if digest != VGG19_MD5:
         raise InputError(f"{path}: MD5 {digest}, expected {VGG19_MD5}: fetch it again from {VGG19_URL}, {_OFF}")
     return read_vgg19(path)
@@ -96,9 +100,16 @@ def read_vgg19(path: Path) -> dict[str, Tensor]:
 
 
 def fetch_vgg19(path: Path) -> None:
-    """Download the VGG-19 file to `path`, whole or not at all; silently do nothing without a network."""
+    """Download the VGG-19 file to `path`, whole or not at all; without a network, say so and go on."""
     try:
         with atomic_path(path) as temporary:
             torch.hub.download_url_to_file(VGG19_URL, str(temporary), progress=os.isatty(2))
-    except OSError:
-        return
+            if _md5(temporary) != VGG19_MD5:
+                raise HTTPException("the download is damaged")
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        log.warning("cannot fetch %s: %s", VGG19_URL, error)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

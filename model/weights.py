@@ -63,7 +63,7 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
     Raises:
         InputError: names the keys that are missing, unknown or of the wrong shape. The model is unchanged.
     """
-    stripped = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    stripped = {_WRAPPERS.sub("", str(name)): value for name, value in state.items()}
     given = {name: value for name, value in stripped.items() if not _IGNORED.match(name)}
     names, own = published_names(model), model.state_dict()
     problems = _mismatches({published: own[name] for name, published in names.items()}, given)

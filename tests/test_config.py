@@ -47,7 +47,9 @@ def test_text_stays_text():
 
 
 def test_an_empty_value_is_empty():
-    overrides = parse_overrides(["training.resume_ckpt=", "training.lr=1", "training.wandb_project =", "inference_out_dir=x"])
+    overrides = parse_overrides(
+        ["training.resume_ckpt=", "training.lr=1", "training.wandb_project =", "inference_out_dir=x"]
+    )
     assert overrides["training.resume_ckpt"] == "" and overrides["training.wandb_project"] == ""
     assert overrides["training.lr"] == "1" and overrides["inference_out_dir"] == "x"
 
@@ -55,7 +57,11 @@ def test_an_empty_value_is_empty():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("training.batch_size_per_gp", 1, "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?"),
+        (
+            "training.batch_size_per_gp",
+            1,
+            "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?",
+        ),
         ("batch_size_per_gpu", 1, "unknown key batch_size_per_gpu; did you mean training.batch_size_per_gpu?"),
         ("model.transfomer.d", 1, "unknown key model.transfomer; did you mean model.transformer"),
         ("training.lr", "fast", "training.lr: Value 'fast'"),
@@ -101,6 +107,15 @@ def test_bad_files_are_named(tmp_path: Path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         load_config(["--config", str(path)])
     assert str(path) in str(caught.value)
+
+
+def test_an_empty_section_means_defaults():
+    assert build_config({"inference": None}) == build_config({})
+
+
+def test_a_section_that_is_a_value_is_refused_whatever_is_overridden():
+    with pytest.raises(InputError, match="model is a section"):
+        build_config({"model": 3}, {"model.transformer.d": "64"})
 
 
 def test_the_command_line_is_remembered(tmp_path):

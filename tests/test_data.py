@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dataset import DataConfig, EvaluationDataset, TrainingDataset, ViewLoader, check_data_config, collate_by_shape
+from data.dataset import (
+    DataConfig,
+    EvaluationDataset,
+    TrainingDataset,
+    ViewLoader,
+    check_pose_config,
+    check_view_config,
+    collate_by_shape,
+)
 from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_scene, read_scene_list
@@ -29,7 +37,7 @@ def test_a_window_has_its_ends_first_and_the_rest_between(seed, num_frames, num_
     cfg = ViewSelectorConfig(8, 20)
     frames = choose_window(num_frames, num_views, cfg, np.random.default_rng(seed))
     first, last, between = frames[0], frames[1], frames[2:]
-    assert 0 <= first and last < num_frames
+    assert first >= 0 and last < num_frames
     assert 8 <= last - first <= min(20, num_frames - 1)
     assert len(set(between)) == num_views - 2
     assert all(first < frame < last for frame in between)
@@ -70,7 +78,8 @@ def test_targets_among_all_views_or_the_last_ones():
 )
 def test_contradicting_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):
-        check_data_config(DataConfig(**change))
+        check_pose_config(DataConfig(**change))
+        check_view_config(DataConfig(**change))
 
 
 def test_a_sample_is_a_function_of_its_number(tmp_path):
@@ -80,7 +89,9 @@ def test_a_sample_is_a_function_of_its_number(tmp_path):
     assert torch.equal(one.views.images, two.views.images)
     assert torch.equal(one.targets, two.targets)
     other_seed = TrainingDataset(view_loader(path), seed=4)
-    assert any(other_seed[n].frames.tolist() != TrainingDataset(view_loader(path), 3)[n].frames.tolist() for n in range(4))
+    assert any(
+        other_seed[n].frames.tolist() != TrainingDataset(view_loader(path), 3)[n].frames.tolist() for n in range(4)
+    )
 
 
 def test_every_epoch_visits_every_scene_once(tmp_path):
@@ -113,7 +124,7 @@ def test_short_scenes_give_their_place_to_others(tmp_path):
 
 def test_no_scene_long_enough_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
-    with pytest.raises(InputError, match="none of the 3 scenes .* 9 frames .*min_frame_dist=8"):
+    with pytest.raises(InputError, match="none of the 3 scenes .* 9 whole frames .*min_frame_dist=8"):
         TrainingDataset(view_loader(path), seed=0)[0]
 
 
@@ -229,7 +240,7 @@ def test_an_index_leaves_out_null_and_names_what_is_wrong(tmp_path):
     index = read_evaluation_index(path)
     assert index == {"a": Selection([0, 2], [1])}
     scene = write_toy_scene(tmp_path, "a", 3)
-    assert match_scenes(index | {"c": index["a"]}, [scene]) == ([(scene, index["a"])], ["c"])
+    assert match_scenes(index | {"c": index["a"]}, [scene]) == ([(scene, index["a"])], {"c": "not in the scene list"})
     path.write_text(json.dumps({"a": {"context": [0, 3], "target": [1]}}))
     with pytest.raises(InputError, match="scene a has frames 0 to 2, not 3"):
         match_scenes(read_evaluation_index(path), [scene])
@@ -269,3 +280,52 @@ def test_lost_frames_are_named(tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(InputError, match="scene a: the image of frame 1 was lost in preprocessing"):
         read_scene(path).image_path(1)
+
+
+def lose(path, frames):
+    record = read_json(path, "scene")
+    for frame in frames:
+        record["frames"][frame]["image_path"] = None
+    path.write_text(json.dumps(record))
+
+
+def test_training_draws_around_lost_frames(tmp_path):
+    path = write_toy_set(tmp_path)
+    scenes = read_scene_list(path)
+    lose(scenes[0], [0, 7])
+    lose(scenes[1], range(2, 14))
+    dataset = TrainingDataset(view_loader(path), seed=0)
+    samples = [dataset[n] for n in range(30)]
+    assert {sample.scenes[0] for sample in samples} == {"scene0", "scene2"}
+    assert not any({0, 7} & set(s.frames.tolist()) for s in samples if s.scenes == ["scene0"])
+
+
+def test_scenes_with_lost_frames_count_as_missing(tmp_path):
+    path = write_toy_scene(tmp_path, "a", 3)
+    lose(path, [1])
+    assert match_scenes({"a": Selection([0, 2], [1])}, [path]) == ([], {"a": "frame 1 was lost in preprocessing"})
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "<b>", ""])
+def test_scene_names_that_could_escape_are_refused(tmp_path, name):
+    path = write_toy_scene(tmp_path, "a", 3)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"scene_name": name}))
+    with pytest.raises(InputError, match="scene_name: .* is not a plain name"):
+        read_scene(path)
+
+
+def test_a_scene_under_another_name_is_refused(tmp_path):
+    path = write_toy_scene(tmp_path, "a", 3)
+    path.write_text(path.read_text().replace('"scene_name": "a"', '"scene_name": "b"'))
+    with pytest.raises(InputError, match="scene_name is b, not the file's name"):
+        match_scenes({"a": Selection([0, 2], [1])}, [path])
+
+
+def test_training_on_scenes_of_different_sizes_names_them(tmp_path):
+    path = write_toy_set(tmp_path, scenes=1)
+    write_toy_scene(tmp_path, "wide", 14, size=(64, 32))
+    path.write_text(path.read_text() + "metadata/wide.json\n")
+    with pytest.raises(InputError, match=r"different sizes .*(scene0 24x16|wide 32x16).*square_crop=true"):
+        dataset = TrainingDataset(view_loader(path, square_crop=False), seed=0)
+        next(TrainingLoader(dataset, LoaderConfig(0, 2), 2, 0, 1, 0))

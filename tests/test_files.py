@@ -16,7 +16,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert read_json(path, "file") == {"old": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_json_never_holds_nan(tmp_path):
@@ -71,6 +71,17 @@ def test_bad_checkpoints_are_named(tmp_path):
         read_checkpoint(path)
 
 
+def test_what_a_killed_run_left_is_no_checkpoint(tmp_path):
+    torch.save({"model": {}}, tmp_path / ".ckpt_0000000000000009.ab.tmp.pt")
+    with pytest.raises(InputError, match="no checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_files_of_old_releases_load(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / "old.pt")["model"]["a"].tolist() == [1, 1]
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -91,4 +102,4 @@ def test_a_full_disk_keeps_the_folder_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(tmp_path, 2, {"model": {}})
-    assert os.listdir(tmp_path) == [checkpoint_name(1)]
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint_name(1)]

@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_vgg19_file_is_read_and_checked(weights, tmp_path, monkeypatch):
         load_vgg19(path)
     monkeypatch.setattr(perceptual, "VGG19_MD5", hashlib.md5(path.read_bytes()).hexdigest())
     PerceptualLoss(load_vgg19(path))
+
+
+def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
+    def cut_short(_url, path, **_kwargs):
+        Path(path).write_bytes(b"half")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", cut_short)
+    perceptual.fetch_vgg19(tmp_path / "vgg.mat")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_vgg19_says_where_to_get_it_and_put_it(tmp_path):

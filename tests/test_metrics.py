@@ -31,9 +31,7 @@ def test_psnr_clamps_and_stays_finite(pair):
 
 def test_ssim_is_what_scikit_image_gives(pair):
     expected = [
-        structural_similarity(
-            p.numpy(), t.numpy(), win_size=11, gaussian_weights=True, channel_axis=0, data_range=1.0
-        )
+        structural_similarity(p.numpy(), t.numpy(), win_size=11, gaussian_weights=True, channel_axis=0, data_range=1.0)
         for p, t in zip(*pair, strict=True)
     ]
     np.testing.assert_allclose(ssim(*pair), expected, atol=1e-6)

@@ -143,6 +143,24 @@ def test_fine_tuning_takes_weights_alone(scenes, tmp_path):
     assert largest_difference(state["model"], weights(tmp_path / "first", 2)) < 1e-6
 
 
+def test_a_changed_weight_decay_holds_after_resuming(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "run", "training.checkpoint_every=1"))
+    (tmp_path / "run" / checkpoint_name(2)).unlink()
+    trainer = build(scenes, tmp_path, "training.weight_decay=0.5", "training.beta1=0.1")
+    assert trainer.step == 1
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.1, 0.95)
+    assert len(trainer.optimizer.state) == len(list(trainer.model.parameters()))
+
+
+def test_gradient_norms_by_part(scenes, tmp_path):
+    numbers = build(scenes, tmp_path, "training.log_grad_norm_details=true").update()
+    parts = {name: value.item() for name, value in numbers.items() if name.startswith("grad_norm/")}
+    assert "grad_norm/transformer" in parts
+    total = np.sqrt(sum(value**2 for value in parts.values()))
+    assert total == pytest.approx(numbers["grad_norm"].item(), rel=1e-5)
+
+
 def test_resuming_another_runs_checkpoint_goes_on_from_its_step(scenes, tmp_path):
     train.main(command(scenes, tmp_path / "first"))
     more = [f"training.resume_ckpt={tmp_path}/first", "training.train_steps=3"]

@@ -83,11 +83,10 @@ def rays(cameras: Cameras) -> tuple[Float[Tensor, "*n 3"], Float[Tensor, "*n h w
     x = torch.arange(cameras.width, device=device, dtype=dtype) + 0.5
     y = torch.arange(cameras.height, device=device, dtype=dtype) + 0.5
     fx, fy, cx, cy = cameras.fxfycxcy[..., None, None].unbind(-3)
-    u, v = torch.broadcast_tensors((x - cx) / fx, (y[:, None] - cy) / fy)
-    in_camera = torch.stack([u, v, torch.ones_like(u)], dim=-1)
-    # Half a bit of direction is many pixels: geometry never runs in reduced precision.
-    with torch.autocast(device.type, enabled=False):
-        directions = torch.einsum("...ij,...hwj->...hwi", cameras.c2w[..., :3, :3], in_camera)
+    u, v = ((x - cx) / fx)[..., None], ((y[:, None] - cy) / fy)[..., None]
+    # Written out, since a matrix product would run in reduced precision under autocast or TF32.
+    right, down, forward = cameras.c2w[..., None, None, :3, :3].unbind(-1)
+    directions = right * u + down * v + forward
     return cameras.c2w[..., :3, 3], torch.nn.functional.normalize(directions, dim=-1)
 
 

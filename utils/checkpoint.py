@@ -1,7 +1,7 @@
 """Checkpoint files: which one is meant, reading without executing anything, writing whole or not at all."""
 
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path} (training.checkpoint_dir names a file or a folder of ckpt_*.pt)")
-    found = numbered_checkpoints(path) or sorted(path.glob("*.pt"))
+    found = numbered_checkpoints(path) or sorted(path.glob("[!.]*.pt"))
     if not found:
         raise InputError(f"no checkpoint (*.pt) in the folder {path} (training.checkpoint_dir)")
     if len(found) > 1 and not _NUMBERED.fullmatch(found[-1].name):
@@ -53,11 +53,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: the file is missing, truncated or not a checkpoint with "model" in it.
     """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        # Mapping reads only what is used, and works for all but files of very old releases.
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise InputError(f"checkpoint not found: {path}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+    except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
+        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
         raise InputError(f"checkpoint cannot be read (truncated?): {path}: {reason}") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
         raise InputError(f'not a checkpoint: {path}: it holds no "model"')

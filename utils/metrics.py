@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+METRIC_NAMES = ("psnr", "ssim", "lpips")
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
@@ -92,22 +93,28 @@ def _lpips_network() -> nn.Module:
 
 
 def build_metrics(names: Sequence[str], device: torch.device) -> dict[str, Metric]:
-    """The metrics of these names (psnr, ssim, lpips), each mapping two batches of images to a value an image.
+    """The metrics of these names, each mapping two batches of images to a value an image.
 
     Raises:
         InputError: an unknown name, or LPIPS without its weights.
     """
-    unknown = [name for name in names if name not in ("psnr", "ssim", "lpips")]
-    if unknown:
-        raise InputError(f"inference.metrics: {unknown[0]!r} is unknown; known: psnr, ssim, lpips")
+    check_metric_names(names)
     plain: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
     return {name: plain[name] if name in plain else Lpips().to(device) for name in names}
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """Raises InputError for a name that is not a metric."""
+    for name in names:
+        if name not in METRIC_NAMES:
+            raise InputError(f"inference.metrics: {name!r} is unknown; known: {', '.join(METRIC_NAMES)}")
 
 
 def score(
     metrics: Mapping[str, Metric], renders: Float[Tensor, "b t c h w"], images: Float[Tensor, "b t c h w"]
 ) -> dict[str, Float[Tensor, "b t"]]:
-    """Every metric of every image, in float32 even inside autocast."""
+    """Every metric of every image, in true float32: neither autocast nor TF32 has a part in it."""
     flat = renders.float().flatten(0, 1).clamp(0, 1), images.float().flatten(0, 1)
-    with torch.autocast(renders.device.type, enabled=False):
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.autocast(renders.device.type, enabled=False), exact:
         return {name: metric(*flat).view(renders.shape[:2]) for name, metric in metrics.items()}

@@ -1,8 +1,9 @@
 """The optimiser, the learning-rate schedule and the rule for skipping updates (spec section 8)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -63,6 +64,18 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], source: object) -> None:
+    """Take the moments of a saved optimiser; betas and weight decay stay those of the configuration.
+
+    Raises:
+        InputError: the moments belong to another model.
+    """
+    own, saved = optimizer.state_dict()["param_groups"], state.get("param_groups", [])
+    if [group["params"] for group in saved] != [group["params"] for group in own]:
+        raise InputError(f"{source}: its optimiser state belongs to another model")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
 
 def clip_and_step(

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from utils.distributed import Process
 from utils.errors import InputError
+from utils.files import write_text
 
 log = logging.getLogger("lvsm")
 
@@ -54,9 +57,10 @@ class Tracker:
             self._file = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Append one JSON line."""
+        """Append one JSON line; what is not finite becomes null."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
 
     def write_wandb(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Send numbers to wandb, if there is a run."""
@@ -75,11 +79,11 @@ def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any]
     """Open a wandb run, or return None with a word on why there is none.
 
     The key comes from `key_file` (`wandb: KEY`), WANDB_API_KEY or an earlier `wandb login`. WANDB_MODE=offline works
-    without a key, WANDB_MODE=disabled turns it off.
+    without a key, WANDB_MODE=disabled turns it off. A restarted training goes on with the run noted in its folder.
     """
     mode = os.environ.get("WANDB_MODE", "")
     key = _read_key(key_file) or os.environ.get("WANDB_API_KEY", "")
-    if mode in ("disabled", "dryrun") or not (key or mode == "offline" or _logged_in()):
+    if mode == "disabled" or not (key or mode in ("offline", "dryrun") or _logged_in()):
         log.info("wandb is off: put a key into %s, or set WANDB_API_KEY or WANDB_MODE=offline", key_file)
         return None
     try:
@@ -87,7 +91,11 @@ def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any]
 
         if key:
             os.environ["WANDB_API_KEY"] = key
-        return wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow")
+        note = folder / "wandb_run_id"
+        if not note.exists():
+            write_text(note, uuid.uuid4().hex[:8])
+        run_id = note.read_text(encoding="utf-8")
+        return wandb.init(project=project, name=name, dir=str(folder), config=config, id=run_id, resume="allow")
     except Exception as error:  # wandb raises many kinds; none of them is a reason not to train
         log.warning("wandb is off: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
         return None
