@@ -68,7 +68,7 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
     """
-    path = find_checkpoint(Path(config.training.checkpoint_dir))
+    path = find_checkpoint(Path(config.training.checkpoint_dir), "training.checkpoint_dir")
     model = build_model(config.model)
     load_published(model, read_checkpoint(path)["model"], path)
     return Renderer(model.to(process.device).eval(), config.training, process.device), path

@@ -28,7 +28,8 @@ from data.scene import Scene, check_cameras, read_scene, write_scene
 from data.transforms import IMAGE_ERRORS
 from setup import run_main
 from utils.errors import InputError
-from utils.files import is_plain_name, write_json, write_text
+from utils.files import errors_name, is_plain_name, write_json, write_text
+from utils.parallel import exit_with_parent
 
 _SHOWN = 20
 
@@ -88,23 +89,27 @@ def process_chunk(path: Path, promised: list[str], out: Output) -> Report:
     except InputError as error:
         report.lost |= {f"clip {key}": str(error) for key in promised} or {f"chunk {path.name}": str(error)}
         return report
+    seen: set[str] = set()
     for number, record in enumerate(records):
-        _process_record(record, f"{path.name}, clip {number}", out, report)
+        try:
+            _process_record(record, f"{path.name}, clip {number}", out, report, seen)
+        except InputError as error:
+            report.lost[f"{path.name}, clip {number}"] = str(error)
     absent = missing_keys(records, promised)
     report.lost |= {f"clip {key}": f"{path.name} does not hold it, though index.json says so" for key in absent}
     return report
 
 
-def _process_record(record: object, where: str, out: Output, report: Report) -> None:
-    try:
-        clip = parse_clip(record, where)
-        if out.is_complete(clip.key):
-            _keep(clip.key, out, report)
-        else:
-            report.lost |= write_clip(clip, out)
-            report.written += 1
-    except InputError as error:
-        report.lost[where] = str(error)
+def _process_record(record: object, where: str, out: Output, report: Report, seen: set[str]) -> None:
+    clip = parse_clip(record, where)
+    if clip.key in seen:
+        raise InputError(f"{where}: a second clip of the name {clip.key}")
+    seen.add(clip.key)
+    if out.is_complete(clip.key):
+        _keep(clip.key, out, report)
+    else:
+        report.lost |= write_clip(clip, out)
+        report.written += 1
 
 
 def _keep(key: str, out: Output, report: Report) -> None:
@@ -169,11 +174,12 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        for name, data in files.items():
-            (temporary / name).write_bytes(data)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with errors_name(folder):
+            temporary.mkdir(parents=True)
+            for name, data in files.items():
+                (temporary / name).write_bytes(data)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -187,7 +193,7 @@ def preprocess(chunks: dict[Path, list[str]], out: Output, num_processes: int) -
     """
     total = Report()
     with (
-        ProcessPoolExecutor(num_processes) as pool,
+        ProcessPoolExecutor(num_processes, initializer=exit_with_parent) as pool,
         tqdm(total=sum(map(len, chunks.values())), desc="clips", unit="clip", disable=None) as bar,
     ):
         futures = [pool.submit(process_chunk, path, promised, out) for path, promised in chunks.items()]

@@ -6,6 +6,7 @@ Not a packaging script: the project runs from its folder.
 import argparse
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import random
@@ -260,12 +261,18 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        print(f"{rank}error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error}{'; free some space and run again' if error.errno == errno.ENOSPC else ''}")
+    except InputError as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
 
 
 def seed_everything(seed: int) -> None:

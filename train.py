@@ -184,7 +184,7 @@ def restore(cfg: TrainingConfig, model: LVSM, optimizer: torch.optim.AdamW) -> t
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     if not own and not cfg.resume_ckpt:
         return 0, 0
-    path = own[-1] if own else find_checkpoint(Path(cfg.resume_ckpt))
+    path = own[-1] if own else find_checkpoint(Path(cfg.resume_ckpt), "training.resume_ckpt")
     state = read_checkpoint(path)
     load_published(model, state["model"], path)
     if not own and cfg.reset_training_state:

@@ -88,7 +88,7 @@ def parse_clip(record: Any, where: str) -> Clip:
         raise InputError(f"{where}: clip {key}: cameras must be [{len(images)}, 18], one row a frame")
     if not all(isinstance(image, torch.Tensor) and image.dtype == torch.uint8 for image in images):
         raise InputError(f"{where}: clip {key}: images must be uint8 tensors of JPEG bytes")
-    return Clip(key, cameras.double().numpy(), [image.numpy().tobytes() for image in images])
+    return Clip(key, cameras.detach().double().numpy(), [image.numpy().tobytes() for image in images])
 
 
 def image_size(data: bytes) -> tuple[int, int]:

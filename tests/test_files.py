@@ -41,23 +41,23 @@ def test_the_newest_checkpoint_is_meant(tmp_path):
         write_checkpoint(tmp_path, step, {"model": {"a": torch.tensor([float(step)])}})
     assert checkpoint_name(1000) == "ckpt_0000000000001000.pt"
     assert [p.name for p in numbered_checkpoints(tmp_path)] == [checkpoint_name(s) for s in (3, 20, 1000)]
-    assert find_checkpoint(tmp_path).name == checkpoint_name(1000)
-    assert find_checkpoint(tmp_path / checkpoint_name(3)).name == checkpoint_name(3)
-    assert read_checkpoint(find_checkpoint(tmp_path))["model"]["a"].item() == 1000
+    assert find_checkpoint(tmp_path, "training.checkpoint_dir").name == checkpoint_name(1000)
+    assert find_checkpoint(tmp_path / checkpoint_name(3), "training.checkpoint_dir").name == checkpoint_name(3)
+    assert read_checkpoint(find_checkpoint(tmp_path, "training.checkpoint_dir"))["model"]["a"].item() == 1000
 
 
 def test_a_folder_may_hold_one_published_file(tmp_path):
     torch.save({"model": {}}, tmp_path / "scene_decoder_only_256.pt")
-    assert find_checkpoint(tmp_path).name == "scene_decoder_only_256.pt"
+    assert find_checkpoint(tmp_path, "training.checkpoint_dir").name == "scene_decoder_only_256.pt"
     torch.save({"model": {}}, tmp_path / "scene_encoder_decoder_256.pt")
     with pytest.raises(InputError, match="several checkpoints"):
-        find_checkpoint(tmp_path)
+        find_checkpoint(tmp_path, "training.checkpoint_dir")
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder"])
 def test_no_checkpoint_is_an_error(tmp_path, what):
     with pytest.raises(InputError, match="no checkpoint"):
-        find_checkpoint(tmp_path if what == "empty folder" else tmp_path / "nothing")
+        find_checkpoint(tmp_path if what == "empty folder" else tmp_path / "nothing", "training.checkpoint_dir")
 
 
 def test_bad_checkpoints_are_named(tmp_path):
@@ -74,7 +74,7 @@ def test_bad_checkpoints_are_named(tmp_path):
 def test_what_a_killed_run_left_is_no_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / ".ckpt_0000000000000009.ab.tmp.pt")
     with pytest.raises(InputError, match="no checkpoint"):
-        find_checkpoint(tmp_path)
+        find_checkpoint(tmp_path, "training.checkpoint_dir")
 
 
 def test_files_of_old_releases_load(tmp_path):

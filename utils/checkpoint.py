@@ -25,10 +25,11 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered, key=lambda pair: int(pair[0][1]))]
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, key: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest of a folder.
 
-    A folder without numbered checkpoints may hold a single `.pt` file, such as a published one.
+    A folder without numbered checkpoints may hold a single `.pt` file, such as a published one. `key` is the
+    configuration key that named the path, for messages.
 
     Raises:
         InputError: there is none, or the folder holds several and none is numbered.
@@ -36,13 +37,13 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"no checkpoint at {path} (training.checkpoint_dir names a file or a folder of ckpt_*.pt)")
+        raise InputError(f"no checkpoint at {path} ({key} names a file or a folder of ckpt_*.pt)")
     found = numbered_checkpoints(path) or sorted(path.glob("[!.]*.pt"))
     if not found:
-        raise InputError(f"no checkpoint (*.pt) in the folder {path} (training.checkpoint_dir)")
+        raise InputError(f"no checkpoint (*.pt) in the folder {path} ({key})")
     if len(found) > 1 and not _NUMBERED.fullmatch(found[-1].name):
         names = ", ".join(file.name for file in found)
-        raise InputError(f"several checkpoints in {path} ({names}): name one as training.checkpoint_dir")
+        raise InputError(f"several checkpoints in {path} ({names}): name one as {key}")
     return found[-1]
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +21,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: whatever the file system refuses (no space, no permission), after the temporary is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, since libraries choose the file format by it.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # The suffix stays last, since libraries choose the file format by it; the name is fixed, so that what a killed
+    # process left is overwritten by the next.
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with errors_name(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Make an OSError inside name `path` if it names no file, as a full disk's does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Image metrics of the evaluation (spec section 11), per image and in full precision."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -84,10 +85,12 @@ def _lpips_network() -> nn.Module:
     url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     try:
-        return lpips.LPIPS(net="vgg", verbose=False)
-    except (OSError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package asks torchvision for weights in an old way
+            return lpips.LPIPS(net="vgg", verbose=False)
+    except Exception as error:  # no network, or a damaged file, which fails in many ways
         raise InputError(
-            f"LPIPS needs VGG-16 weights ({error}): fetch {url} and put it at {path}, "
+            f"LPIPS needs VGG-16 weights ({type(error).__name__}: {error}): fetch {url} and put it at {path}, "
             "or leave lpips out of inference.metrics (in training, set training.lpips_loss_weight=0)"
         ) from None
 

@@ -38,6 +38,9 @@ def check_optim_config(cfg: OptimConfig) -> None:
     for key in ("lr", "grad_clip_norm", "allowed_gradnorm_factor"):
         if not getattr(cfg, key) > 0:
             raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be positive")
+    for key in ("beta1", "beta2", "weight_decay"):
+        if not 0 <= getattr(cfg, key) < 1:
+            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be at least 0 and below 1")
 
 
 def lr_at(step: int, cfg: OptimConfig) -> float:

@@ -1,0 +1,630 @@
+"""Bad input on the command lines: one line that names the culprit, and nothing half written."""
+
+import csv
+import json
+import shutil
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+
+import inference
+import preprocess_data
+import train
+from model import build_model
+from model.weights import published_state
+from setup import load_config
+from tests.helpers import ROOT, run, small_overrides, write_toy_set
+from utils.checkpoint import checkpoint_name, write_checkpoint
+from utils.errors import InputError
+
+SELECTION = {"context": [0, 9], "target": [6, 5]}
+FINISHED = {"summary.csv", "results.json", "index.html", "full_list.txt"}
+
+
+@pytest.fixture(autouse=True)
+def a_process_without_a_network(tmp_path, monkeypatch):
+    """No weights at hand and none to be had; what `main` sets for the whole process is put back."""
+
+    def no_network(*_args, **_kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    tf32 = torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A toy set, an index of two of its scenes, and weights of either model."""
+    folder = tmp_path_factory.mktemp("pristine")
+    write_toy_set(folder / "set")
+    write_index(folder, scene0=SELECTION, scene1=SELECTION)
+    for variant in ("decoder_only", "encoder_decoder"):
+        config, _ = load_config(base_arguments(variant))
+        write_checkpoint(folder / variant, 1, {"model": published_state(build_model(config.model))})
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, pristine):
+    """A copy of `pristine` to damage."""
+    return Path(shutil.copytree(pristine, tmp_path, dirs_exist_ok=True))
+
+
+def write_index(root, **selections):
+    (root / "index.json").write_text(json.dumps(selections))
+
+
+def base_arguments(variant="decoder_only"):
+    return ["--config", str(ROOT / "configs" / f"LVSM_scene_{variant}.yaml"), *small_overrides(variant)]
+
+
+def training_arguments(root, *more):
+    paths = [f"training.dataset_path={root}/set/full_list.txt", f"training.checkpoint_dir={root}/run"]
+    return [*base_arguments(), *paths, *(text.format(root=root) for text in more)]
+
+
+def evaluation_arguments(root, *more):
+    paths = [
+        f"training.dataset_path={root}/set/full_list.txt",
+        f"training.checkpoint_dir={root}/decoder_only",
+        f"inference.view_idx_file_path={root}/index.json",
+        f"inference_out_dir={root}/out",
+        "inference.metrics=[psnr]",
+    ]
+    return [*base_arguments(), *paths, *(text.format(root=root) for text in more)]
+
+
+def refusal(main, arguments):
+    with pytest.raises(InputError) as caught:
+        main(arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def check_nothing_half_written(*folders):
+    """Neither temporary files, nor what only a finished run writes."""
+    written = [path for folder in folders for path in folder.rglob("*")]
+    assert not [path for path in written if path.name.startswith(".") or ".tmp" in path.name or path.name in FINISHED]
+    assert not [path for path in written if path.suffix == ".pt"]
+
+
+# Ways to damage what `root` holds
+
+
+def images(root, scene="*"):
+    found = sorted((root / "set" / "images").glob(f"{scene}/*.jpg"))
+    assert found
+    return found
+
+
+def remove_list(root):
+    (root / "set" / "full_list.txt").unlink()
+
+
+def empty_list(root):
+    (root / "set" / "full_list.txt").write_text("\n")
+
+
+def remove_metadata(root):
+    (root / "set" / "metadata" / "scene1.json").unlink()
+
+
+def cut_metadata(root):
+    path = root / "set" / "metadata" / "scene1.json"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def remove_images(root):
+    for path in images(root):
+        path.unlink()
+
+
+def cut_images(root):
+    for path in images(root):
+        path.write_bytes(path.read_bytes()[:-20])
+
+
+def inflate_images(root):
+    """The headers claim 65000 x 65000 pixels."""
+    for path in images(root):
+        data = bytearray(path.read_bytes())
+        size = data.find(b"\xff\xc0") + 5
+        data[size : size + 4] = struct.pack(">HH", 65000, 65000)
+        path.write_bytes(data)
+
+
+def shorten_clips(root):
+    for path in (root / "set" / "metadata").iterdir():
+        record = json.loads(path.read_text())
+        record["frames"] = record["frames"][:5]
+        path.write_text(json.dumps(record))
+
+
+def lose_a_frame(root):
+    for path in (root / "set" / "metadata").iterdir():
+        record = json.loads(path.read_text())
+        record["frames"][6]["image_path"] = None
+        path.write_text(json.dumps(record))
+
+
+def rename_scene(name):
+    def damage(root):
+        path = root / "set" / "metadata" / "scene0.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scene_name": name}))
+
+    return damage
+
+
+def weights(root):
+    return root / "decoder_only" / checkpoint_name(1)
+
+
+def cut_weights(root):
+    weights(root).write_bytes(weights(root).read_bytes()[:-5000])
+
+
+def scramble_weights(root):
+    """A sound archive whose pickle refers to what it never stored, as after a flipped bit."""
+    with zipfile.ZipFile(weights(root)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(weights(root), "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, b"h\x05." if name.endswith("data.pkl") else content)
+
+
+def spoil_weights(root):
+    """Weights of a training that diverged."""
+    state = {name: torch.full_like(value, torch.nan) for name, value in torch.load(weights(root))["model"].items()}
+    torch.save({"model": state}, weights(root))
+
+
+def remove_weights(root):
+    weights(root).unlink()
+
+
+def add_training_state(optimizer):
+    def damage(root):
+        torch.save(torch.load(weights(root)) | {"optimizer": optimizer, "step": 1, "samples": 2}, weights(root))
+
+    return damage
+
+
+def name_missing_frame(root):
+    write_index(root, scene0=SELECTION, scene1=SELECTION | {"target": [6, 14]})
+
+
+def name_missing_scenes(root):
+    write_index(root, scene0=SELECTION, ghost=SELECTION, spectre=SELECTION)
+
+
+def name_only_missing_scenes(root):
+    write_index(root, ghost=SELECTION)
+
+
+def remove_index(root):
+    (root / "index.json").unlink()
+
+
+def cut_index(root):
+    (root / "index.json").write_text('{"scene0": {"con')
+
+
+def store_bad_vgg(name, content):
+    def damage(root):
+        path = root / "torch" / "hub" / "checkpoints" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+
+    return damage
+
+
+# Configuration and arguments, the same for both scripts
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"), [(train.main, training_arguments), (inference.main, evaluation_arguments)]
+)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.batch_size_per_gp=2",
+            "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?",
+        ),
+        ("training.batch_size_per_gpu=two", "training.batch_size_per_gpu: Value 'two'"),
+        ("training.num_views=8.5", "training.num_views: Value '8.5'"),
+        ("model.transformer.d=65", "model.transformer.d (65) must be a multiple of d_head (32)"),
+        ("training.lr", "argument 'training.lr' is not of the form key=value"),
+    ],
+)
+def test_a_bad_argument_is_named(root, main, arguments, override, message):
+    assert message in refusal(main, arguments(root, override))
+    check_nothing_half_written(root / "run", root / "out")
+
+
+@pytest.mark.parametrize("main", [train.main, inference.main])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "configuration not found: {path}"),
+        ("training: {lr: [1", "{path} is not YAML: "),
+        ("- 1", "{path} is not a configuration"),
+    ],
+    ids=["missing", "broken", "list"],
+)
+def test_a_bad_configuration_file_is_named(tmp_path, main, content, message):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert message.format(path=path) in refusal(main, ["--config", str(path)])
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_list, "cannot read the scene list {root}/set/full_list.txt"),
+        (empty_list, "the scene list {root}/set/full_list.txt is empty"),
+        (remove_metadata, "scene metadata not found: {root}/set/metadata/scene1.json"),
+        (cut_metadata, "scene metadata cannot be read: {root}/set/metadata/scene1.json"),
+        (remove_images, "image not found: {root}/set/"),
+        (cut_images, "image cannot be decoded: {root}/set/"),
+        (shorten_clips, "none of the 3 scenes in {root}/set/full_list.txt has the 9 "),
+        (inflate_images, "image cannot be decoded: {root}/set/"),
+    ],
+)
+def test_training_names_bad_data(root, damage, message):
+    damage(root)
+    said = refusal(train.main, training_arguments(root))
+    assert message.format(root=root) in said
+    if "image" in message:
+        assert said.startswith("scene scene")
+    check_nothing_half_written(root / "run")
+
+
+def test_training_goes_round_frames_that_were_lost(root):
+    lose_a_frame(root)
+    train.main(training_arguments(root))
+    assert (root / "run" / checkpoint_name(2)).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "message"),
+    [
+        pytest.param(
+            None,
+            ["training.resume_ckpt={root}/encoder_decoder", "training.reset_training_state=true"],
+            "{root}/encoder_decoder/ckpt_0000000000000001.pt does not fit this model: ",
+            id="other model",
+        ),
+        pytest.param(
+            cut_weights,
+            ["training.resume_ckpt={root}/decoder_only", "training.reset_training_state=true"],
+            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            id="truncated",
+        ),
+        pytest.param(
+            None,
+            ["training.resume_ckpt={root}/decoder_only"],
+            "{root}/decoder_only/ckpt_0000000000000001.pt holds weights alone: set training.reset_training_state=true",
+            id="weights alone",
+        ),
+        pytest.param(None, ["training.resume_ckpt={root}/nothing"], "no checkpoint at {root}/nothing", id="wrong path"),
+        pytest.param(
+            remove_weights,
+            ["training.resume_ckpt={root}/decoder_only"],
+            "no checkpoint (*.pt) in the folder {root}/decoder_only",
+            id="empty folder",
+        ),
+        pytest.param(
+            None,
+            ["training.resume_ckpt={root}/nothing"],
+            "training.resume_ckpt",
+            id="wrong path, by key",
+        ),
+        pytest.param(
+            remove_weights,
+            ["training.resume_ckpt={root}/decoder_only"],
+            "training.resume_ckpt",
+            id="empty folder, by key",
+        ),
+        pytest.param(
+            add_training_state({"state": {}, "param_groups": []}),
+            ["training.resume_ckpt={root}/decoder_only"],
+            "{root}/decoder_only/ckpt_0000000000000001.pt: its optimiser state belongs to another model",
+            id="optimizer of another model",
+        ),
+    ],
+)
+def test_training_names_a_bad_checkpoint(root, damage, overrides, message):
+    if damage:
+        damage(root)
+    assert message.format(root=root) in refusal(train.main, training_arguments(root, *overrides))
+    assert not (root / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "message"),
+    [
+        pytest.param(
+            None,
+            ["training.perceptual_loss_weight=0.5"],
+            "VGG-19 weights: fetch https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat and put it at "
+            "{root}/torch/hub/checkpoints/imagenet-vgg-verydeep-19.mat, or set training.perceptual_loss_weight=0",
+            id="no VGG-19",
+        ),
+        pytest.param(
+            None,
+            ["training.perceptual_loss_weight=0.5", "training.vgg19_path={root}/mine.mat"],
+            "and put it at {root}/mine.mat",
+            id="no VGG-19 of one's own",
+        ),
+        pytest.param(
+            store_bad_vgg("imagenet-vgg-verydeep-19.mat", b"half"),
+            ["training.perceptual_loss_weight=0.5"],
+            "{root}/torch/hub/checkpoints/imagenet-vgg-verydeep-19.mat: MD5 ",
+            id="half of VGG-19",
+        ),
+        pytest.param(
+            None,
+            ["training.lpips_loss_weight=0.1"],
+            "put it at {root}/torch/hub/checkpoints/vgg16-397923af.pth, or leave lpips out of inference.metrics "
+            "(in training, set training.lpips_loss_weight=0)",
+            id="no LPIPS",
+        ),
+    ],
+)
+def test_training_says_where_network_weights_go(root, damage, overrides, message):
+    if damage:
+        damage(root)
+    assert message.format(root=root) in refusal(train.main, training_arguments(root, *overrides))
+    check_nothing_half_written(root / "run", root / "torch")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr=nan", "training.lr is nan"),
+        ("training.train_steps=0", "training.train_steps must be at least 1"),
+        ("training.scheduler_type=cosin", "training.scheduler_type is 'cosin'; known: cosine"),
+        ("training.num_target_views=9", "training.num_target_views is 9; num_views leaves 1 to 8"),
+        ("training.view_selector.max_frame_dist=3", "training.view_selector: min_frame_dist (8)"),
+        pytest.param(
+            "training.beta1=2",
+            "training.beta1",
+            id="beta1",
+        ),
+    ],
+)
+def test_training_names_a_value_that_cannot_be(root, override, message):
+    assert message in refusal(train.main, training_arguments(root, override))
+    assert not (root / "run").exists()
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_list, "cannot read the scene list {root}/set/full_list.txt"),
+        (remove_metadata, "scene metadata not found: {root}/set/metadata/scene1.json"),
+        (remove_images, "scene scene0, frame 0: image not found: {root}/set/"),
+        (cut_images, "scene scene0, frame 0: image cannot be decoded: {root}/set/"),
+        (shorten_clips, "scene scene0 has frames 0 to 4, not 9 ({root}/set/metadata/scene0.json)"),
+        (name_missing_frame, "scene scene1 has frames 0 to 13, not 14 ({root}/set/metadata/scene1.json)"),
+        (
+            name_missing_scenes,
+            "2 of the 3 scenes in {root}/index.json cannot be evaluated with {root}/set/full_list.txt",
+        ),
+        (lose_a_frame, "scene1: frame 6 was lost in preprocessing"),
+        (remove_index, "evaluation index (inference.view_idx_file_path) not found: {root}/index.json"),
+        (cut_index, "evaluation index (inference.view_idx_file_path) cannot be read: {root}/index.json"),
+        (rename_scene("other"), "{root}/set/metadata/scene0.json: scene_name is other"),
+        (
+            rename_scene("../../escaped"),
+            "{root}/set/metadata/scene0.json: scene_name: '../../escaped' is not a plain name",
+        ),
+    ],
+)
+def test_evaluation_names_bad_data(root, damage, message):
+    damage(root)
+    before = sorted(root.rglob("*"))
+    assert message.format(root=root) in refusal(inference.main, evaluation_arguments(root))
+    assert sorted(root.rglob("*")) == before
+
+
+def test_an_evaluation_that_fails_late_leaves_no_summary(root):
+    for path in images(root, "scene1"):
+        path.unlink()
+    said = refusal(inference.main, evaluation_arguments(root, "training.batch_size_per_gpu=1"))
+    assert said.startswith("scene scene1, frame 0: image not found")
+    assert (root / "out" / "scene0" / "metrics.json").exists()
+    check_nothing_half_written(root / "out")
+
+
+def test_evaluation_goes_on_without_missing_scenes_where_allowed(root):
+    name_missing_scenes(root)
+    inference.main(evaluation_arguments(root, "inference.allow_missing=true"))
+    rows = list(csv.DictReader((root / "out" / "summary.csv").read_text().splitlines()))
+    assert [row["scene_name"] for row in rows] == ["scene0"]
+    assert sorted(path.name for path in (root / "out").iterdir() if path.is_dir()) == ["scene0"]
+
+
+def test_an_index_of_missing_scenes_alone_is_refused_even_so(root):
+    name_only_missing_scenes(root)
+    said = refusal(inference.main, evaluation_arguments(root, "inference.allow_missing=true"))
+    assert said == f"none of the scenes in {root}/index.json is in {root}/set/full_list.txt"
+    assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "count"),
+    [("training.num_input_views=3", 2), ("training.num_target_views=3", 2), ("training.num_views=8", 4)],
+)
+def test_view_counts_that_contradict_the_index_are_refused(root, override, count):
+    said = refusal(inference.main, evaluation_arguments(root, override))
+    assert (
+        said
+        == f"{override} contradicts {root}/index.json, where scene scene0 has {count}: leave it out, the index decides"
+    )
+    assert not (root / "out").exists()
+
+
+def test_view_counts_that_agree_with_the_index_are_accepted(root):
+    counts = ["training.num_input_views=2", "training.num_target_views=2", "training.num_views=4"]
+    inference.main(evaluation_arguments(root, *counts))
+    assert (root / "out" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "message"),
+    [
+        pytest.param(
+            None,
+            ["training.checkpoint_dir={root}/encoder_decoder"],
+            "These are weights of the encoder-decoder variant: set model.class_name or use its config",
+            id="other model",
+        ),
+        pytest.param(
+            None,
+            ["model.transformer.n_layer=3"],
+            "{root}/decoder_only/ckpt_0000000000000001.pt does not fit this model: ",
+            id="other size",
+        ),
+        pytest.param(
+            cut_weights,
+            [],
+            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            id="truncated",
+        ),
+        pytest.param(
+            None,
+            ["training.checkpoint_dir={root}/nothing"],
+            "no checkpoint at {root}/nothing (training.checkpoint_dir",
+            id="wrong path",
+        ),
+        pytest.param(
+            remove_weights,
+            [],
+            "no checkpoint (*.pt) in the folder {root}/decoder_only (training.checkpoint_dir)",
+            id="none",
+        ),
+        pytest.param(
+            scramble_weights,
+            [],
+            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            id="scrambled",
+        ),
+        pytest.param(spoil_weights, [], "scene scene0: the model renders NaN", id="not a number"),
+    ],
+)
+def test_evaluation_names_a_bad_checkpoint(root, damage, overrides, message):
+    if damage:
+        damage(root)
+    assert message.format(root=root) in refusal(inference.main, evaluation_arguments(root, *overrides))
+    assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        None,
+        store_bad_vgg("vgg16-397923af.pth", b"PK\x03\x04 half an archive"),
+        pytest.param(
+            store_bad_vgg("vgg16-397923af.pth", b""),
+            id="empty",
+        ),
+    ],
+    ids=["missing", "half", "empty"],
+)
+def test_evaluation_says_where_the_weights_of_lpips_go(root, damage):
+    if damage:
+        damage(root)
+    said = refusal(inference.main, evaluation_arguments(root, "inference.metrics=[psnr,lpips]"))
+    assert f"put it at {root}/torch/hub/checkpoints/vgg16-397923af.pth, or leave lpips out of inference.metrics" in said
+    assert not (root / "out").exists()
+
+
+def test_lpips_says_nothing_of_its_own(root):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        refusal(inference.main, evaluation_arguments(root, "inference.metrics=[lpips]"))
+    assert not [str(warning.message) for warning in caught if "torchvision" in warning.filename]
+
+
+def test_an_unknown_metric_is_named(root):
+    said = refusal(inference.main, evaluation_arguments(root, "inference.metrics=[psnr,fid]"))
+    assert said == "inference.metrics: 'fid' is unknown; known: psnr, ssim, lpips"
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    ("index", "processes", "message"),
+    [
+        (None, 1, r"no chunks (*.torch) in {root}/re10k/test: --base_path must hold the folders train and test"),
+        ("{", 1, "chunk index cannot be read: {root}/re10k/test/index.json"),
+        ("[]", 1, "{root}/re10k/test/index.json is not a chunk index"),
+        ('{"a": "../../a.torch"}', 1, "{root}/re10k/test/index.json: '../../a.torch' is not a plain name"),
+        ('{"a": 3}', 1, "{root}/re10k/test/index.json: 3 is not a plain name"),
+        (None, 0, "--num_processes is 0; at least 1 is needed"),
+    ],
+)
+def test_preprocessing_names_what_it_cannot_start_from(tmp_path, index, processes, message):
+    folder = tmp_path / "re10k" / "test"
+    if index is not None:
+        folder.mkdir(parents=True)
+        (folder / "index.json").write_text(index)
+    arguments = ["--base_path", folder.parent, "--output_dir", tmp_path / "out", "--mode", "test"]
+    arguments = [str(argument) for argument in [*arguments, "--num_processes", processes]]
+    assert message.format(root=tmp_path) in refusal(preprocess_data.main, arguments)
+    assert not (tmp_path / "out").exists()
+
+
+# As a person would run them
+
+
+def check_one_line(done):
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_training_from_the_other_model_ends_in_one_line(root):
+    overrides = [f"training.resume_ckpt={root}/encoder_decoder", "training.reset_training_state=true"]
+    done = run("train.py", *training_arguments(root, *overrides))
+    check_one_line(done)
+    assert "These are weights of the encoder-decoder variant" in done.stderr
+
+
+def test_evaluation_of_a_truncated_frame_ends_in_one_line(root):
+    cut_images(root)
+    done = run("inference.py", *evaluation_arguments(root, "training.num_workers=1"))
+    check_one_line(done)
+    assert "scene scene0, frame 0: image cannot be decoded" in done.stderr
+    check_nothing_half_written(root / "out")
+
+
+def test_training_on_truncated_frames_ends_in_one_line_after_its_own_words(root):
+    cut_images(root)
+    done = run("train.py", *training_arguments(root, "training.num_workers=1"))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert errors == done.stderr.splitlines()[-1:] and "image cannot be decoded" in errors[0]
+    check_nothing_half_written(root / "run")
