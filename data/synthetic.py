@@ -34,6 +34,7 @@ from data.synthetic_render import cast, render_faces
 from data.synthetic_room import Room, make_scene
 from utils.errors import InputError
 from utils.files import atomic_path, write_json
+from utils.parallel import exit_with_parent
 
 __all__ = [
     "Clip",
@@ -212,8 +213,13 @@ def _make_clips(specs: Sequence[ClipSpec], num_processes: int) -> Iterator[Clip]
         return
     # A forked child could hang on locks that threads of torch or OpenCV held, so children start afresh.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         yield from pool.map(make_clip, specs)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    exit_with_parent()
 
 
 def _write_split(folder: Path, specs: Sequence[ClipSpec], clips: Iterator[Clip], clips_per_chunk: int) -> None:
