@@ -10,6 +10,7 @@ code is then 1.
 import argparse
 import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +29,7 @@ from data.scene import Scene, check_cameras, read_scene, write_scene
 from data.transforms import IMAGE_ERRORS
 from setup import run_main
 from utils.errors import InputError
-from utils.files import errors_name, is_plain_name, write_json, write_text
+from utils.files import errors_name, is_plain_name, remove_stale, write_json, write_text
 from utils.parallel import exit_with_parent
 
 _SHOWN = 20
@@ -69,11 +70,11 @@ class Report:
         self.lost |= other.lost
 
 
-def process_chunk(path: Path, promised: list[str], out: Output) -> Report:
+def process_chunk(path: Path, promised: list[str] | None, out: Output) -> Report:
     """Write every clip of a chunk that is not complete yet; one bad clip or frame costs only itself.
 
     Args:
-        promised: the keys that the chunk should hold.
+        promised: the keys that the index gives this chunk; None without an index.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -87,24 +88,26 @@ def process_chunk(path: Path, promised: list[str], out: Output) -> Report:
     try:
         records = read_chunk(path)
     except InputError as error:
-        report.lost |= {f"clip {key}": str(error) for key in promised} or {f"chunk {path.name}": str(error)}
+        report.lost |= {f"clip {key}": str(error) for key in promised or []} or {f"chunk {path.name}": str(error)}
         return report
-    seen: set[str] = set()
+    left = None if promised is None else set(promised)
     for number, record in enumerate(records):
         try:
-            _process_record(record, f"{path.name}, clip {number}", out, report, seen)
+            _process_record(record, f"{path.name}, clip {number}", out, report, left)
         except InputError as error:
             report.lost[f"{path.name}, clip {number}"] = str(error)
-    absent = missing_keys(records, promised)
+    absent = missing_keys(records, promised or [])
     report.lost |= {f"clip {key}": f"{path.name} does not hold it, though index.json says so" for key in absent}
     return report
 
 
-def _process_record(record: object, where: str, out: Output, report: Report, seen: set[str]) -> None:
+def _process_record(record: object, where: str, out: Output, report: Report, left: set[str] | None) -> None:
+    """Write one clip; `left` holds the keys that the index gives this chunk and that have not come yet."""
     clip = parse_clip(record, where)
-    if clip.key in seen:
-        raise InputError(f"{where}: a second clip of the name {clip.key}")
-    seen.add(clip.key)
+    if left is not None and clip.key not in left:
+        raise InputError(f"{where}: clip {clip.key} comes twice, or index.json does not give it to this chunk")
+    if left is not None:
+        left.remove(clip.key)
     if out.is_complete(clip.key):
         _keep(clip.key, out, report)
     else:
@@ -171,8 +174,7 @@ def _as_png(data: bytes) -> bytes:
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files under a temporary name, then rename it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with errors_name(folder):
             temporary.mkdir(parents=True)
@@ -184,7 +186,7 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def preprocess(chunks: dict[Path, list[str]], out: Output, num_processes: int) -> Report:
+def preprocess(chunks: dict[Path, list[str] | None], out: Output, num_processes: int) -> Report:
     """Process all chunks in parallel, then write the scene list.
 
     Raises:
@@ -192,9 +194,11 @@ def preprocess(chunks: dict[Path, list[str]], out: Output, num_processes: int) -
         OSError: the disk is full or not writable; complete scenes stay, so that a later run goes on.
     """
     total = Report()
+    for folder in (out.root / "metadata", out.root / "images"):
+        remove_stale(folder)
     with (
         ProcessPoolExecutor(num_processes, initializer=exit_with_parent) as pool,
-        tqdm(total=sum(map(len, chunks.values())), desc="clips", unit="clip", disable=None) as bar,
+        tqdm(total=sum(len(keys or []) for keys in chunks.values()), desc="clips", unit="clip", disable=None) as bar,
     ):
         futures = [pool.submit(process_chunk, path, promised, out) for path, promised in chunks.items()]
         try:

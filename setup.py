@@ -9,7 +9,6 @@ import difflib
 import errno
 import logging
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -28,6 +26,7 @@ from data.dataset import DataConfig, check_pose_config
 from data.loader import LoaderConfig
 from model import ModelConfig, check_model_config
 from model.loss import LossConfig
+from utils.checkpoint import CheckpointConfig, check_checkpoint_config
 from utils.errors import InputError
 from utils.metrics import check_metric_names
 from utils.optim import OptimConfig, check_optim_config
@@ -36,7 +35,7 @@ log = logging.getLogger("lvsm")
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
-_POSITIVE = "batch_size_per_gpu grad_accum_steps checkpoint_every print_every vis_every wandb_log_every num_threads"
+_POSITIVE = "batch_size_per_gpu grad_accum_steps print_every vis_every wandb_log_every num_threads"
 _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
     ["num_workers", "grad_checkpoint_every", "seed"], 0
 )
@@ -45,7 +44,7 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig):
+class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, CheckpointConfig):
     """The `training` section: its parts' keys (see the base classes) and those of the run itself."""
 
     batch_size_per_gpu: int = 8
@@ -56,10 +55,10 @@ class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig):
     amp_dtype: str = "bf16"
     use_tf32: bool = True
     seed: int = 777
+    distributed_timeout_minutes: float = 10.0
+    max_unusable_share: float = 0.01
     num_threads: int = 8
     dataset_name: str = "data.dataset_scene.Dataset"
-    checkpoint_dir: str = "./experiments/checkpoints/LVSM_scene_decoder_only"
-    checkpoint_every: int = 2000
     resume_ckpt: str = ""
     reset_training_state: bool = False
     print_every: int = 20
@@ -240,6 +239,7 @@ def _check_values(config: Config) -> None:
     check_model_config(config.model)
     check_pose_config(training)
     check_optim_config(training)
+    check_checkpoint_config(training)
     check_metric_names(config.inference.metrics)
     for key, least in _AT_LEAST.items():
         if getattr(training, key) < least:
@@ -273,13 +273,6 @@ def _fail(message: str) -> None:
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

@@ -24,17 +24,22 @@ from tqdm import tqdm
 from data.dataset import Batch, TrainingDataset, ViewLoader
 from data.loader import TrainingLoader
 from model import LVSM, build_model
+from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published, published_state
-from setup import Config, TrainingConfig, autocast, load_config, run_main, seed_everything, set_threads_and_precision
-from utils.checkpoint import find_checkpoint, numbered_checkpoints, read_checkpoint, write_checkpoint
+from setup import Config, TrainingConfig, autocast, load_config, run_main, set_threads_and_precision
+from utils.checkpoint import CheckpointWriter, find_checkpoint, newest_readable, read_checkpoint
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import append_json_line, write_text
+from utils.interruption import Interruption
+from utils.journal import Journal, RunningMean
 from utils.media import save_grid
 from utils.optim import build_optimizer, clip_and_step, load_optimizer, lr_at
-from utils.tracking import RunningMean, Tracker, start_wandb
+from utils.provenance import provenance
+from utils.random_state import random_state, seed_everything, set_random_state
+from utils.tracking import Tracker, start_wandb
 
 log = logging.getLogger("lvsm")
 
@@ -46,6 +51,9 @@ class Trainer:
         model: the bare model, on the process's device; wrapped for data-parallel training here.
         loss: the loss, on the same device.
         loader: batches, from the position where training goes on.
+        journal: what the run says of itself.
+        interruption: tells when to stop early.
+        origin: what the checkpoints say of the run besides its state.
         step: updates done before.
     """
 
@@ -59,57 +67,79 @@ class Trainer:
         optimizer: torch.optim.AdamW,
         loader: TrainingLoader,
         tracker: Tracker,
+        journal: Journal,
+        interruption: Interruption,
+        origin: dict[str, Any],
         step: int = 0,
     ) -> None:
-        self.cfg, self.process, self.step = cfg, process, step
+        self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.loader, self.tracker = loader, tracker
+        self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
         self.folder = Path(cfg.checkpoint_dir)
+        self.writer = CheckpointWriter(cfg) if process.is_main else None
         self._parallel: nn.Module = model
         if process.world_size > 1:
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self._means, self._wandb_means = RunningMean(), RunningMean()
-        self._since, self._counted = time.perf_counter(), loader.position
+        self._wandb_means = RunningMean()
 
     def run(self) -> None:
-        """Train to the end, logging and saving on the way."""
+        """Train to the end, or to the update after which all ranks agree to stop; log and save on the way."""
         self.model.train()
         # None: silent unless a person is watching.
         silent = None if self.process.is_main else True
         with tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent) as bar:
-            self._since = time.perf_counter()
             while self.step < self.cfg.train_steps:
-                numbers = self.update()
-                self.step += 1
+                self.update()
                 bar.update()
-                self._log(numbers, bar)
-                if self._due(self.cfg.checkpoint_every):
+                self._log(bar)
+                stop = self.interruption.agreed()
+                if stop or self._due(self.cfg.checkpoint_every):
                     self.save()
+                if stop:
+                    log.warning("stopped after step %d; the same command goes on from there", self.step)
+                    break
+        if self.writer is not None:
+            self.writer.wait()
 
     def update(self) -> dict[str, Tensor]:
         """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
+        batches, waited = self._next_batches()
         parts = []
-        for micro_step in range(self.cfg.grad_accum_steps):
-            batch = next(self.loader).to(self.process.device)
-            with self._communicate(micro_step == self.cfg.grad_accum_steps - 1):
-                terms = self._forward(batch, show=micro_step == 0)
-                (terms["loss"] / self.cfg.grad_accum_steps).backward()
+        for number, batch in enumerate(batches):
+            with self._communicate(number == len(batches) - 1):
+                terms = self._forward(batch.to(self.process.device), show=number == 0)
+                (terms["loss"] / len(batches)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
         lr, details = lr_at(self.step, self.cfg), self._grad_norm_details()
         norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.cfg)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        return means | {"grad_norm": norm, "skipped": skipped.float()} | details
+        numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
+        self.step += 1
+        scenes = [scene for batch in batches for scene in batch.scenes]
+        failures = [failure for batch in batches for failure in batch.failures]
+        self.journal.add(self.step, numbers, scenes, failures, waited)
+        self._wandb_means.add(numbers)
+        return numbers
 
     def save(self) -> None:
-        """Write a checkpoint to the run folder (the main process does)."""
-        if self.process.is_main:
+        """Write a checkpoint to the run folder: every rank gives its random state, the main process writes."""
+        states = self.process.gather(random_state())
+        if self.writer is not None:
             state = {
                 "model": published_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "samples": self.loader.position,
+                "random_states": states,
+                **self.origin,
             }
-            log.info("saved %s", write_checkpoint(self.folder, self.step, state))
+            self.writer.save(self.step, state)
+
+    def _next_batches(self) -> tuple[list[Batch], float]:
+        """The batches of one update, and the seconds spent waiting for them."""
+        start = time.perf_counter()
+        batches = [next(self.loader) for _ in range(self.cfg.grad_accum_steps)]
+        return batches, time.perf_counter() - start
 
     def _communicate(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         """Forward and backward inside this all-reduce gradients only if `wanted`."""
@@ -123,8 +153,8 @@ class Trainer:
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
         if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
-            picture = self.folder / "visuals" / f"{self.step + 1:08d}.png"
-            save_grid(picture, [targets.images[0], renders[0]])
+            name = f"{self.step + 1:08d}_{batch.scenes[0]}.png"
+            save_grid(self.folder / "visuals" / name, [targets.images[0], renders[0]])
         return terms
 
     def _grad_norm_details(self) -> dict[str, Tensor]:
@@ -147,54 +177,85 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.cfg.train_steps
 
-    def _log(self, numbers: dict[str, Tensor], bar: tqdm) -> None:
+    def _log(self, bar: tqdm) -> None:
         """Averages since the last line go out when one is due; only then are they read from the device."""
-        self._means.add(numbers)
-        self._wandb_means.add(numbers)
         lr = {"lr": lr_at(self.step - 1, self.cfg)}
         if self._due(self.cfg.print_every):
-            line = self._means.read(self.process) | lr | {"images_per_second": self._images_per_second()}
+            line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
+            line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
             self.tracker.write(self.step, line)
-            text = " ".join(f"{name} {value:.4g}" for name, value in line.items())
-            bar.set_postfix_str(text)
+            bar.set_postfix_str(describe(line))
             if self.process.is_main and bar.disable:
-                log.info("step %d/%d %s", self.step, self.cfg.train_steps, text)
+                log.info("step %d/%d %s", self.step, self.cfg.train_steps, describe(line))
         if self._due(self.cfg.wandb_log_every):
             self.tracker.write_wandb(self.step, self._wandb_means.read(self.process) | lr)
 
-    def _images_per_second(self) -> float:
-        """Target images rendered a second by all ranks since the last call."""
-        now, position = time.perf_counter(), self.loader.position
-        images = (position - self._counted) * self.cfg.num_target_views
-        speed = images / (now - self._since)
-        self._since, self._counted = now, position
-        return speed
+
+def describe(line: dict[str, float]) -> str:
+    """A line of numbers for people."""
+    text = f"loss {line['loss']:.4g} psnr {line['psnr']:.2f} lr {line['lr']:.2e} grad {line['grad_norm']:.2g}"
+    text += f" {line['images_per_second']:.0f} images/s, data {line['data_wait']:.0%}"
+    if "mfu" in line:
+        text += f", mfu {line['mfu']:.0%}, {line['gpu_memory_gb']:.1f} GB"
+    if line["skipped"] or line["unusable"]:
+        text += f", {line['skipped']:.0f} skipped, {line['unusable']:.0f} unusable"
+    hours, minutes = divmod(round(line["seconds_left"] / 60), 60)
+    return f"{text}, {hours} h {minutes:02d} min left"
 
 
-def restore(cfg: TrainingConfig, model: LVSM, optimizer: torch.optim.AdamW) -> tuple[int, int]:
-    """Load what training goes on from; returns updates done and samples seen.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where training begins: updates done, samples seen."""
 
-    The run folder's newest checkpoint comes first, then `resume_ckpt` (with `reset_training_state`, its weights alone).
+    step: int = 0
+    samples: int = 0
+
+
+def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch.optim.AdamW) -> Start:
+    """Load what training goes on from.
+
+    The run folder's newest readable checkpoint comes first, then `resume_ckpt` (with `reset_training_state`, its
+    weights alone).
 
     Raises:
-        InputError: a checkpoint is unreadable, of another model, or holds no training state though one is needed.
+        InputError: checkpoints that are unreadable, of another model, or without training state though it is needed.
     """
-    own = numbered_checkpoints(Path(cfg.checkpoint_dir))
-    if own and cfg.reset_training_state:
+    own = process.broadcast(newest_readable(Path(cfg.checkpoint_dir)) if process.is_main else None)
+    if own is None and not cfg.resume_ckpt:
+        return Start()
+    if own is not None and cfg.reset_training_state:
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
-    if not own and not cfg.resume_ckpt:
-        return 0, 0
-    path = own[-1] if own else find_checkpoint(Path(cfg.resume_ckpt), "training.resume_ckpt")
+    path = own or find_checkpoint(Path(cfg.resume_ckpt), "training.resume_ckpt")
     state = read_checkpoint(path)
     load_published(model, state["model"], path)
-    if not own and cfg.reset_training_state:
+    if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
-        return 0, 0
+        return Start()
     if not {"optimizer", "step", "samples"} <= state.keys():
         raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
     load_optimizer(optimizer, state["optimizer"], path)
-    log.info("going on from %s", path)
-    return state["step"], state["samples"]
+    restore_random_state(state, process)
+    if process.is_main:
+        say_where(cfg, process, state, path)
+    return Start(state["step"], state["samples"])
+
+
+def restore_random_state(state: dict[str, Any], process: Process) -> None:
+    """Give this rank its generators back, if the checkpoint was written by as many ranks."""
+    states = state.get("random_states", [])
+    if len(states) == process.world_size:
+        set_random_state(states[process.rank])
+
+
+def say_where(cfg: TrainingConfig, process: Process, state: dict[str, Any], path: Path) -> None:
+    """Log what goes on, and whether the samples of an update are as many as they were."""
+    log.info("going on from %s: %d updates, %d samples", path, state["step"], state["samples"])
+    before = state["samples"] / max(1, state["step"])
+    now = cfg.batch_size_per_gpu * process.world_size * cfg.grad_accum_steps
+    if state["step"] and before != now:
+        log.warning(
+            "the batch was %g scenes on average and is %d now: going on at sample %d", before, now, state["samples"]
+        )
 
 
 def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
@@ -205,13 +266,13 @@ def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
     return build_loss(cfg).to(process.device)
 
 
-def prepare_folder(config: Config, process: Process) -> Tracker:
-    """Record the configuration in the run folder and open the places where numbers go."""
+def prepare_folder(config: Config, process: Process, origin: dict[str, Any]) -> Tracker:
+    """Record the start in the run folder and open the places where numbers go."""
     cfg, wandb_run = config.training, None
     folder = Path(cfg.checkpoint_dir)
     if process.is_main:
-        resolved = OmegaConf.structured(config)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(resolved))
+        write_text(folder / "config.yaml", origin["config"])
+        append_json_line(folder / "starts.jsonl", {"processes": process.world_size, **origin["provenance"]})
         wandb_run = start_wandb(
             project=cfg.wandb_project,
             name=cfg.wandb_exp_name,
@@ -230,18 +291,40 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     """
     cfg, tokenizer = config.training, config.model.image_tokenizer
     _check_training(cfg)
+    interruption = Interruption(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.seed + process.rank)
     dataset = TrainingDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), cfg.seed)
     loss = prepare_loss(cfg, process)
     model = build_model(config.model, cfg.grad_checkpoint_every).to(process.device)
     optimizer = build_optimizer(model, cfg)
-    step, samples = restore(cfg, model, optimizer)
-    loader = TrainingLoader(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, samples)
-    tracker = prepare_folder(config, process)
+    start = restore(cfg, process, model, optimizer)
+    origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "provenance": provenance()}
+    tracker = prepare_folder(config, process, origin)
     if process.is_main:
         _say(cfg, process, model, len(dataset.scenes))
-    return Trainer(cfg, process, model=model, loss=loss, optimizer=optimizer, loader=loader, tracker=tracker, step=step)
+    return Trainer(
+        cfg,
+        process,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        loader=TrainingLoader(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, start.samples),
+        tracker=tracker,
+        journal=build_journal(config, process, start),
+        interruption=interruption,
+        origin=origin,
+        step=start.step,
+    )
+
+
+def build_journal(config: Config, process: Process, start: Start) -> Journal:
+    """The run's journal, with the arithmetic of a square sample."""
+    cfg, tokenizer = config.training, config.model.image_tokenizer
+    tokens = (tokenizer.image_size // tokenizer.patch_size) ** 2
+    flops = training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens)
+    peak, folder = peak_flops(process.device), Path(cfg.checkpoint_dir)
+    return Journal(folder, process, start.samples, flops, peak, cfg.max_unusable_share)
 
 
 def _check_training(cfg: TrainingConfig) -> None:
@@ -272,7 +355,7 @@ def _say(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) ->
 def main(argv: Sequence[str]) -> None:
     """Build and run."""
     config, _ = load_config(argv)
-    with process_group() as process:
+    with process_group(config.training.distributed_timeout_minutes) as process:
         trainer = build_trainer(config, process)
         try:
             trainer.run()

@@ -1,5 +1,6 @@
 """Samples: chosen frames of a scene as normalised views."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from utils.errors import InputError
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 # Windows drawn from a clip with lost frames before it gives its place to another.
 _WINDOW_TRIES = 20
+# Unreadable scenes in a row before a sample gives up: then it is not the scenes that are at fault.
+_SCENE_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,14 @@ class Batch:
         targets: positions [b, t] of the target views among `views`; the inputs are the first ones.
         scenes: scene names, one a scene.
         frames: frame numbers [b, v] within the clips.
+        failures: what was unusable and gave its place to another scene, a line each.
     """
 
     views: Views
     targets: Int[Tensor, "*b t"]
     scenes: list[str]
     frames: Int[Tensor, "*b v"]
+    failures: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
         """Move to a device without waiting, images turned to float in [0, 1] there."""
@@ -120,6 +125,7 @@ def collate(samples: list[Batch]) -> Batch:
         torch.stack([sample.targets for sample in samples]),
         [name for sample in samples for name in sample.scenes],
         torch.stack([sample.frames for sample in samples]),
+        [failure for sample in samples for failure in sample.failures],
     )
 
 
@@ -184,21 +190,26 @@ class TrainingDataset(Dataset[Batch]):
         self.scenes = read_scene_list(Path(load.cfg.dataset_path))
 
     def __getitem__(self, number: int) -> Batch:
-        """Sample `number`; a scene that is too short, or lost too many frames, gives its place to another.
+        """Sample `number`; a scene that is too short or unreadable gives its place to another, always the same.
 
         Raises:
-            InputError: no scene of the list is long enough, or a scene or frame is unreadable.
+            InputError: no scene of the list is long enough, or `_SCENE_TRIES` scenes in a row are unreadable.
         """
         epoch, position = divmod(number, len(self.scenes))
         rng = np.random.default_rng([self.seed, 1, number])
-        sample = self._sample(int(_epoch_order(self.seed, epoch, len(self.scenes))[position]), rng)
-        if sample is not None:
-            return sample
-        for index in rng.permutation(len(self.scenes)):
-            sample = self._sample(int(index), rng)
+        first = int(_epoch_order(self.seed, epoch, len(self.scenes))[position])
+        failures: list[str] = []
+        for index in _first_then_others(first, len(self.scenes), rng):
+            try:
+                sample = self._sample(index, rng)
+            except InputError as error:
+                failures.append(str(error))
+                if len(failures) == _SCENE_TRIES:
+                    raise InputError(f"{_SCENE_TRIES} scenes in a row are unusable, the last: {error}") from None
+                continue
             if sample is not None:
-                return sample
-        raise InputError(self._all_too_short())
+                return replace(sample, failures=failures)
+        raise InputError(failures[-1] if failures else self._all_too_short())
 
     def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
         cfg, scene = self.load.cfg, read_scene(self.scenes[index])
@@ -219,6 +230,12 @@ class TrainingDataset(Dataset[Batch]):
             f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and "
             f"training.num_views={cfg.num_views} ask for"
         )
+
+
+def _first_then_others(first: int, count: int, rng: np.random.Generator) -> Iterator[int]:
+    """`first`, then all others in a random order that is drawn only if it is asked for."""
+    yield first
+    yield from (int(other) for other in rng.permutation(count) if other != first)
 
 
 @lru_cache(maxsize=2)

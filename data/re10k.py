@@ -36,22 +36,24 @@ class Clip:
         return matrices
 
 
-def chunk_files(folder: Path) -> dict[Path, list[str]]:
-    """The chunks of a split, in order, each with the keys that `index.json` promises (none without an index).
+def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The chunks of a split, in order, each with the keys that `index.json` gives it; None without an index.
 
     Raises:
         InputError: the folder holds no chunk, or its index is not an index.
     """
-    chunks: dict[Path, list[str]] = {path: [] for path in sorted(folder.glob("*.torch"))}
-    index_path = folder / "index.json"
-    index = read_json(index_path, "chunk index") if index_path.exists() else {}
+    files, index_path = sorted(folder.glob("*.torch")), folder / "index.json"
+    if not files and not index_path.exists():
+        raise InputError(f"no chunks (*.torch) in {folder}: --base_path must hold the folders train and test")
+    if not index_path.exists():
+        return dict.fromkeys(files)
+    index = read_json(index_path, "chunk index")
     if not isinstance(index, dict):
         raise InputError(f"{index_path} is not a chunk index: no object at the top")
+    chunks: dict[Path, list[str]] = {path: [] for path in files}
     for key, name in index.items():
         chunks.setdefault(folder / check_plain_name(name, str(index_path)), []).append(key)
-    if not chunks:
-        raise InputError(f"no chunks (*.torch) in {folder}: --base_path must hold the folders train and test")
-    return chunks
+    return dict(chunks)
 
 
 def read_chunk(path: Path) -> list[Any]:

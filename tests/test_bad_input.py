@@ -1,6 +1,7 @@
 """Bad input on the command lines: one line that names the culprit, and nothing half written."""
 
 import csv
+import hashlib
 import json
 import shutil
 import struct
@@ -15,7 +16,7 @@ import torch
 import inference
 import preprocess_data
 import train
-from model import build_model
+from model import build_model, perceptual
 from model.weights import published_state
 from setup import load_config
 from tests.helpers import ROOT, run, small_overrides, write_toy_set
@@ -414,6 +415,21 @@ def test_training_says_where_network_weights_go(root, damage, overrides, message
 def test_training_names_a_value_that_cannot_be(root, override, message):
     assert message in refusal(train.main, training_arguments(root, override))
     assert not (root / "run").exists()
+
+
+def test_two_machines_may_fetch_vgg19_to_one_place(tmp_path, monkeypatch):
+    path, fetching = tmp_path / "shared" / "vgg.mat", []
+
+    def download_while_another_does(_url, temporary, **_options):
+        Path(temporary).write_bytes(b"whole")
+        fetching.append(temporary)
+        if len(fetching) == 1:
+            perceptual.fetch_vgg19(path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download_while_another_does)
+    monkeypatch.setattr(perceptual, "VGG19_MD5", hashlib.md5(b"whole").hexdigest())
+    perceptual.fetch_vgg19(path)
+    assert path.read_bytes() == b"whole" and len(fetching) == 2
 
 
 # Evaluation

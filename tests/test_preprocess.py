@@ -330,6 +330,11 @@ def test_the_second_clip_of_a_name_is_lost_and_named(tmp_path):
     assert list(lost) == ["000000.torch, clip 1"]
 
 
+def test_a_clip_of_the_same_name_in_another_chunk_is_lost_and_named(tmp_path):
+    lost = preprocess_with_losses(write_chunks(tmp_path, [make_clip("a", 2)], [make_clip("a", 3)]), tmp_path / "out")
+    assert len(lost) == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -467,6 +472,14 @@ def test_what_a_killed_worker_leaves_is_cleared_by_the_next_run(tmp_path, monkey
         pytest.fail("the worker was to be killed between writing and moving")
     preprocess(base, out)
     assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_temporary_file_is_no_scene(tmp_path):
+    base, out = two_chunks(tmp_path), tmp_path / "out"
+    (out / "train" / "metadata").mkdir(parents=True)
+    (out / "train" / "metadata" / ".gone.tmp.json").write_text("{")
+    preprocess(base, out)
+    assert names_in(out) == list("abcdef")
 
 
 def test_workers_end_with_the_run_that_started_them(tmp_path):

@@ -81,7 +81,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_scene_files(out / record.folder)
         if record.has_video:
             write_video(out / record.folder / "rendered_video.mp4")
-    averages = {"psnr": 34.5, "ssim": 0.65, "lpips": 0.25, "psnr_nearest_input": 12.0}
+    averages = {"psnr": 34.5, "ssim": 0.65, "lpips": 0.25, "custom": 12.0}
     return write_report(out, title="A run", averages=averages, provenance={"step": 100}, scenes=records)
 
 
@@ -161,7 +161,7 @@ def test_pictures_and_figures_show_from_disk_and_from_a_server(browser, report, 
         "0.250",
         "12",
     ]
-    assert "psnr_nearest_input" in find(browser, "#averages").text
+    assert "custom" in find(browser, "#averages").text
     assert len(browser.find_elements(By.CSS_SELECTOR, ".histogram svg[role=img][aria-label]")) == 3
     assert len(names(browser)) == PAGE_SIZE
     browser.execute_script("document.querySelector('.scene').scrollIntoView()")

@@ -1,17 +1,49 @@
 """Checkpoint files: which one is meant, reading without executing anything, writing whole or not at all."""
 
+import logging
 import re
+import threading
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import atomic_path, remove_stale
+
+log = logging.getLogger("lvsm")
 
 _NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
+FULL_DISK_ACTIONS = ("stop", "continue")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where and how often to save; part of the `training` section of a configuration file.
+
+    `keep_last` checkpoints stay (0: all of them), and beside them those of every `keep_every`-th step (0: none).
+    `save_in_background` lets training go on while the file is written. `on_full_disk` says whether a checkpoint that
+    cannot be written stops the run or only costs that checkpoint.
+    """
+
+    checkpoint_dir: str = "./experiments/checkpoints/LVSM_scene_decoder_only"
+    checkpoint_every: int = 2000
+    keep_last: int = 0
+    keep_every: int = 0
+    save_in_background: bool = False
+    on_full_disk: str = "stop"
+
+
+def check_checkpoint_config(cfg: CheckpointConfig) -> None:
+    """Raises InputError, naming the key, for values that cannot be."""
+    if cfg.on_full_disk not in FULL_DISK_ACTIONS:
+        raise InputError(f"training.on_full_disk is {cfg.on_full_disk!r}; known: {', '.join(FULL_DISK_ACTIONS)}")
+    for key, least in (("checkpoint_every", 1), ("keep_last", 0), ("keep_every", 0)):
+        if getattr(cfg, key) < least:
+            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be at least {least}")
 
 
 def checkpoint_name(step: int) -> str:
@@ -19,10 +51,17 @@ def checkpoint_name(step: int) -> str:
     return f"ckpt_{step:016}.pt"
 
 
+def checkpoint_step(path: Path) -> int:
+    """The number of updates in a checkpoint's name."""
+    match = _NUMBERED.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not a numbered checkpoint")
+    return int(match[1])
+
+
 def numbered_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    numbered = [(match, path) for path in folder.glob("ckpt_*.pt") if (match := _NUMBERED.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered, key=lambda pair: int(pair[0][1]))]
+    return sorted((path for path in folder.glob("ckpt_*.pt") if _NUMBERED.fullmatch(path.name)), key=checkpoint_step)
 
 
 def find_checkpoint(path: Path, key: str) -> Path:
@@ -45,6 +84,28 @@ def find_checkpoint(path: Path, key: str) -> Path:
         names = ", ".join(file.name for file in found)
         raise InputError(f"several checkpoints in {path} ({names}): name one as {key}")
     return found[-1]
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder that can be read; None if the folder holds none at all.
+
+    Raises:
+        InputError: there are checkpoints and none can be read. Starting over would lose the run.
+    """
+    found = numbered_checkpoints(folder)
+    for path in reversed(found):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            log.error("SKIPPED %s; taking the checkpoint before it", error)
+        else:
+            return path
+    if found:
+        raise InputError(
+            f"none of the {len(found)} checkpoints in {folder} can be read: "
+            "bring one back, or move them away to start over"
+        )
+    return None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -74,5 +135,80 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """
     path = folder / checkpoint_name(step)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file)
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # torch hides the system's reason behind an error of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     return path
+
+
+class CheckpointWriter:
+    """Saves to a run folder as configured, in the background if asked to, and removes what need not be kept.
+
+    One process of a run has one; what an earlier one left half written is removed at the start.
+    """
+
+    def __init__(self, cfg: CheckpointConfig) -> None:
+        self.cfg, self.folder = cfg, Path(cfg.checkpoint_dir)
+        remove_stale(self.folder)
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, or start to; the state may change as soon as this returns.
+
+        Raises:
+            OSError: this or the last background save failed, and `on_full_disk` says to stop.
+        """
+        self.wait()
+        if not self.cfg.save_in_background:
+            self._write(step, state)
+            self._raise_error()
+            return
+        self._thread = threading.Thread(target=self._write, args=(step, _copy_to_cpu(state)))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for a background save.
+
+        Raises:
+            OSError: it failed, and `on_full_disk` says to stop.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise_error()
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        try:
+            log.info("saved %s", write_checkpoint(self.folder, step, state))
+            self._prune()
+        except OSError as error:
+            log.error("CHECKPOINT OF STEP %d NOT SAVED: %s; earlier ones are kept", step, error)
+            self._error = error if self.cfg.on_full_disk == "stop" else None
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _prune(self) -> None:
+        if not self.cfg.keep_last:
+            return
+        for path in numbered_checkpoints(self.folder)[: -self.cfg.keep_last]:
+            if not self.cfg.keep_every or checkpoint_step(path) % self.cfg.keep_every:
+                path.unlink()
+
+
+def _copy_to_cpu(value: Any) -> Any:
+    """The same nested state with every tensor copied to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy_to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy_to_cpu(item) for item in value)
+    return value

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_TIMEOUT = timedelta(minutes=30)
-
 
 @dataclass(frozen=True)
 class Process:
@@ -56,10 +54,11 @@ class Process:
 
 
 @contextmanager
-def process_group() -> Iterator[Process]:
+def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one.
 
-    Inside another `process_group()` it is that one.
+    Inside another `process_group()` it is that one. A collective that waits longer than `timeout_minutes` for a rank
+    ends the process, so that a lost rank does not leave the others hanging.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -73,7 +72,9 @@ def process_group() -> Iterator[Process]:
     if joins:
         # Naming the device binds NCCL to it; gloo takes none.
         bound = device if device.type == "cuda" else None
-        dist.init_process_group("nccl" if bound else "gloo", timeout=_TIMEOUT, device_id=bound)
+        dist.init_process_group(
+            "nccl" if bound else "gloo", timeout=timedelta(minutes=timeout_minutes), device_id=bound
+        )
     try:
         yield Process(dist.get_rank(), local_rank, world_size, device)
     finally:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +23,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: whatever the file system refuses (no space, no permission), after the temporary is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, since libraries choose the file format by it; the name is fixed, so that what a killed
-    # process left is overwritten by the next.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    # The suffix stays last, since libraries choose the file format by it; two writers do not meet.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         with errors_name(path):
             yield temporary
@@ -45,6 +46,12 @@ def errors_name(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what processes that were killed while writing left in `folder`; nobody may be writing there now."""
+    for path in folder.glob(".*.tmp*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:
@@ -54,6 +61,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON (NaN is refused) atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add one line to a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -10,36 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.files import write_text
 
 log = logging.getLogger("lvsm")
-
-
-class RunningMean:
-    """Averages device values over steps and ranks, reading them only when asked to."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Remember one step's values, without waiting for them."""
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach().float())
-
-    def read(self, process: Process) -> dict[str, float]:
-        """The averages since the last reading, the same on every rank; waits for the device."""
-        if not self._values:
-            return {}
-        means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
-        numbers = dict(zip(self._values, process.mean(means).tolist(), strict=True))
-        self._values = {}
-        return numbers
 
 
 class Tracker:

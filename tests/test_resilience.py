@@ -1,0 +1,411 @@
+"""Runs that are killed, interrupted, or fed with what they cannot use."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from setup import load_config
+from tests.helpers import ROOT, run, write_toy_set
+from tests.test_train import build, command, largest_difference, weights
+from utils import checkpoint
+from utils.checkpoint import (
+    CheckpointConfig,
+    CheckpointWriter,
+    checkpoint_name,
+    newest_readable,
+    numbered_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+from utils.distributed import process_group
+from utils.errors import InputError
+from utils.random_state import random_state, seed_everything, set_random_state
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_toy_set(tmp_path / "scenes")
+
+
+@pytest.fixture
+def signals():
+    """Handlers that the code under test installs do not outlive the test."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def long_command(scenes, folder, *more):
+    saving = ["training.checkpoint_every=2", "training.keep_last=3", f"training.train_steps={STEPS}"]
+    return command(scenes, folder, *saving, *more)
+
+
+def undisturbed(scenes, tmp_path):
+    train.main(long_command(scenes, tmp_path / "undisturbed"))
+    return weights(tmp_path / "undisturbed", STEPS)
+
+
+# A process that strikes itself dead at a chosen moment, counted in calls of what may be cut short.
+ASSASSIN = """
+import os, random, signal, sys
+sys.path.insert(0, {root!r})
+import torch, train, utils.files, utils.checkpoint
+rng = random.Random({seed})
+left = rng.randint(1, 40)
+
+def strike(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def deadly(owner, name, before):
+    original = getattr(owner, name)
+    def replaced(*args, **kwargs):
+        strike() if before else None
+        result = original(*args, **kwargs)
+        None if before else strike()
+        return result
+    setattr(owner, name, replaced)
+
+save = torch.save
+def half_saved(state, file):
+    if rng.random() < 0.3:
+        file.write(b"half of a file")
+        strike()
+        file.seek(0)
+        file.truncate()
+    save(state, file)
+torch.save = half_saved
+deadly(os, "fsync", before=True)
+deadly(train.Trainer, "update", before=True)
+deadly(train.Trainer, "update", before=False)
+deadly(utils.checkpoint, "atomic_path", before=False)
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("LVSM_KILLED_RUNS", 1))))
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp_path, number):
+    expected, folder = undisturbed(scenes, tmp_path), tmp_path / "killed"
+    kills = 0
+    for seed in range(40):
+        script = ASSASSIN.format(root=str(ROOT), seed=1000 * number + seed)
+        arguments = long_command(scenes, folder, f"training.num_workers={seed % 2}")
+        done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+    assert kills >= 1 and done.returncode == 0
+    assert largest_difference(weights(folder, STEPS), expected) == 0
+    assert not list(folder.glob(".*"))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def start(scenes, folder, *more, processes=1, launcher=()):
+    # Slow enough that a signal arrives in the middle.
+    slow = "import time, train; u = train.Trainer.update; train.Trainer.update = lambda s: (time.sleep(0.3), u(s))[1]"
+    script = folder.parent / "slow_train.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{slow}\nfrom setup import run_main\nrun_main(train.main)\n"
+    )
+    prefix = [sys.executable]
+    if processes > 1:
+        prefix += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *launcher]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [*prefix, str(script), *long_command(scenes, folder, *more)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_run_cleanly_and_it_goes_on(scenes, tmp_path, number):
+    folder = tmp_path / "run"
+    process = start(scenes, folder, "training.checkpoint_every=100")
+    wait_for((folder / "metrics.jsonl").exists)
+    wait_for(lambda: (folder / "metrics.jsonl").read_text())
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command goes on from there" in said
+    (saved,) = numbered_checkpoints(folder)
+    assert 0 < read_checkpoint(saved)["step"] < STEPS
+    train.main(long_command(scenes, folder))
+    assert largest_difference(weights(folder, STEPS), undisturbed(scenes, tmp_path)) == 0
+
+
+def two_process_result(scenes, tmp_path):
+    result = run("train.py", *long_command(scenes, tmp_path / "two"), processes=2)
+    assert result.returncode == 0, result.stderr
+    return weights(tmp_path / "two", STEPS)
+
+
+def workers(process):
+    """The process ids of torchrun's workers."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    commands = {pid: open(f"/proc/{pid}/cmdline").read() for pid in children}  # noqa: PTH123, SIM115
+    return [int(pid) for pid, line in commands.items() if "slow_train" in line]
+
+
+def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
+    expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
+    process = start(scenes, folder, processes=2, launcher=["--max-restarts", "2"])
+    wait_for(lambda: numbered_checkpoints(folder))
+    os.kill(random.Random(0).choice(workers(process)), signal.SIGKILL)
+    wait_for(lambda: len((folder / "starts.jsonl").read_text().splitlines()) == 2)
+    done = len(numbered_checkpoints(folder))
+    wait_for(lambda: len((folder / "metrics.jsonl").read_text().splitlines()) > 2 * done + 1)
+    # A scheduler tells one process alone; both agree.
+    wait_for(lambda: len(workers(process)) == 2)
+    os.kill(workers(process)[1], signal.SIGUSR1)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    newest = numbered_checkpoints(folder)[-1]
+    assert read_checkpoint(newest)["step"] < STEPS and len(read_checkpoint(newest)["random_states"]) == 2
+    result = run("train.py", *long_command(scenes, folder), processes=2)
+    assert result.returncode == 0, result.stderr
+    assert largest_difference(weights(folder, STEPS), expected) == 0
+
+
+NAN_ON_RANK_1 = """
+import os, sys
+sys.path.insert(0, {root!r})
+import train
+from setup import run_main
+forward = train.Trainer._forward
+def spoiled(self, batch, show):
+    terms = forward(self, batch, show)
+    if self.step == 1 and os.environ["RANK"] == "1":
+        terms["loss"] = terms["loss"] * float("nan")
+    return terms
+train.Trainer._forward = spoiled
+run = train.Trainer.run
+def checked(self):
+    run(self)
+    weights = [p.detach().sum().item() for p in self.model.parameters()]
+    assert all(share == weights for share in self.process.gather(weights))
+train.Trainer.run = checked
+run_main(train.main)
+"""
+
+
+def test_a_nan_on_one_rank_is_skipped_by_all_and_written_down(scenes, tmp_path):
+    script = tmp_path / "nan.py"
+    script.write_text(NAN_ON_RANK_1.format(root=str(ROOT)))
+    result = run(script, *command(scenes, tmp_path / "run", "training.train_steps=4"), processes=2)
+    assert result.returncode == 0, result.stderr
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    update = json.loads(line)
+    assert update["step"] == 2 and [batch["rank"] for batch in update["batches"]] == [0, 1]
+    assert update["batches"][1]["loss"] == "nan" and float(update["batches"][0]["loss"]) > 0
+    assert all(len(batch["scenes"]) == 2 and batch["scenes"][0].startswith("scene") for batch in update["batches"])
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [numbers["skipped"] for numbers in lines] == [0, 1, 1, 1]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", 4).values())
+
+
+COUNT = """
+import sys
+sys.path.insert(0, {root!r})
+import torch, train
+from setup import run_main
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+calls = []
+build = train.build_trainer
+def counted(config, process):
+    trainer = build(config, process)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    def hook(state, bucket):
+        calls.append(bucket.buffer().numel())
+        return allreduce_hook(state, bucket)
+    trainer._parallel.register_comm_hook(None, hook)
+    trainer.parameters = parameters
+    return trainer
+train.build_trainer = counted
+run = train.Trainer.run
+def checked(self):
+    run(self)
+    assert sum(calls) == self.parameters * self.cfg.train_steps, (sum(calls), self.parameters)
+train.Trainer.run = checked
+run_main(train.main)
+"""
+
+
+def test_accumulation_communicates_gradients_once_an_update(scenes, tmp_path):
+    script = tmp_path / "count.py"
+    script.write_text(COUNT.format(root=str(ROOT)))
+    result = run(script, *command(scenes, tmp_path / "run", "training.grad_accum_steps=4"), processes=2)
+    assert result.returncode == 0, result.stderr
+
+
+def test_another_batch_goes_on_at_the_same_sample_and_says_so(scenes, tmp_path, caplog):
+    train.main(command(scenes, tmp_path / "run"))
+    with caplog.at_level("WARNING", "lvsm"):
+        train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.batch_size_per_gpu=3"))
+    assert "the batch was 2 scenes on average and is 3 now: going on at sample 4" in caplog.text
+    assert read_checkpoint(tmp_path / "run" / checkpoint_name(3))["samples"] == 7
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_taken(scenes, tmp_path, caplog):
+    folder = tmp_path / "run"
+    train.main(command(scenes, folder, "training.checkpoint_every=1"))
+    whole = (folder / checkpoint_name(2)).read_bytes()
+    (folder / checkpoint_name(2)).write_bytes(whole[: len(whole) // 2])
+    assert newest_readable(folder) == folder / checkpoint_name(1)
+    assert "SKIPPED checkpoint cannot be read" in caplog.text and checkpoint_name(2) in caplog.text
+    (folder / checkpoint_name(1)).write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 2 checkpoints .* can be read"):
+        train.main(command(scenes, folder))
+    assert newest_readable(tmp_path / "empty") is None
+
+
+def test_old_checkpoints_go_and_every_nth_stays(tmp_path):
+    writer = CheckpointWriter(CheckpointConfig(str(tmp_path), keep_last=2, keep_every=4))
+    for step in range(1, 11):
+        writer.save(step, {"model": {}})
+    assert [checkpoint.checkpoint_step(p) for p in numbered_checkpoints(tmp_path)] == [4, 8, 9, 10]
+
+
+def test_a_background_save_holds_the_state_of_its_moment(tmp_path):
+    writer = CheckpointWriter(CheckpointConfig(str(tmp_path), save_in_background=True))
+    value = torch.zeros(1000)
+    writer.save(1, {"model": {"a": value}, "optimizer": {"state": [value]}})
+    value += 1
+    writer.wait()
+    state = read_checkpoint(tmp_path / checkpoint_name(1))
+    assert not state["model"]["a"].any() and not state["optimizer"]["state"][0].any()
+
+
+def test_saving_in_the_background_changes_nothing(scenes, tmp_path):
+    train.main(long_command(scenes, tmp_path / "run", "training.save_in_background=true"))
+    assert largest_difference(weights(tmp_path / "run", STEPS), undisturbed(scenes, tmp_path)) == 0
+
+
+def full_disk(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    return folder
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_stops_the_run_or_costs_a_checkpoint(tmp_path, background, caplog):
+    folder = full_disk(tmp_path)
+    try:
+        large, small = {"model": {"a": torch.zeros(100_000)}}, {"model": {"a": torch.zeros(10)}}
+        for action in ("stop", "continue"):
+            cfg = CheckpointConfig(str(folder), save_in_background=background, on_full_disk=action)
+            writer = CheckpointWriter(cfg)
+            writer.save(1, small)
+            if action == "stop":
+                with pytest.raises(OSError, match="No space left on device.*ckpt_0000000000000002.pt"):
+                    writer.save(2, large)
+                    writer.wait()
+            else:
+                writer.save(2, large)
+                writer.wait()
+            assert "CHECKPOINT OF STEP 2 NOT SAVED" in caplog.text
+            assert [p.name for p in folder.iterdir()] == [checkpoint_name(1)]
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_random_states_come_back(tmp_path):
+    seed_everything(5)
+    write_checkpoint(tmp_path, 1, {"model": {}, "random_states": [random_state()]})
+    drawn = [random.random(), np.random.rand(), torch.rand(1).item()]
+    seed_everything(6)
+    set_random_state(read_checkpoint(tmp_path / checkpoint_name(1))["random_states"][0])
+    assert [random.random(), np.random.rand(), torch.rand(1).item()] == drawn
+
+
+def spoil(scenes, share):
+    """Truncate frames of the first scenes."""
+    images = scenes.parent / "images"
+    for folder in sorted(images.iterdir())[:share]:
+        for image in folder.iterdir():
+            image.write_bytes(image.read_bytes()[:300])
+
+
+def test_unusable_scenes_are_replaced_counted_and_named(tmp_path, signals):
+    scenes = write_toy_set(tmp_path / "scenes", scenes=4)
+    spoil(scenes, 1)
+    folder = tmp_path / "run"
+    train.main(command(scenes, folder, "training.train_steps=4"))
+    named = (folder / "unusable.txt").read_text().splitlines()
+    assert len(named) == 2 and all(line.startswith("scene scene0, frame ") for line in named)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["unusable"] == 2
+    again = train.build_trainer(load_config(command(scenes, tmp_path / "again"))[0], process_alone())
+    assert "scene0" not in [scene for _ in range(4) for scene in next(again.loader).scenes]
+
+
+def process_alone():
+    with process_group() as process:
+        return process
+
+
+def test_too_many_unusable_scenes_stop_the_run(tmp_path, signals):
+    scenes = write_toy_set(tmp_path / "scenes", scenes=2)
+    spoil(scenes, 1)
+    options = ["training.train_steps=30", "training.max_unusable_share=0.005"]
+    with pytest.raises(
+        InputError, match=r"6 of \d+ samples were unusable, more than training.max_unusable_share=0.005"
+    ):
+        train.main(command(scenes, tmp_path / "run", *options))
+    assert len((tmp_path / "run" / "unusable.txt").read_text().splitlines()) == 6
+
+
+def test_nothing_usable_is_an_error(tmp_path, signals):
+    scenes = write_toy_set(tmp_path / "scenes", scenes=12)
+    spoil(scenes, 12)
+    with pytest.raises(InputError, match="10 scenes in a row are unusable, the last: scene scene"):
+        train.main(command(scenes, tmp_path / "run"))
+
+
+def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
+    trainer = build(scenes, tmp_path)
+    trainer.journal._peak = None
+    for _ in range(3):
+        trainer.update()
+    line = trainer.journal.line(trainer.loader.position, steps_left=30)
+    assert 0 < line["data_wait"] < 1 and line["samples_per_second"] > 0 and line["seconds_left"] > 0
+    assert line["skipped"] == line["unusable"] == 0
+    # 267 TFLOP for 8 scenes, counted by hand for the published decoder-only model: 2 inputs, 6 targets of 1024 tokens.
+    from model import ModelConfig
+    from model.flops import training_flops
+
+    products = 3 * 2 * 24 * 12 * 768**2 * 3072 * 48
+    attention = 3.5 * 24 * 4 * 3072**2 * 768 * 48
+    assert 8 * training_flops(ModelConfig(), 2, 6, 1024) == pytest.approx(products + attention)
+    assert products + attention == pytest.approx(267e12, rel=0.01)

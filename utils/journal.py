@@ -1,0 +1,128 @@
+"""What a training run says about itself: averages since the last line, speed, and what went wrong."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.distributed import Process
+from utils.errors import InputError
+from utils.files import append_json_line
+
+# Before this many samples, a few unusable scenes say nothing about their share.
+_FEW_SAMPLES = 1000
+
+
+class RunningMean:
+    """Averages device values over steps and ranks, reading them only when asked to."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Remember one step's values, without waiting for them."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach().float())
+
+    def read(self, process: Process, also: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The averages since the last reading and those of `also` over ranks, the same on every rank; waits."""
+        also = also or {}
+        means = [torch.stack(values).mean() for values in self._values.values()]
+        host = torch.tensor(list(also.values()), device=process.device)
+        averages = process.mean(torch.cat([torch.stack(means), host] if means else [host])).tolist()
+        names, self._values = [*self._values, *also], {}
+        return dict(zip(names, averages, strict=True))
+
+
+class Journal:
+    """Collects what happens on every rank and turns it into a line of numbers when one is due.
+
+    Updates that were skipped are written to `folder/skipped.jsonl` with their scenes and losses, scenes that could not
+    be used to `folder/unusable.txt`.
+
+    Args:
+        position: samples seen before.
+        flops_per_sample: arithmetic of one sample, forward and backward.
+        peak: the device's rate in FLOP/s, or None if it is not known.
+        max_unusable_share: share of samples that may be unusable before the run stops.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        process: Process,
+        position: int,
+        flops_per_sample: float,
+        peak: float | None,
+        max_unusable_share: float,
+    ) -> None:
+        self.folder, self.process = folder, process
+        self._flops, self._peak, self._max_share = flops_per_sample, peak, max_unusable_share
+        self._means = RunningMean()
+        self._steps: list[tuple[int, Sequence[str], Tensor, Tensor]] = []
+        self._failures: list[str] = []
+        self._start, self._samples, self.skipped, self.unusable = position, position, 0, 0
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def add(
+        self, step: int, numbers: Mapping[str, Tensor], scenes: Sequence[str], failures: Sequence[str], waited: float
+    ) -> None:
+        """Remember an update: its numbers on the device, its scenes, and the seconds spent waiting for data."""
+        self._means.add(numbers)
+        self._steps.append((step, scenes, numbers["loss"].detach(), numbers["skipped"]))
+        self._failures += failures
+        self._waited += waited
+
+    def line(self, position: int, steps_left: int) -> dict[str, float]:
+        """Averages and rates since the last line, the same on every rank; every rank calls it.
+
+        Args:
+            position: samples seen by all ranks.
+
+        Raises:
+            InputError: too many scenes are unusable; the message names some.
+        """
+        now, steps, samples = time.perf_counter(), len(self._steps), position - self._samples
+        elapsed = now - self._since
+        local = {"data_wait": self._waited / elapsed, "unusable": float(len(self._failures))}
+        numbers = self._means.read(self.process, also=local)
+        self._note_skipped(round(numbers["skipped"] * steps))
+        self._note_unusable(round(numbers["unusable"] * self.process.world_size), position)
+        numbers |= {"skipped": self.skipped, "unusable": self.unusable}
+        numbers |= {"samples_per_second": samples / elapsed, "seconds_left": steps_left * elapsed / max(1, steps)}
+        if self._peak is not None:
+            numbers["mfu"] = samples * self._flops / elapsed / (self._peak * self.process.world_size)
+            numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self._steps, self._waited, self._since, self._samples = [], 0.0, now, position
+        return numbers
+
+    def _note_skipped(self, count: int) -> None:
+        """Write down the batches of skipped updates; all ranks agree on which those are."""
+        if not count:
+            return
+        self.skipped += count
+        mine = [(step, list(scenes), loss.item()) for step, scenes, loss, skipped in self._steps if skipped.item()]
+        ranks = self.process.gather(mine)
+        for update in zip(*ranks, strict=True):
+            batches = [{"rank": r, "loss": str(loss), "scenes": scenes} for r, (_, scenes, loss) in enumerate(update)]
+            if self.process.is_main:
+                append_json_line(self.folder / "skipped.jsonl", {"step": update[0][0], "batches": batches})
+
+    def _note_unusable(self, count: int, position: int) -> None:
+        if not count:
+            return
+        self.unusable += count
+        messages = [message for share in self.process.gather(self._failures) for message in share]
+        self._failures = []
+        if self.process.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "unusable.txt").open("a", encoding="utf-8") as file:
+                file.writelines(f"{message}\n" for message in messages)
+        seen = position - self._start
+        if self.unusable > self._max_share * max(seen, _FEW_SAMPLES):
+            raise InputError(
+                f"{self.unusable} of {seen} samples were unusable, more than training.max_unusable_share="
+                f"{self._max_share} allows; {self.folder / 'unusable.txt'} lists them, the last: {messages[-1]}"
+            )
