@@ -281,8 +281,6 @@ def test_a_bad_configuration_file_is_named(tmp_path, main, content, message):
     [
         (remove_list, "cannot read the scene list {root}/set/full_list.txt"),
         (empty_list, "the scene list {root}/set/full_list.txt is empty"),
-        (remove_metadata, "scene metadata not found: {root}/set/metadata/scene1.json"),
-        (cut_metadata, "scene metadata cannot be read: {root}/set/metadata/scene1.json"),
         (remove_images, "image not found: {root}/set/"),
         (cut_images, "image cannot be decoded: {root}/set/"),
         (shorten_clips, "none of the 3 scenes in {root}/set/full_list.txt has the 9 "),
@@ -296,6 +294,20 @@ def test_training_names_bad_data(root, damage, message):
     if "image" in message:
         assert said.startswith("scene scene")
     check_nothing_half_written(root / "run")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_metadata, "scene metadata not found: {root}/set/metadata/scene1.json"),
+        (cut_metadata, "scene metadata cannot be read: {root}/set/metadata/scene1.json"),
+    ],
+)
+def test_training_goes_round_a_scene_without_metadata_and_names_it(root, damage, message):
+    damage(root)
+    train.main(training_arguments(root))
+    named = (root / "run" / "unusable.txt").read_text().splitlines()
+    assert named and all(line.startswith(message.format(root=root)) for line in named)
 
 
 def test_training_goes_round_frames_that_were_lost(root):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-ENTRIES = {"train", "inference", "preprocess_data"}
+ENTRIES = ("train", "inference", "preprocess_data")
 ALLOWED = {
     "utils": {"utils"},
     "data": {"data", "utils"},
