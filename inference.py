@@ -12,54 +12,29 @@ import csv
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import Batch, EvaluationDataset, ViewLoader
-from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
+from data.evaluation_index import Selection
 from data.loader import evaluation_batches
-from data.scene import read_scene_list
-from model import LVSM, build_model
+from evaluation import Renderer, find_items, nearest_input_psnr, render_batch
+from model import build_model
 from model.weights import load_published
-from setup import Config, TrainingConfig, VideoConfig, autocast, load_config, run_main, set_threads_and_precision
+from setup import Config, TrainingConfig, VideoConfig, load_config, run_main, set_threads_and_precision
 from utils.camera import Cameras, Views, interpolate_path
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
-from utils.metrics import Metric, build_metrics, psnr, score
+from utils.metrics import Metric, build_metrics
 from utils.report import SceneRecord, write_report
 
 log = logging.getLogger("lvsm")
-
-# Targets of a scene rendered at once: bounds memory, changes nothing else.
-_TARGETS_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Renderer:
-    """A model with the precision it renders in."""
-
-    model: LVSM
-    cfg: TrainingConfig
-    device: torch.device
-
-    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
-        """What the model keeps of the scenes' inputs [b, v]."""
-        with torch.inference_mode(), autocast(self.cfg, self.device):
-            return self.model.encode(inputs)
-
-    def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
-        """Images of the target cameras [b, t]."""
-        with torch.inference_mode(), autocast(self.cfg, self.device):
-            return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
@@ -74,45 +49,29 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     return Renderer(model.to(process.device).eval(), config.training, process.device), path
 
 
-def find_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selection]]:
-    """The scenes to evaluate with their views, in the index's order.
+def choose_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selection]]:
+    """The scenes to evaluate with their views.
 
     Raises:
         InputError: the index or a scene it names is missing, or an override contradicts the index.
     """
-    index_path = Path(config.inference.view_idx_file_path)
-    fetch_evaluation_index(index_path)
-    index = read_evaluation_index(index_path)
-    check_view_counts(config.training, overridden, index, index_path)
-    items, missing = match_scenes(index, read_scene_list(Path(config.training.dataset_path)))
-    if missing and not config.inference.allow_missing:
-        raise InputError(
-            f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
-            f"{config.training.dataset_path} ({_some(missing)}): inference.allow_missing=true goes on without them"
-        )
-    if missing:
-        log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
-    if not items:
-        raise InputError(f"none of the scenes in {index_path} is in {config.training.dataset_path}")
+    index_path, list_path = Path(config.inference.view_idx_file_path), Path(config.training.dataset_path)
+    items = find_items(index_path, list_path, config.inference.allow_missing)
+    for path, selection in items:
+        check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
     return items
 
 
-def _some(missing: dict[str, str]) -> str:
-    named = [f"{name}: {reason}" for name, reason in list(missing.items())[:3]]
-    return "; ".join(named + ["..."] * (len(missing) > 3))
-
-
-def check_view_counts(cfg: TrainingConfig, overridden: set[str], index: dict[str, Selection], index_path: Path) -> None:
+def check_view_counts(cfg: TrainingConfig, overridden: set[str], selection: Selection, where: str) -> None:
     """Raises InputError if the command line asks for other view counts than the index gives."""
-    for name, selection in index.items():
-        inputs, targets = len(selection.context), len(selection.target)
-        counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
-        for key, count in counts.items():
-            if f"training.{key}" in overridden and getattr(cfg, key) != count:
-                raise InputError(
-                    f"training.{key}={getattr(cfg, key)} contradicts {index_path}, where scene {name} has {count}: "
-                    "leave it out, the index decides"
-                )
+    inputs, targets = len(selection.context), len(selection.target)
+    counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
+    for key, count in counts.items():
+        if f"training.{key}" in overridden and getattr(cfg, key) != count:
+            raise InputError(
+                f"training.{key}={getattr(cfg, key)} contradicts {where}, which has {count}: "
+                "leave it out, the index decides"
+            )
 
 
 class Evaluator:
@@ -128,26 +87,24 @@ class Evaluator:
 
     def evaluate(self, batch: Batch) -> list[SceneRecord]:
         """Evaluate the scenes of one batch and write their files."""
-        num_inputs = batch.views.images.shape[1] - batch.targets.shape[1]
-        frames, names = batch.frames.tolist(), batch.scenes
-        inputs, targets = batch.to(self.renderer.device).split(num_inputs)
-        encoded = self.renderer.encode(inputs)
-        renders = self.renderer.render(encoded, targets.cameras)
-        scores = score(self.metrics, renders, targets.images)
-        for name, render in zip(names, renders, strict=True):
-            if not render.isfinite().all():
-                raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
+        rendered = render_batch(self.renderer, self.metrics, batch)
+        scores, num_inputs = rendered.scores, rendered.inputs.images.shape[1]
         if self.cfg.nearest_input:
             same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
-            scores["psnr_nearest_input"] = nearest_input_psnr(inputs, targets, same.to(self.renderer.device))
+            copies = nearest_input_psnr(rendered.inputs, rendered.targets, same.to(self.renderer.device))
+            scores = scores | {"psnr_nearest_input": copies}
         records = []
-        for i, name in enumerate(names):
+        for i, name in enumerate(batch.scenes):
             record = make_record(
-                name, frames[i], num_inputs, {k: v[i].tolist() for k, v in scores.items()}, self.cfg.render_video
+                name,
+                batch.frames[i].tolist(),
+                num_inputs,
+                {k: v[i].tolist() for k, v in scores.items()},
+                self.cfg.render_video,
             )
-            self._write(record, inputs[i], targets.images[i], renders[i])
+            self._write(record, rendered.inputs[i], rendered.targets.images[i], rendered.renders[i])
             if self.cfg.render_video:
-                self._write_video(record, encoded[i : i + 1], inputs.cameras[i])
+                self._write_video(record, rendered.encoded[i : i + 1], rendered.inputs.cameras[i])
             records.append(record)
         return records
 
@@ -164,18 +121,6 @@ class Evaluator:
         path = interpolate_path(cameras, video.num_frames, loop=video.loop_video, order=video.order_poses)
         frames = to_uint8(self.renderer.render(encoded, path[None])[0])
         write_video(self.out_dir / record.folder / "rendered_video.mp4", frames)
-
-
-def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"]) -> Float[Tensor, "b t"]:
-    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest.
-
-    A target that is itself an input (`same`) is compared with the nearest other input.
-    """
-    distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
-    distances = distances.masked_fill(same, torch.inf)
-    rows = torch.arange(len(distances), device=distances.device)[:, None]
-    copies = inputs.images[rows, distances.argmin(-1)]
-    return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])
 
 
 def make_record(
@@ -221,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
     cfg, tokenizer = config.training, config.model.image_tokenizer
     set_threads_and_precision(cfg)
     with process_group() as process:
-        items = process.broadcast(find_items(config, overridden) if process.is_main else None)
+        items = process.broadcast(choose_items(config, overridden) if process.is_main else None)
         metrics = build_metrics(config.inference.metrics if config.inference.compute_metrics else [], process.device)
         renderer, checkpoint = load_renderer(config, process)
         evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir))

@@ -37,7 +37,7 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.floa
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
 _POSITIVE = "batch_size_per_gpu grad_accum_steps print_every vis_every wandb_log_every num_threads"
 _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
-    ["num_workers", "grad_checkpoint_every", "seed"], 0
+    ["num_workers", "grad_checkpoint_every", "seed", "validate_every"], 0
 )
 _SECTIONS = ("model", "training", "inference")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
@@ -63,6 +63,9 @@ class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, Checkpoi
     reset_training_state: bool = False
     print_every: int = 20
     vis_every: int = 1000
+    validate_every: int = 0
+    validation_path: str = ""
+    validation_index: str = ""
     log_grad_norm_details: bool = False
     wandb_log_every: int = 50
     wandb_project: str = "LVSM"

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.dataset import Batch, TrainingDataset, ViewLoader
-from data.loader import TrainingLoader
+from data.dataset import Batch, EvaluationDataset, TrainingDataset, ViewLoader
+from data.loader import TrainingLoader, evaluation_batches
+from evaluation import Renderer, average_scores, find_items
 from model import LVSM, build_model
 from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
@@ -36,6 +37,7 @@ from utils.files import append_json_line, write_text
 from utils.interruption import Interruption
 from utils.journal import Journal, RunningMean
 from utils.media import save_grid
+from utils.metrics import build_metrics
 from utils.optim import build_optimizer, clip_and_step, load_optimizer, lr_at
 from utils.provenance import provenance
 from utils.random_state import random_state, seed_everything, set_random_state
@@ -54,6 +56,7 @@ class Trainer:
         journal: what the run says of itself.
         interruption: tells when to stop early.
         origin: what the checkpoints say of the run besides its state.
+        validation: scores of held-out scenes by name, computed by all ranks together.
         step: updates done before.
     """
 
@@ -70,12 +73,13 @@ class Trainer:
         journal: Journal,
         interruption: Interruption,
         origin: dict[str, Any],
+        validation: Callable[[], dict[str, float]] | None = None,
         step: int = 0,
     ) -> None:
         self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
-        self.folder = Path(cfg.checkpoint_dir)
+        self.folder, self.validation = Path(cfg.checkpoint_dir), validation
         self.writer = CheckpointWriter(cfg) if process.is_main else None
         self._parallel: nn.Module = model
         if process.world_size > 1:
@@ -92,6 +96,8 @@ class Trainer:
                 self.update()
                 bar.update()
                 self._log(bar)
+                if self.validation is not None and self._due(self.cfg.validate_every):
+                    self._validate(self.validation)
                 stop = self.interruption.agreed()
                 if stop or self._due(self.cfg.checkpoint_every):
                     self.save()
@@ -134,6 +140,13 @@ class Trainer:
                 **self.origin,
             }
             self.writer.save(self.step, state)
+
+    def _validate(self, validation: Callable[[], dict[str, float]]) -> None:
+        numbers = {f"validation/{name}": value for name, value in validation().items()}
+        self.tracker.write(self.step, numbers)
+        self.tracker.write_wandb(self.step, numbers)
+        if self.process.is_main:
+            log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
 
     def _next_batches(self) -> tuple[list[Batch], float]:
         """The batches of one update, and the seconds spent waiting for them."""
@@ -314,8 +327,28 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         journal=build_journal(config, process, start),
         interruption=interruption,
         origin=origin,
+        validation=build_validation(config, process, model) if cfg.validate_every else None,
         step=start.step,
     )
+
+
+def build_validation(config: Config, process: Process, model: LVSM) -> Callable[[], dict[str, float]]:
+    """A function that scores the scenes of `validation_path` with the views of `validation_index`.
+
+    Raises:
+        InputError: one of the two is missing or names what is not there.
+    """
+    cfg, tokenizer = config.training, config.model.image_tokenizer
+    index_path, list_path = Path(cfg.validation_index), Path(cfg.validation_path)
+    items = process.broadcast(find_items(index_path, list_path, allow_missing=False) if process.is_main else None)
+    dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
+    renderer, metrics = Renderer(model, cfg, process.device), build_metrics(["psnr", "ssim"], process.device)
+
+    def validate() -> dict[str, float]:
+        batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
+        return average_scores(renderer, metrics, batches, process)
+
+    return validate
 
 
 def build_journal(config: Config, process: Process, start: Start) -> Journal:
@@ -328,6 +361,8 @@ def build_journal(config: Config, process: Process, start: Start) -> Journal:
 
 
 def _check_training(cfg: TrainingConfig) -> None:
+    if cfg.validate_every and not (cfg.validation_path and cfg.validation_index):
+        raise InputError("training.validate_every needs training.validation_path and training.validation_index")
     if cfg.use_amp and cfg.amp_dtype == "fp16":
         raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
     free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_target_views

@@ -61,14 +61,13 @@ def random_views(*shape: int, seed: int = 0, **size: int) -> Views:
 
 
 def write_toy_scene(root: Path, name: str, frames: int, size: tuple[int, int] = (48, 32), seed: int = 0) -> Path:
-    """A scene on disk with noise for frames and a camera that slides along x; returns its metadata file."""
-    rng = np.random.default_rng(seed)
+    """A scene on disk, a camera that slides along a wall of dark coloured patches; returns its metadata file."""
+    wall = np.random.default_rng(seed).integers(20, 140, (4, 6 + frames, 3), dtype=np.uint8)
     records = []
     for number in range(frames):
         image = root / "images" / name / f"{number:05d}.jpg"
         image.parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(size).save(image, quality=95)
+        Image.fromarray(wall[:, number : number + 6]).resize(size).save(image, quality=95)
         w2c = np.eye(4)
         w2c[0, 3] = -0.1 * number
         fxfycxcy = [40.0, 40.0, size[0] / 2, size[1] / 2]

@@ -9,6 +9,7 @@ from PIL import Image
 
 import inference
 from data.evaluation_index import Selection
+from evaluation import nearest_input_psnr
 from model import build_model
 from model.weights import published_state
 from setup import load_config
@@ -166,12 +167,12 @@ def test_copying_the_nearest_input_never_copies_the_target():
     distances = (views.cameras.c2w[0, :2, :3, 3] - views.cameras.c2w[0, 2, :3, 3]).norm(dim=1)
     nearest = int(distances.argmin())
     expected = psnr(views.images[0, nearest][None], views.images[0, 2][None])
-    torch.testing.assert_close(inference.nearest_input_psnr(views[:, :2], targets, same)[0], expected)
+    torch.testing.assert_close(nearest_input_psnr(views[:, :2], targets, same)[0], expected)
     same = torch.tensor([[[nearest == 0, nearest == 1]]])
     expected = psnr(views.images[0, 1 - nearest][None], views.images[0, 2][None])
-    torch.testing.assert_close(inference.nearest_input_psnr(views[:, :2], targets, same)[0], expected)
+    torch.testing.assert_close(nearest_input_psnr(views[:, :2], targets, same)[0], expected)
 
 
 def test_selections_are_plain(place):
-    items = inference.find_items(load_config(command(place))[0], set())
+    items = inference.choose_items(load_config(command(place))[0], set())
     assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]

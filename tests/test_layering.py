@@ -1,4 +1,4 @@
-"""Imports run one way: entry scripts -> setup -> {model, data} -> utils."""
+"""Imports run one way: entry scripts -> evaluation -> setup -> {model, data} -> utils."""
 
 import ast
 
@@ -12,7 +12,8 @@ ALLOWED = {
     "data": {"data", "utils"},
     "model": {"model", "utils"},
     "setup": {"model", "data", "utils"},
-    **{entry: {"setup", "model", "data", "utils"} for entry in ENTRIES},
+    "evaluation": {"setup", "model", "data", "utils"},
+    **{entry: {"evaluation", "setup", "model", "data", "utils"} for entry in ENTRIES},
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import inference
 import train
 from setup import load_config
 from tests.helpers import ROOT, run, write_toy_set
@@ -391,6 +392,28 @@ def test_nothing_usable_is_an_error(tmp_path, signals):
     spoil(scenes, 12)
     with pytest.raises(InputError, match="10 scenes in a row are unusable, the last: scene scene"):
         train.main(command(scenes, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_validation_gives_the_numbers_of_an_evaluation(scenes, tmp_path, processes):
+    index = {f"scene{i}": {"context": [0, 12], "target": [4, 6, 9]} for i in range(3)}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    held_out = [f"training.validation_path={scenes}", f"training.validation_index={tmp_path}/index.json"]
+    options = [*held_out, "training.validate_every=2", "training.train_steps=4"]
+    result = run("train.py", *command(scenes, tmp_path / "run", *options), processes=processes)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["validation/psnr"] for line in lines if "validation/psnr" in line}
+    assert list(scores) == [2, 4]
+    paths = [f"inference.view_idx_file_path={tmp_path}/index.json", f"inference_out_dir={tmp_path}/out"]
+    inference.main([*command(scenes, tmp_path / "run", *paths), "inference.metrics=[psnr]"])
+    averages = json.loads((tmp_path / "out" / "results.json").read_text())["averages"]
+    assert averages["psnr"] == pytest.approx(scores[4], abs=1e-4)
+
+
+def test_validation_needs_to_know_on_what(scenes, tmp_path, signals):
+    with pytest.raises(InputError, match="validate_every needs training.validation_path"):
+        train.main(command(scenes, tmp_path / "run", "training.validate_every=2"))
 
 
 def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):

@@ -1,0 +1,123 @@
+"""Rendering and scoring of scenes, as evaluation and validation during training share it."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data.dataset import Batch
+from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
+from data.scene import read_scene_list
+from model import LVSM
+from setup import TrainingConfig, autocast
+from utils.camera import Cameras, Views
+from utils.distributed import Process
+from utils.errors import InputError
+from utils.metrics import Metric, psnr, score
+
+log = logging.getLogger("lvsm")
+
+# Targets of a scene rendered at once: bounds memory, changes nothing else.
+_TARGETS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A model with the precision it renders in."""
+
+    model: LVSM
+    cfg: TrainingConfig
+    device: torch.device
+
+    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
+        """What the model keeps of the scenes' inputs [b, v]."""
+        with torch.inference_mode(), autocast(self.cfg, self.device):
+            return self.model.encode(inputs)
+
+    def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+        """Images of the target cameras [b, t]."""
+        with torch.inference_mode(), autocast(self.cfg, self.device):
+            return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
+
+
+def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[tuple[Path, Selection]]:
+    """The scenes of an evaluation index with their views, in its order; the published index is fetched if missing.
+
+    Raises:
+        InputError: the index is missing, or a scene that it names, unless `allow_missing` leaves such scenes out.
+    """
+    fetch_evaluation_index(index_path)
+    index = read_evaluation_index(index_path)
+    items, missing = match_scenes(index, read_scene_list(list_path))
+    if missing and not allow_missing:
+        raise InputError(
+            f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
+            f"{list_path} ({_some(missing)}): inference.allow_missing=true goes on without them"
+        )
+    if missing:
+        log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
+    if not items:
+        raise InputError(f"none of the scenes in {index_path} is in {list_path}")
+    return items
+
+
+def _some(missing: dict[str, str]) -> str:
+    named = [f"{name}: {reason}" for name, reason in list(missing.items())[:3]]
+    return "; ".join(named + ["..."] * (len(missing) > 3))
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A batch [b] rendered: inputs [b, v], targets [b, t], what the model kept, renders and scores [b, t] by name."""
+
+    inputs: Views
+    targets: Views
+    encoded: Tensor
+    renders: Tensor
+    scores: dict[str, Tensor]
+
+
+def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch) -> Rendered:
+    """Render the targets of a batch and score them.
+
+    Raises:
+        InputError: the model renders NaN; the message names the scene.
+    """
+    num_inputs = batch.views.images.shape[1] - batch.targets.shape[1]
+    inputs, targets = batch.to(renderer.device).split(num_inputs)
+    encoded = renderer.encode(inputs)
+    renders = renderer.render(encoded, targets.cameras)
+    for name, render in zip(batch.scenes, renders, strict=True):
+        if not render.isfinite().all():
+            raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
+    return Rendered(inputs, targets, encoded, renders, score(metrics, renders, targets.images))
+
+
+def average_scores(
+    renderer: Renderer, metrics: dict[str, Metric], batches: Iterable[Batch], process: Process
+) -> dict[str, float]:
+    """Means over scenes of the scenes' means, over the shares of all processes; each calls it with its own."""
+    sums, count = dict.fromkeys(metrics, 0.0), 0
+    for batch in batches:
+        for name, values in render_batch(renderer, metrics, batch).scores.items():
+            sums[name] += values.mean(1).sum().item()
+        count += len(batch.scenes)
+    shares = process.gather((sums, count))
+    total = sum(share_count for _, share_count in shares)
+    return {name: sum(share[name] for share, _ in shares) / total for name in metrics}
+
+
+def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"]) -> Float[Tensor, "b t"]:
+    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest.
+
+    A target that is itself an input (`same`) is compared with the nearest other input.
+    """
+    distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
+    distances = distances.masked_fill(same, torch.inf)
+    rows = torch.arange(len(distances), device=distances.device)[:, None]
+    copies = inputs.images[rows, distances.argmin(-1)]
+    return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])

@@ -1,0 +1,31 @@
+"""Twenty deterministic steps of each model: a change that means to keep the numbers keeps these.
+
+To record them anew after a change that means to alter them: LVSM_RECORD_GOLDEN=1 pytest tests/test_golden.py
+"""
+
+import json
+import os
+
+import pytest
+
+import train
+from tests.helpers import ROOT, VARIANTS, write_toy_set
+from tests.test_train import command
+
+GOLDEN = ROOT / "tests" / "golden.json"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_curve(variant, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    scenes = write_toy_set(tmp_path / "scenes")
+    options = ["training.train_steps=20", "training.warmup=5", "training.lr=3e-3"]
+    train.main(command(scenes, tmp_path / "run", *options, variant=variant))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    curve = [line["loss"] for line in lines]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("LVSM_RECORD_GOLDEN"):
+        GOLDEN.write_text(json.dumps(golden | {variant: [round(loss, 7) for loss in curve]}, indent=1) + "\n")
+        pytest.skip("recorded")
+    assert len(curve) == 20 and curve[-1] < 0.9 * curve[0]
+    assert curve == pytest.approx(golden[variant], rel=1e-3)
