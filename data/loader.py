@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
 from utils.errors import InputError
+from utils.interruption import shield_worker
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _data_loader(dataset: Dataset[Batch], cfg: LoaderConfig, **kwargs: Any) -> D
         num_workers=workers,
         prefetch_factor=cfg.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=shield_worker,
         **kwargs,
     )
 

@@ -509,7 +509,7 @@ def test_view_counts_that_contradict_the_index_are_refused(root, override, count
     said = refusal(inference.main, evaluation_arguments(root, override))
     assert (
         said
-        == f"{override} contradicts {root}/index.json, where scene scene0 has {count}: leave it out, the index decides"
+        == f"{override} contradicts {root}/index.json, scene scene0, which has {count}: leave it out, the index decides"
     )
     assert not (root / "out").exists()
 

@@ -57,3 +57,12 @@ class _HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._host.item()
+
+
+def shield_worker(_worker: int) -> None:
+    """Let a loader process outlive a signal to the whole process group; a second SIGTERM, as its parent's, ends it.
+
+    Schedulers signal every process of a job; without its loaders, the run could not finish its step.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
