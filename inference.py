@@ -9,12 +9,16 @@ exactly once, whatever the number of processes and the batch size (`training.bat
 """
 
 import csv
+import dataclasses
 import io
 import logging
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,9 +33,10 @@ from utils.camera import Cameras, Views, interpolate_path
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import write_json, write_text
+from utils.files import sha256, write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
+from utils.provenance import provenance
 from utils.report import SceneRecord, write_report
 
 log = logging.getLogger("lvsm")
@@ -135,31 +140,62 @@ def make_record(
     return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
 
 
-def averages(records: Sequence[SceneRecord]) -> dict[str, float]:
+def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over scenes of the scenes' means."""
-    names = records[0].metrics
-    return {name: sum(record.metrics[name] for record in records) / len(records) for name in names}
+    return {name: statistics.fmean(scene[name] for scene in scenes) for name in (scenes[0] if scenes else ())}
 
 
-def write_results(out_dir: Path, records: list[SceneRecord], provenance: dict[str, Any], page: bool) -> None:
+def without_inputs(record: SceneRecord) -> dict[str, float]:
+    """A scene's means over the targets that are not input frames; empty if none is left."""
+    views = [view for view in record.per_view if view["view"] not in record.context]
+    return {name: statistics.fmean(float(view[name]) for view in views) for name in record.metrics if views}
+
+
+def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
-    means = averages(records)
+    means = averages([record.metrics for record in records])
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["scene_name", *means])
     writer.writerows([record.scene_name, *(record.metrics[name] for name in means)] for record in records)
     write_text(out_dir / "summary.csv", table.getvalue())
-    scenes = {record.scene_name: dict(record.metrics) for record in records}
-    write_json(out_dir / "results.json", {"averages": means, "provenance": provenance, "scenes": scenes})
+    results = {
+        "averages": means,
+        "spread": {name: statistics.pstdev(record.metrics[name] for record in records) for name in means},
+        "averages_without_input_frames": averages([scene for scene in map(without_inputs, records) if scene]),
+        "provenance": run,
+        "scenes": {record.scene_name: dict(record.metrics) for record in records},
+    }
+    write_json(out_dir / "results.json", results)
     text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     log.info("%d scenes: %s", len(records), text or "not scored")
     if page:
-        written = write_report(out_dir, title="LVSM evaluation", averages=means, provenance=provenance, scenes=records)
+        written = write_report(out_dir, title="LVSM evaluation", averages=means, provenance=run, scenes=records)
         log.info("page: %s", written)
+
+
+def describe_run(config: Config, checkpoint: Path, process: Process, num_scenes: int, seconds: float) -> dict[str, Any]:
+    """What the numbers of an evaluation came from."""
+    index = Path(config.inference.view_idx_file_path)
+    on_gpu = process.device.type == "cuda"
+    return {
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": sha256(checkpoint),
+        "index": str(index),
+        "index_sha256": sha256(index),
+        "scenes": num_scenes,
+        "dtype": config.training.amp_dtype if config.training.use_amp else "fp32",
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "processes": process.world_size,
+        "seconds": round(seconds, 1),
+        **provenance(),
+        "config": dataclasses.asdict(config),
+    }
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate every scene of the index."""
+    start = time.perf_counter()
     config, overridden = load_config(argv)
     if not config.inference.if_inference:
         log.warning("inference.if_inference=false has no effect: running inference.py means inference")
@@ -181,12 +217,8 @@ def main(argv: Sequence[str]) -> None:
         if process.is_main:
             order = {path.stem: number for number, (path, _) in enumerate(items)}
             everyone.sort(key=lambda record: order[record.scene_name])
-            provenance = {
-                "checkpoint": str(checkpoint),
-                "scenes": len(items),
-                "index": config.inference.view_idx_file_path,
-            }
-            write_results(Path(config.inference_out_dir), everyone, provenance, config.inference.generate_website)
+            run = describe_run(config, checkpoint, process, len(items), time.perf_counter() - start)
+            write_results(Path(config.inference_out_dir), everyone, run, config.inference.generate_website)
         process.barrier()
 
 

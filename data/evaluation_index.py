@@ -1,6 +1,5 @@
 """Evaluation indices: which frames of which scene are inputs and targets of an evaluation (spec section 10)."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from data.scene import read_scene
 from utils.errors import InputError
-from utils.files import atomic_path, read_json
+from utils.files import atomic_path, read_json, sha256
 
 INDEX_NAME = "evaluation_index_re10k.json"
 INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets/{INDEX_NAME}"
@@ -90,7 +89,7 @@ def fetch_evaluation_index(path: Path) -> None:
     try:
         with atomic_path(path) as temporary:
             torch.hub.download_url_to_file(INDEX_URL, str(temporary), progress=os.isatty(2))
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+            digest = sha256(temporary)
             if digest != INDEX_SHA256:
                 raise InputError(f"{INDEX_URL} has SHA-256 {digest}, expected {INDEX_SHA256}: nothing was stored")
     except OSError as error:

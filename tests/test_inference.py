@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 
 import av
@@ -14,7 +15,7 @@ from model import build_model
 from model.weights import published_state
 from setup import load_config
 from tests.helpers import ROOT, VARIANTS, random_views, run, small_overrides, write_toy_set
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.metrics import psnr, ssim
 
@@ -92,6 +93,27 @@ def test_a_run_writes_every_file_with_the_right_content(variant, place):
     assert [row["scene_name"] for row in rows] == ["scene0", "scene1", "scene2"]
     averages = json.loads((out / "results.json").read_text())["averages"]
     assert averages["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+
+
+def test_results_say_what_they_came_from(place):
+    save_model(place)
+    inference.main(command(place))
+    results = json.loads((place / "out" / "results.json").read_text())
+    run = results["provenance"]
+    for key, path in (("checkpoint", place / "checkpoints" / checkpoint_name(1)), ("index", place / "index.json")):
+        assert run[key] == str(path)
+        assert run[f"{key}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run["scenes"] == 3 and run["dtype"] == "fp32" and run["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert run["config"]["training"]["batch_size_per_gpu"] == 2
+    psnrs = [scene["psnr"] for scene in results["scenes"].values()]
+    assert results["spread"]["psnr"] == pytest.approx(np.std(psnrs))
+    # Frame 12 of scene0 is both input and target; it is left out here.
+    views = json.loads((place / "out" / "scene0" / "metrics.json").read_text())["per_view"]
+    without = np.mean([view["psnr"] for view in views if view["view"] != 12])
+    expected = np.mean([without, *psnrs[1:]])
+    assert results["averages_without_input_frames"]["psnr"] == pytest.approx(expected)
+    page = (place / "out" / "index.html").read_text()
+    assert run["checkpoint_sha256"] in page and run["index_sha256"] in page
 
 
 def test_videos_play_anywhere(place):
