@@ -28,9 +28,10 @@ from data.loader import evaluation_batches
 from evaluation import Renderer, find_items, nearest_input_psnr, render_batch
 from model import build_model
 from model.weights import load_published
-from setup import Config, TrainingConfig, VideoConfig, load_config, run_main, set_threads_and_precision
+from setup import Config, TrainingConfig, VideoConfig, load_config, set_threads_and_precision
 from utils.camera import Cameras, Views, interpolate_path
 from utils.checkpoint import find_checkpoint, read_checkpoint
+from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import sha256, write_json, write_text

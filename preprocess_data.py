@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data.re10k import Clip, chunk_files, image_size, missing_keys, parse_clip, read_chunk
 from data.scene import Scene, check_cameras, read_scene, write_scene
 from data.transforms import IMAGE_ERRORS
-from setup import run_main
+from utils.cli import run_main
 from utils.errors import InputError
 from utils.files import errors_name, is_plain_name, remove_stale, write_json, write_text
 from utils.parallel import exit_with_parent

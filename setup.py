@@ -6,12 +6,10 @@ Not a packaging script: the project runs from its folder.
 import argparse
 import dataclasses
 import difflib
-import errno
 import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,25 +255,6 @@ def _check_values(config: Config) -> None:
     for key in _WITHOUT_EFFECT:
         if getattr(training, key) is not None:
             log.warning("training.%s has no effect and is ignored", key)
-
-
-def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Run an entry script's `main(argv)`; bad input ends in one line on stderr and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        main(sys.argv[1:])
-    except OSError as error:
-        _fail(f"{error}{'; free some space and run again' if error.errno == errno.ENOSPC else ''}")
-    except InputError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(message: str) -> None:
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

@@ -29,8 +29,9 @@ from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published, published_state
-from setup import Config, TrainingConfig, autocast, load_config, run_main, set_threads_and_precision
+from setup import Config, TrainingConfig, autocast, load_config, set_threads_and_precision
 from utils.checkpoint import CheckpointWriter, find_checkpoint, newest_readable, read_checkpoint
+from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import append_json_line, write_text

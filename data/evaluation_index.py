@@ -1,15 +1,34 @@
-"""Evaluation indices: which frames of which scene are inputs and targets of an evaluation (spec section 10)."""
+"""Evaluation indices: which frames of which scene are inputs and targets of an evaluation.
 
+To make one for any preprocessed set, by frame distance as in training:
+
+    python -m data.evaluation_index --scenes preprocessed_data/test/full_list.txt --output index.json \\
+        --context 2 --targets 3 --min_frame_dist 25 --max_frame_dist 192
+"""
+
+import argparse
+import logging
 import os
-from dataclasses import dataclass
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from data.scene import read_scene
+from data.scene import Scene, read_scene, read_scene_list
+from data.views import ViewSelectorConfig, choose_window
+from utils.cli import run_main
 from utils.errors import InputError
-from utils.files import atomic_path, read_json, sha256
+from utils.files import atomic_path, read_json, sha256, write_json
+
+log = logging.getLogger("lvsm")
+
+# Windows drawn from a clip with lost frames before it is given up.
+_WINDOW_TRIES = 20
 
 INDEX_NAME = "evaluation_index_re10k.json"
 INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets/{INDEX_NAME}"
@@ -97,3 +116,64 @@ def fetch_evaluation_index(path: Path) -> None:
             f"evaluation index not found: {path}, and it cannot be fetched ({error}): "
             f"get {INDEX_URL} elsewhere and put it there"
         ) from None
+
+
+def choose_selection(
+    scene: Scene, context: int, targets: int, distances: ViewSelectorConfig, seed: int
+) -> Selection | None:
+    """Inputs and targets of one scene, a function of its name and the seed; None if it is too short or too damaged.
+
+    The first and last frame of a random window are inputs, further inputs stand evenly between them, and the targets
+    are drawn from the frames that are left between.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
+    for _ in range(_WINDOW_TRIES):
+        window = choose_window(len(scene), context + targets, distances, rng)
+        if window is None:
+            return None
+        inputs = np.linspace(window[0], window[1], context).round().astype(int)
+        between = np.setdiff1d(np.arange(window[0] + 1, window[1]), inputs)
+        chosen = Selection(inputs.tolist(), sorted(rng.choice(between, targets, replace=False).tolist()))
+        if all(scene.image_paths[frame] is not None for frame in chosen.context + chosen.target):
+            return chosen
+    return None
+
+
+def make_index(
+    scene_files: Sequence[Path], context: int, targets: int, distances: ViewSelectorConfig, seed: int
+) -> dict[str, Any]:
+    """An evaluation index for these scenes; null for those that are too short or too damaged.
+
+    Raises:
+        InputError: a scene's metadata is unusable.
+    """
+    selections = {}
+    for path in tqdm(scene_files, unit="scene", disable=None):
+        scene = read_scene(path)
+        selections[scene.name] = choose_selection(scene, context, targets, distances, seed)
+    return {name: selection and asdict(selection) for name, selection in selections.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write an evaluation index."""
+    parser = argparse.ArgumentParser(description=make_index.__doc__.splitlines()[0] if make_index.__doc__ else None)
+    parser.add_argument("--scenes", type=Path, required=True, help="scene list, full_list.txt of a preprocessed split")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--context", type=int, default=2, choices=range(2, 9), help="input views")
+    parser.add_argument("--targets", type=int, default=3, help="target views")
+    parser.add_argument("--min_frame_dist", type=int, default=25, help="frames between the first and last input, least")
+    parser.add_argument("--max_frame_dist", type=int, default=192, help="and most")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(argv)
+    if given.targets < 1 or not 1 <= given.min_frame_dist <= given.max_frame_dist or given.seed < 0:
+        raise InputError("--targets must be at least 1, --seed 0, and 1 <= --min_frame_dist <= --max_frame_dist")
+    distances = ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
+    index = make_index(read_scene_list(given.scenes), given.context, given.targets, distances, given.seed)
+    if not any(index.values()):
+        raise InputError(f"none of the {len(index)} scenes in {given.scenes} is long enough")
+    write_json(given.output, index)
+    log.info("%d of %d scenes: %s", sum(map(bool, index.values())), len(index), given.output)
+
+
+if __name__ == "__main__":
+    run_main(main)

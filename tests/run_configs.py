@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from setup import run_main
 from tests.helpers import small_overrides
+from utils.cli import run_main
 from utils.distributed import process_group
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import evaluation_index
 from data.dataset import (
     DataConfig,
     EvaluationDataset,
@@ -329,3 +330,33 @@ def test_training_on_scenes_of_different_sizes_names_them(tmp_path):
     with pytest.raises(InputError, match=r"different sizes .*(scene0 24x16|wide 32x16).*square_crop=true"):
         dataset = TrainingDataset(view_loader(path, square_crop=False), seed=0)
         next(TrainingLoader(dataset, LoaderConfig(0, 2), 2, 0, 1, 0))
+
+
+@pytest.mark.parametrize("context", [2, 3, 8])
+def test_an_index_can_be_made_for_any_set(tmp_path, context):
+    path = write_toy_set(tmp_path, frames=30)
+    write_toy_scene(tmp_path, "short", 4)
+    path.write_text(path.read_text() + "metadata/short.json\n")
+    lose(tmp_path / "metadata" / "scene0.json", [3])
+    arguments = ["--scenes", str(path), "--context", str(context), "--targets", "4"]
+    arguments += ["--min_frame_dist", "14", "--max_frame_dist", "20"]
+    for name in ("one", "two"):
+        evaluation_index.main([*arguments, "--output", str(tmp_path / f"{name}.json")])
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    assert json.loads((tmp_path / "one.json").read_text())["short"] is None
+    index = read_evaluation_index(tmp_path / "one.json")
+    assert list(index) == ["scene0", "scene1", "scene2"]
+    for selection in index.values():
+        first, last = selection.context[0], selection.context[-1]
+        assert len(set(selection.context)) == context and 14 <= last - first <= 20
+        assert len(set(selection.target) - set(selection.context)) == 4
+        assert all(first < frame < last for frame in selection.target)
+    evaluation_index.main([*arguments, "--seed", "1", "--output", str(tmp_path / "other.json")])
+    assert read_evaluation_index(tmp_path / "other.json") != index
+    assert match_scenes(index, read_scene_list(path))[1] == {}
+
+
+def test_an_index_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="none of the 3 scenes .* is long enough"):
+        evaluation_index.main(["--scenes", str(write_toy_set(tmp_path)), "--output", str(tmp_path / "index.json")])
+    assert not (tmp_path / "index.json").exists()

@@ -132,7 +132,7 @@ def start(scenes, folder, *more, processes=1, launcher=()):
     slow = "import time, train; u = train.Trainer.update; train.Trainer.update = lambda s: (time.sleep(0.5), u(s))[1]"
     script = folder.parent / "slow_train.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{slow}\nfrom setup import run_main\nrun_main(train.main)\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{slow}\nfrom utils.cli import run_main\nrun_main(train.main)\n"
     )
     prefix = [sys.executable]
     if processes > 1:
@@ -202,7 +202,7 @@ NAN_ON_RANK_1 = """
 import os, sys
 sys.path.insert(0, {root!r})
 import train
-from setup import run_main
+from utils.cli import run_main
 forward = train.Trainer._forward
 def spoiled(self, batch, show):
     terms = forward(self, batch, show)
@@ -239,7 +239,7 @@ COUNT = """
 import sys
 sys.path.insert(0, {root!r})
 import torch, train
-from setup import run_main
+from utils.cli import run_main
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 calls = []
 build = train.build_trainer
