@@ -10,7 +10,9 @@ exactly once, whatever the number of processes and the batch size (`training.bat
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import logging
 import statistics
 import time
@@ -34,7 +36,7 @@ from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import sha256, write_json, write_text
+from utils.files import read_json, sha256, write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
 from utils.provenance import provenance
@@ -86,10 +88,14 @@ class Evaluator:
     Args:
         metrics: by name; none with `inference.compute_metrics=false`.
         out_dir: gets a folder per scene.
+        run_id: stands in every scene's metrics.json, so that an interrupted evaluation knows what it has done.
     """
 
-    def __init__(self, config: Config, renderer: Renderer, metrics: dict[str, Metric], out_dir: Path) -> None:
-        self.cfg, self.renderer, self.metrics, self.out_dir = config.inference, renderer, metrics, out_dir
+    def __init__(
+        self, config: Config, renderer: Renderer, metrics: dict[str, Metric], out_dir: Path, run_id: str
+    ) -> None:
+        self.cfg, self.renderer, self.metrics = config.inference, renderer, metrics
+        self.out_dir, self.run_id = out_dir, run_id
 
     def evaluate(self, batch: Batch) -> list[SceneRecord]:
         """Evaluate the scenes of one batch and write their files."""
@@ -108,25 +114,62 @@ class Evaluator:
                 {k: v[i].tolist() for k, v in scores.items()},
                 self.cfg.render_video,
             )
-            self._write(record, rendered.inputs[i], rendered.targets.images[i], rendered.renders[i])
+            self._write_pictures(record, rendered.inputs[i], rendered.targets.images[i], rendered.renders[i])
             if self.cfg.render_video:
                 self._write_video(record, rendered.encoded[i : i + 1], rendered.inputs.cameras[i])
+            if self.metrics:
+                write_metrics(self.out_dir, record, self.run_id)
             records.append(record)
         return records
 
-    def _write(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
+    def _write_pictures(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
         folder = self.out_dir / record.folder
         save_grid(folder / "input.png", [inputs.images])
         save_grid(folder / "gt_vs_pred.png", [images, renders])
-        if self.metrics:
-            summary = {"scene_name": record.scene_name, **record.metrics}
-            write_json(folder / "metrics.json", {"summary": summary, "per_view": list(record.per_view)})
 
     def _write_video(self, record: SceneRecord, encoded: Tensor, cameras: Cameras) -> None:
         video: VideoConfig = self.cfg.render_video_config
         path = interpolate_path(cameras, video.num_frames, loop=video.loop_video, order=video.order_poses)
         frames = to_uint8(self.renderer.render(encoded, path[None])[0])
         write_video(self.out_dir / record.folder / "rendered_video.mp4", frames)
+
+
+def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
+    """Write a scene's metrics.json, last of its files: it marks the scene as done."""
+    summary = {"scene_name": record.scene_name, **record.metrics}
+    content = {"summary": summary, "per_view": list(record.per_view), "run": run_id}
+    write_json(out_dir / record.folder / "metrics.json", content)
+
+
+def read_finished(out_dir: Path, name: str, selection: Selection, run_id: str, has_video: bool) -> SceneRecord | None:
+    """A scene that an interrupted run with the same identity has finished; None if there is none."""
+    path = out_dir / name / "metrics.json"
+    try:
+        content = read_json(path, "metrics")
+    except InputError:
+        return None
+    if not isinstance(content, dict) or content.get("run") != run_id:
+        return None
+    metrics = {key: value for key, value in content["summary"].items() if key != "scene_name"}
+    return SceneRecord(name, name, metrics, content["per_view"], selection.context, has_video)
+
+
+def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
+    """A hash of everything that a scene's files depend on."""
+    training, inference = dataclasses.asdict(config.training), dataclasses.asdict(config.inference)
+    keys = (
+        "dataset_path",
+        "square_crop",
+        "scene_scale_factor",
+        "pose_normalization",
+        "use_amp",
+        "amp_dtype",
+        "use_tf32",
+    )
+    shown = ("metrics", "nearest_input", "render_video", "render_video_config")
+    parts = [dataclasses.asdict(config.model), dict(hashes)]
+    parts += [{key: training[key] for key in keys}, {key: inference[key] for key in shown}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def make_record(
@@ -175,52 +218,75 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
         log.info("page: %s", written)
 
 
-def describe_run(config: Config, checkpoint: Path, process: Process, num_scenes: int, seconds: float) -> dict[str, Any]:
-    """What the numbers of an evaluation came from."""
+def hash_files(config: Config, checkpoint: Path) -> dict[str, str]:
+    """Names and hashes of the files that the numbers come from."""
     index = Path(config.inference.view_idx_file_path)
-    on_gpu = process.device.type == "cuda"
     return {
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": sha256(checkpoint),
         "index": str(index),
         "index_sha256": sha256(index),
-        "scenes": num_scenes,
+    }
+
+
+def describe_run(config: Config, process: Process) -> dict[str, Any]:
+    """What the numbers of an evaluation came from, besides its files."""
+    on_gpu = process.device.type == "cuda"
+    return {
         "dtype": config.training.amp_dtype if config.training.use_amp else "fp32",
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "processes": process.world_size,
-        "seconds": round(seconds, 1),
         **provenance(),
         "config": dataclasses.asdict(config),
     }
 
 
+def evaluate_share(
+    config: Config, evaluator: Evaluator, items: list[tuple[Path, Selection]], process: Process
+) -> list[SceneRecord]:
+    """Evaluate this process's share of the scenes."""
+    cfg, tokenizer = config.training, config.model.image_tokenizer
+    dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
+    records = []
+    with tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
+        for batch in evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size):
+            records += evaluator.evaluate(batch)
+            bar.update(len(batch.scenes) * process.world_size)
+    return records
+
+
+def evaluate(config: Config, overridden: set[str], process: Process) -> None:
+    """Evaluate every scene of the index that an interrupted run has not finished, then write the results of all."""
+    start, out_dir, cfg = time.perf_counter(), Path(config.inference_out_dir), config.inference
+    items = process.broadcast(choose_items(config, overridden) if process.is_main else None)
+    names = cfg.metrics if cfg.compute_metrics else []
+    metrics = process.first_on_machine(lambda: build_metrics(names, process.device))
+    renderer, checkpoint = load_renderer(config, process)
+    files = process.broadcast(hash_files(config, checkpoint) if process.is_main else None)
+    run_id = identify_run(config, files)
+    found = [read_finished(out_dir, path.stem, selection, run_id, cfg.render_video) for path, selection in items]
+    finished = {record.scene_name: record for record in found if record is not None and names}
+    process.barrier()
+    if finished and process.is_main:
+        log.info("%d of %d scenes were evaluated before", len(finished), len(items))
+    left = [item for item in items if item[0].stem not in finished]
+    records = evaluate_share(config, Evaluator(config, renderer, metrics, out_dir, run_id), left, process)
+    finished |= {record.scene_name: record for share in process.gather(records) for record in share}
+    if process.is_main:
+        seconds = round(time.perf_counter() - start, 1)
+        run = {**files, "scenes": len(items), "seconds": seconds, **describe_run(config, process)}
+        write_results(out_dir, [finished[path.stem] for path, _ in items], run, cfg.generate_website)
+    process.barrier()
+
+
 def main(argv: Sequence[str]) -> None:
-    """Evaluate every scene of the index."""
-    start = time.perf_counter()
+    """Read the configuration and evaluate."""
     config, overridden = load_config(argv)
     if not config.inference.if_inference:
         log.warning("inference.if_inference=false has no effect: running inference.py means inference")
-    cfg, tokenizer = config.training, config.model.image_tokenizer
-    set_threads_and_precision(cfg)
-    with process_group() as process:
-        items = process.broadcast(choose_items(config, overridden) if process.is_main else None)
-        metrics = build_metrics(config.inference.metrics if config.inference.compute_metrics else [], process.device)
-        renderer, checkpoint = load_renderer(config, process)
-        evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir))
-        dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
-        batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
-        records = []
-        with tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
-            for batch in batches:
-                records += evaluator.evaluate(batch)
-                bar.update(len(batch.scenes) * process.world_size)
-        everyone = [record for share in process.gather(records) for record in share]
-        if process.is_main:
-            order = {path.stem: number for number, (path, _) in enumerate(items)}
-            everyone.sort(key=lambda record: order[record.scene_name])
-            run = describe_run(config, checkpoint, process, len(items), time.perf_counter() - start)
-            write_results(Path(config.inference_out_dir), everyone, run, config.inference.generate_website)
-        process.barrier()
+    set_threads_and_precision(config.training)
+    with process_group(config.training.distributed_timeout_minutes) as process:
+        evaluate(config, overridden, process)
 
 
 if __name__ == "__main__":

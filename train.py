@@ -274,10 +274,13 @@ def say_where(cfg: TrainingConfig, process: Process, state: dict[str, Any], path
 
 def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
     """The loss on the process's device; one process a machine fetches VGG-19 if it is needed and missing."""
-    if cfg.perceptual_loss_weight and process.local_rank == 0 and not vgg19_path(cfg).exists():
-        fetch_vgg19(vgg19_path(cfg))
-    process.barrier()
-    return build_loss(cfg).to(process.device)
+
+    def make() -> Loss:
+        if cfg.perceptual_loss_weight and not vgg19_path(cfg).exists():
+            fetch_vgg19(vgg19_path(cfg))
+        return build_loss(cfg)
+
+    return process.first_on_machine(make).to(process.device)
 
 
 def prepare_folder(config: Config, process: Process, origin: dict[str, Any]) -> Tracker:

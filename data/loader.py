@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
 from utils.errors import InputError
-from utils.interruption import shield_worker
+from utils.interruption import shield_worker, signals_blocked
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class TrainingLoader:
     ) -> None:
         self.position, self._per_step = position, batch_size * world_size
         sampler = _SampleNumbers(position, batch_size, rank, world_size)
-        self._batches = iter(_data_loader(dataset, cfg, batch_sampler=sampler, collate_fn=collate))
+        with signals_blocked():
+            self._batches = iter(_data_loader(dataset, cfg, batch_sampler=sampler, collate_fn=collate))
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -67,7 +68,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """This rank's share of the scenes, each once, no padding; scenes of unlike shape come in batches of their own."""
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world_size))
-    loader = iter(_data_loader(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape))
+    with signals_blocked():
+        loader = iter(_data_loader(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape))
     try:
         while True:
             yield from _next(loader)

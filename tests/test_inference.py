@@ -116,6 +116,50 @@ def test_results_say_what_they_came_from(place):
     assert run["checkpoint_sha256"] in page and run["index_sha256"] in page
 
 
+def states(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("scene*/*")}
+
+
+def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
+    save_model(place)
+    one_by_one = command(place, "training.batch_size_per_gpu=1", "inference.render_video=true")
+    inference.main([*one_by_one, f"inference_out_dir={place}/whole"])
+    evaluate, calls = inference.Evaluator.evaluate, []
+
+    def interrupted(self, batch):
+        calls.append(batch.scenes)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self, batch)
+
+    monkeypatch.setattr(inference.Evaluator, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        inference.main(one_by_one)
+    before = states(place / "out")
+    assert not (place / "out" / "summary.csv").exists()
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(one_by_one)
+    assert "2 of 3 scenes were evaluated before" in caplog.text and calls[3:] == [["scene2"]]
+    assert before.items() <= states(place / "out").items()
+    for name in ("summary.csv", "scene1/metrics.json"):
+        assert (place / "out" / name).read_text() == (place / "whole" / name).read_text()
+
+
+def test_what_another_run_left_is_evaluated_anew(place, caplog):
+    model = save_model(place)
+    inference.main(command(place))
+    before = scores(place, "out")
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+    write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
+    (place / "out" / "stale").mkdir()
+    (place / "out" / "stale" / "metrics.json").write_text('{"summary": {"psnr": 99}}')
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(command(place))
+    assert "evaluated before" not in caplog.text
+    assert scores(place, "out").keys() == before.keys() and scores(place, "out") != pytest.approx(before)
+
+
 def test_videos_play_anywhere(place):
     save_model(place)
     inference.main(command(place, "inference.render_video=true", "inference.render_video_config.num_frames=7"))

@@ -1,15 +1,17 @@
 """One process or many: torchrun's environment, collectives that also work alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class Process:
         """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
+
+    def first_on_machine(self, make: Callable[[], T]) -> T:
+        """`make()`, run by one process of each machine before the others, which find what it downloaded."""
+        if self.local_rank == 0:
+            value = make()
+            self.barrier()
+            return value
+        self.barrier()
+        return make()
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over processes."""

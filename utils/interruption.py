@@ -1,8 +1,12 @@
 """Signals that ask a run to stop: SIGTERM and SIGUSR1, as schedulers send them."""
 
 import logging
+import os
 import signal
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 from utils.distributed import Process
 
 log = logging.getLogger("lvsm")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 # Updates between a request on one rank and the agreed end: by then its exchange has long finished, so that reading the
 # outcome waits for nothing.
@@ -27,7 +33,7 @@ class Interruption:
     def __init__(self, process: Process) -> None:
         self._process, self._requested = process, False
         self._exchanged: deque[_HostCopy] = deque()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in _SIGNALS:
             signal.signal(number, self._request)
 
     def _request(self, number: int, _frame: FrameType | None) -> None:
@@ -59,10 +65,28 @@ class _HostCopy:
         return self._host.item()
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Start loader processes inside: they inherit blocked signals, which `shield_worker` then reads."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def shield_worker(_worker: int) -> None:
-    """Let a loader process outlive a signal to the whole process group; a second SIGTERM, as its parent's, ends it.
+    """Let a loader process outlive signals to the whole process group, but not SIGTERM from its own parent.
 
     Schedulers signal every process of a job; without its loaders, the run could not finish its step.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            received = signal.sigwaitinfo(_SIGNALS)
+            if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
