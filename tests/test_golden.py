@@ -9,16 +9,14 @@ import os
 import pytest
 
 import train
-from tests.helpers import ROOT, VARIANTS, write_toy_set
+from tests.helpers import ROOT, VARIANTS
 from tests.test_train import command
 
 GOLDEN = ROOT / "tests" / "golden.json"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_curve(variant, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    scenes = write_toy_set(tmp_path / "scenes")
+def test_loss_curve(variant, scenes, tmp_path):
     options = ["training.train_steps=20", "training.warmup=5", "training.lr=3e-3"]
     train.main(command(scenes, tmp_path / "run", *options, variant=variant))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

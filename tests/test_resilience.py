@@ -34,16 +34,6 @@ from utils.random_state import random_state, seed_everything, set_random_state
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
-@pytest.fixture
-def scenes(tmp_path):
-    return write_toy_set(tmp_path / "scenes")
-
-
 @pytest.fixture
 def signals():
     """Handlers that the code under test installs do not outlive the test."""

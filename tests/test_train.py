@@ -7,22 +7,12 @@ import torch.nn.functional as F
 
 import train
 from setup import load_config
-from tests.helpers import ROOT, VARIANTS, run, small_overrides, write_toy_set
+from tests.helpers import ROOT, VARIANTS, run, small_overrides
 from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
 from utils.distributed import process_group
 from utils.errors import InputError
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
-@pytest.fixture
-def scenes(tmp_path):
-    return write_toy_set(tmp_path / "scenes")
 
 
 def command(scenes, run_folder, *overrides, variant="decoder_only"):
