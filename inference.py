@@ -266,17 +266,18 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     run_id = identify_run(config, files)
     found = [read_finished(out_dir, path.stem, selection, run_id, cfg.render_video) for path, selection in items]
     finished = {record.scene_name: record for record in found if record is not None and names}
-    process.barrier()
+    process.barrier("reading what is finished")
     if finished and process.is_main:
         log.info("%d of %d scenes were evaluated before", len(finished), len(items))
     left = [item for item in items if item[0].stem not in finished]
     records = evaluate_share(config, Evaluator(config, renderer, metrics, out_dir, run_id), left, process)
+    process.barrier("evaluating")
     finished |= {record.scene_name: record for share in process.gather(records) for record in share}
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
         run = {**files, "scenes": len(items), "seconds": seconds, **describe_run(config, process)}
         write_results(out_dir, [finished[path.stem] for path, _ in items], run, cfg.generate_website)
-    process.barrier()
+    process.barrier("writing results")
 
 
 def main(argv: Sequence[str]) -> None:

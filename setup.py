@@ -35,7 +35,7 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.floa
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
 _POSITIVE = "batch_size_per_gpu grad_accum_steps print_every vis_every wandb_log_every num_threads"
 _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
-    ["num_workers", "grad_checkpoint_every", "seed", "validate_every"], 0
+    ["num_workers", "grad_checkpoint_every", "seed", "validate_every", "total_batch_size"], 0
 )
 _SECTIONS = ("model", "training", "inference")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
@@ -47,6 +47,7 @@ class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, Checkpoi
 
     batch_size_per_gpu: int = 8
     grad_accum_steps: int = 1
+    total_batch_size: int = 0
     grad_checkpoint_every: int = 1
     dynamic_input_view_num: bool = False
     use_amp: bool = True

@@ -36,15 +36,19 @@ from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import append_json_line, write_text
 from utils.interruption import Interruption
-from utils.journal import Journal, RunningMean
-from utils.media import save_grid
+from utils.journal import Journal, RunningMean, describe
+from utils.media import NamedViews, save_comparison
 from utils.metrics import build_metrics
 from utils.optim import build_optimizer, clip_and_step, load_optimizer, lr_at
 from utils.provenance import provenance
 from utils.random_state import random_state, seed_everything, set_random_state
 from utils.tracking import Tracker, start_wandb
+from utils.watch import Watch
 
 log = logging.getLogger("lvsm")
+
+# Scenes of a batch that a picture shows.
+_SHOWN_SCENES = 4
 
 
 class Trainer:
@@ -56,6 +60,7 @@ class Trainer:
         loader: batches, from the position where training goes on.
         journal: what the run says of itself.
         interruption: tells when to stop early.
+        watch: is told what this process does, for when it hangs.
         origin: what the checkpoints say of the run besides its state.
         validation: scores of held-out scenes by name, computed by all ranks together.
         step: updates done before.
@@ -73,6 +78,7 @@ class Trainer:
         tracker: Tracker,
         journal: Journal,
         interruption: Interruption,
+        watch: Watch,
         origin: dict[str, Any],
         validation: Callable[[], dict[str, float]] | None = None,
         step: int = 0,
@@ -80,19 +86,19 @@ class Trainer:
         self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
-        self.folder, self.validation = Path(cfg.checkpoint_dir), validation
+        self.folder, self.validation, self.watch = Path(cfg.checkpoint_dir), validation, watch
         self.writer = CheckpointWriter(cfg) if process.is_main else None
         self._parallel: nn.Module = model
         if process.world_size > 1:
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self._wandb_means = RunningMean()
+        self._wandb_means, self._line = RunningMean(), dict[str, float]()
 
     def run(self) -> None:
         """Train to the end, or to the update after which all ranks agree to stop; log and save on the way."""
         self.model.train()
         # None: silent unless a person is watching.
         silent = None if self.process.is_main else True
-        with tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent) as bar:
+        with self.watch, tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent) as bar:
             while self.step < self.cfg.train_steps:
                 self.update()
                 bar.update()
@@ -105,8 +111,9 @@ class Trainer:
                 if stop:
                     log.warning("stopped after step %d; the same command goes on from there", self.step)
                     break
-        if self.writer is not None:
-            self.writer.wait()
+            if self.writer is not None:
+                self.writer.wait()
+            self.process.barrier("saving")
 
     def update(self) -> dict[str, Tensor]:
         """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
@@ -130,6 +137,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint to the run folder: every rank gives its random state, the main process writes."""
+        self.watch.note(f"saving after step {self.step}")
         states = self.process.gather(random_state())
         if self.writer is not None:
             state = {
@@ -141,8 +149,10 @@ class Trainer:
                 **self.origin,
             }
             self.writer.save(self.step, state)
+        self.process.barrier("saving")
 
     def _validate(self, validation: Callable[[], dict[str, float]]) -> None:
+        self.watch.note(f"validating after step {self.step}")
         numbers = {f"validation/{name}": value for name, value in validation().items()}
         self.tracker.write(self.step, numbers)
         self.tracker.write_wandb(self.step, numbers)
@@ -151,8 +161,10 @@ class Trainer:
 
     def _next_batches(self) -> tuple[list[Batch], float]:
         """The batches of one update, and the seconds spent waiting for them."""
+        self.watch.note(f"step {self.step + 1}, waiting for data")
         start = time.perf_counter()
         batches = [next(self.loader) for _ in range(self.cfg.grad_accum_steps)]
+        self.watch.note(f"step {self.step + 1}, computing")
         return batches, time.perf_counter() - start
 
     def _communicate(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
@@ -162,14 +174,30 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
-        inputs, targets = batch.split(self._num_inputs())
+        num_inputs = self._num_inputs()
+        inputs, targets = batch.split(num_inputs)
         with autocast(self.cfg, self.process.device):
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
         if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
-            name = f"{self.step + 1:08d}_{batch.scenes[0]}.png"
-            save_grid(self.folder / "visuals" / name, [targets.images[0], renders[0]])
+            self._show(batch, num_inputs, targets.images, renders)
         return terms
+
+    def _show(self, batch: Batch, num_inputs: int, images: Tensor, renders: Tensor) -> None:
+        """Write a picture of the batch's first scenes, targets [b, t] above renders."""
+        path = self.folder / "visuals" / f"{self.step + 1:08d}.png"
+        frames = batch.frames.tolist()
+        shown = [
+            NamedViews(
+                f"{scene}, inputs {', '.join(map(str, frames[i][:num_inputs]))}",
+                [f"frame {frames[i][view]}" for view in batch.targets[i].tolist()],
+                images[i],
+                renders[i],
+            )
+            for i, scene in enumerate(batch.scenes[:_SHOWN_SCENES])
+        ]
+        save_comparison(path, shown)
+        self.tracker.write_picture(self.step + 1, path)
 
     def _grad_norm_details(self) -> dict[str, Tensor]:
         """Gradient norms by part of the model, if asked for, before clipping."""
@@ -198,23 +226,12 @@ class Trainer:
             line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
             line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
             self.tracker.write(self.step, line)
+            self._line = line
             bar.set_postfix_str(describe(line))
             if self.process.is_main and bar.disable:
                 log.info("step %d/%d %s", self.step, self.cfg.train_steps, describe(line))
         if self._due(self.cfg.wandb_log_every):
-            self.tracker.write_wandb(self.step, self._wandb_means.read(self.process) | lr)
-
-
-def describe(line: dict[str, float]) -> str:
-    """A line of numbers for people."""
-    text = f"loss {line['loss']:.4g} psnr {line['psnr']:.2f} lr {line['lr']:.2e} grad {line['grad_norm']:.2g}"
-    text += f" {line['images_per_second']:.0f} images/s, data {line['data_wait']:.0%}"
-    if "mfu" in line:
-        text += f", mfu {line['mfu']:.0%}, {line['gpu_memory_gb']:.1f} GB"
-    if line["skipped"] or line["unusable"]:
-        text += f", {line['skipped']:.0f} skipped, {line['unusable']:.0f} unusable"
-    hours, minutes = divmod(round(line["seconds_left"] / 60), 60)
-    return f"{text}, {hours} h {minutes:02d} min left"
+            self.tracker.write_wandb(self.step, self._line | self._wandb_means.read(self.process) | lr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +323,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     Raises:
         InputError: data, weights or values that cannot be used.
     """
+    given, config = config, with_accumulation(config, process.world_size)
     cfg, tokenizer = config.training, config.model.image_tokenizer
     _check_training(cfg)
     interruption = Interruption(process)
@@ -316,7 +334,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     model = build_model(config.model, cfg.grad_checkpoint_every).to(process.device)
     optimizer = build_optimizer(model, cfg)
     start = restore(cfg, process, model, optimizer)
-    origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "provenance": provenance()}
+    origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(given)), "provenance": provenance()}
     tracker = prepare_folder(config, process, origin)
     if process.is_main:
         _say(cfg, process, model, len(dataset.scenes))
@@ -330,6 +348,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         tracker=tracker,
         journal=build_journal(config, process, start),
         interruption=interruption,
+        watch=Watch(process, stalled_after=cfg.distributed_timeout_minutes * 60 / 2),
         origin=origin,
         validation=build_validation(config, process, model) if cfg.validate_every else None,
         step=start.step,
@@ -362,6 +381,26 @@ def build_journal(config: Config, process: Process, start: Start) -> Journal:
     flops = training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens)
     peak, folder = peak_flops(process.device), Path(cfg.checkpoint_dir)
     return Journal(folder, process, start.samples, flops, peak, cfg.max_unusable_share)
+
+
+def with_accumulation(config: Config, world_size: int) -> Config:
+    """The configuration with `grad_accum_steps` such that an update sees `total_batch_size` scenes, if that is set.
+
+    Raises:
+        InputError: the total is no multiple of what all processes see at once, or both keys are set.
+    """
+    cfg = config.training
+    if not cfg.total_batch_size:
+        return config
+    if cfg.grad_accum_steps != 1:
+        raise InputError("training.grad_accum_steps follows from training.total_batch_size: set only one of them")
+    steps, rest = divmod(cfg.total_batch_size, cfg.batch_size_per_gpu * world_size)
+    if rest:
+        raise InputError(
+            f"training.total_batch_size={cfg.total_batch_size} is no multiple of batch_size_per_gpu x processes "
+            f"({cfg.batch_size_per_gpu} x {world_size})"
+        )
+    return dataclasses.replace(config, training=dataclasses.replace(cfg, grad_accum_steps=steps))
 
 
 def _check_training(cfg: TrainingConfig) -> None:
@@ -398,7 +437,6 @@ def main(argv: Sequence[str]) -> None:
         trainer = build_trainer(config, process)
         try:
             trainer.run()
-            process.barrier()
         finally:
             trainer.tracker.close()
 

@@ -207,6 +207,10 @@ class TrainingDataset(Dataset[Batch]):
                 if len(failures) == _SCENE_TRIES:
                     raise InputError(f"{_SCENE_TRIES} scenes in a row are unusable, the last: {error}") from None
                 continue
+            except Exception as error:
+                # A loader process passes on the text of an error alone, notes included.
+                error.add_note(f"sample {number}: scene {self.scenes[index]}")
+                raise
             if sample is not None:
                 return replace(sample, failures=failures)
         raise InputError(failures[-1] if failures else self._all_too_short())
@@ -257,4 +261,8 @@ class EvaluationDataset(Dataset[Batch]):
         path, selection = self.items[index]
         frames = np.array(selection.context + selection.target, dtype=np.int64)
         targets = np.arange(len(selection.context), len(frames))
-        return self.load(read_scene(path), frames, len(selection.context), targets)
+        try:
+            return self.load(read_scene(path), frames, len(selection.context), targets)
+        except Exception as error:
+            error.add_note(f"scene {path}")
+            raise

@@ -95,6 +95,7 @@ def small_overrides(variant: str) -> list[str]:
         "view_selector.min_frame_dist=8",
         "view_selector.max_frame_dist=13",
         "batch_size_per_gpu=2",
+        "total_batch_size=0",
         "perceptual_loss_weight=0",
         "use_amp=false",
         "num_workers=0",

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 import inference
 import train
+from data import dataset
 from setup import load_config
 from tests.helpers import ROOT, run, write_toy_set
 from tests.test_train import build, command, largest_difference, weights
@@ -30,6 +32,7 @@ from utils.checkpoint import (
 from utils.distributed import process_group
 from utils.errors import InputError
 from utils.random_state import random_state, seed_everything, set_random_state
+from utils.watch import describe
 
 STEPS = 12
 
@@ -225,6 +228,63 @@ def test_a_nan_on_one_rank_is_skipped_by_all_and_written_down(scenes, tmp_path):
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [numbers["skipped"] for numbers in lines] == [0, 1, 1, 1]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", 4).values())
+
+
+HANGING_RANK_1 = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import train, utils.distributed
+from datetime import timedelta
+from utils.cli import run_main
+if os.environ["HANGS_IN"] == "data":
+    next_batches = train.Trainer._next_batches
+    def hanging(self):
+        if self.step == 1 and self.process.rank == 1:
+            self.watch.note("step 2, waiting for data")
+            time.sleep(100)
+        return next_batches(self)
+    train.Trainer._next_batches = hanging
+else:
+    utils.distributed._PATIENCE = timedelta(seconds=3)
+    barrier = utils.distributed.Process.barrier
+    def late(self, what):
+        time.sleep(100 if self.rank == 1 and what == "saving" else 0)
+        barrier(self, what)
+    utils.distributed.Process.barrier = late
+run_main(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("data", "NO PROGRESS for [0-9]+ seconds: (step 2, computing .rank 0.; )?step 2, waiting for data .rank 1."),
+        ("saving", r"saving: ranks \[1\] did not come within 0:00:03"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_ends_the_run(scenes, tmp_path, place, message):
+    script = tmp_path / "hang.py"
+    script.write_text(HANGING_RANK_1.format(root=str(ROOT)))
+    arguments = command(scenes, tmp_path / "run", "training.distributed_timeout_minutes=0.15")
+    result = run(script, *arguments, processes=2, HANGS_IN=place)
+    assert result.returncode != 0
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_the_state_of_few_ranks_is_told_first():
+    doing = ["step 2, computing"] * 9 + ["step 2, waiting for data"]
+    assert describe(doing) == (
+        "step 2, waiting for data (rank 9); step 2, computing (rank 0, 1, 2, 3, 4, 5, 6, 7 and 1 more)"
+    )
+
+
+def test_an_unforeseen_error_in_a_loader_process_names_the_scene(scenes, tmp_path, signals, monkeypatch):
+    def broken(path, where):
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setattr(dataset, "read_image", broken)
+    with pytest.raises(ZeroDivisionError, match=r"nobody expected this\nsample [01]: scene .*scene[0-2]\.json"):
+        train.main(command(scenes, tmp_path / "run", "training.num_workers=1"))
 
 
 COUNT = """

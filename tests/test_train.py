@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import train
 from setup import load_config
@@ -42,7 +43,9 @@ def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in lines)
     (picture,) = (folder / "visuals").iterdir()
-    assert picture.name.startswith("00000002_scene")
+    assert picture.name == "00000002.png"
+    # Two scenes of six targets: a title, the views' names, targets, renders.
+    assert Image.open(picture).size == (6 * 16, 2 * (14 + 14 + 16 + 16))
     recorded, _ = load_config(["--config", str(folder / "config.yaml")])
     assert (
         recorded
@@ -84,6 +87,32 @@ def test_two_processes_equal_one_with_twice_the_batch(scenes, tmp_path):
     assert one["samples"] == two["samples"] == 8
     # Both start from rank 0's weights: the seed of a lone process.
     assert largest_difference(one["model"], two["model"]) < 2e-5
+
+
+def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
+    with caplog.at_level("INFO", "lvsm"):
+        train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8"))
+    assert "batch 2 x 1 processes x 4 accumulated = 8 scenes an update" in caplog.text
+    assert read_checkpoint(tmp_path / "run" / checkpoint_name(2))["samples"] == 16
+    # What the run folder records can be run again.
+    recorded = ["--config", str(tmp_path / "run" / "config.yaml")]
+    train.main([*recorded, f"training.checkpoint_dir={tmp_path}/again"])
+    assert largest_difference(weights(tmp_path / "run", 2), weights(tmp_path / "again", 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.batch_size_per_gpu=3",
+            r"total_batch_size=8 is no multiple of batch_size_per_gpu x processes \(3 x 1",
+        ),
+        ("training.grad_accum_steps=2", "training.grad_accum_steps follows from training.total_batch_size"),
+    ],
+)
+def test_a_total_batch_that_cannot_be(scenes, tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8", override))
 
 
 def build(scenes, tmp_path, *overrides):

@@ -1,9 +1,10 @@
 """One process or many: torchrun's environment, collectives that also work alone."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,33 +14,55 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# How long a barrier waits: for downloads and for writing to slow disks, not for ever.
+_PATIENCE = timedelta(minutes=30)
+
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all; a plain `python` run is process 0 of 1."""
+    """This process among all; a plain `python` run is process 0 of 1.
+
+    `store` holds small values that all processes see; None for a process that is alone.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    store: dist.Store | None = None
+    _barriers: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
     def is_main(self) -> bool:
         """The one that writes files and talks."""
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            dist.barrier()
+    def barrier(self, what: str) -> None:
+        """Wait until all processes are here, while one may be busy for long (`what` says with what, for the message).
+
+        It goes through the store, not through a collective, whose timeout is meant for ranks that are lost.
+
+        Raises:
+            RuntimeError: names the ranks that did not come within half an hour.
+        """
+        if self.store is None:
+            return
+        number = next(self._barriers)
+        keys = [f"barrier/{number}/{rank}" for rank in range(self.world_size)]
+        self.store.set(keys[self.rank], "")
+        try:
+            self.store.wait(keys, _PATIENCE)
+        except RuntimeError as error:
+            missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+            raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}") from error
 
     def first_on_machine(self, make: Callable[[], T]) -> T:
         """`make()`, run by one process of each machine before the others, which find what it downloaded."""
         if self.local_rank == 0:
             value = make()
-            self.barrier()
+            self.barrier("preparing files")
             return value
-        self.barrier()
+        self.barrier("preparing files")
         return make()
 
     def mean(self, values: Tensor) -> Tensor:
@@ -64,6 +87,9 @@ class Process:
         return values[0]
 
 
+_joined: Process | None = None
+
+
 @contextmanager
 def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one.
@@ -71,23 +97,31 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     Inside another `process_group()` it is that one. A collective that waits longer than `timeout_minutes` for a rank
     ends the process, so that a lost rank does not leave the others hanging.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    global _joined
+    if _joined is not None:
+        yield _joined
+        return
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world_size == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Process(0, 0, 1, device)
         return
-    joins = not dist.is_initialized()
-    if joins:
-        # Naming the device binds NCCL to it; gloo takes none.
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group(
-            "nccl" if bound else "gloo", timeout=timedelta(minutes=timeout_minutes), device_id=bound
-        )
+    _joined = _join(local_rank, device, timedelta(minutes=timeout_minutes))
     try:
-        yield Process(dist.get_rank(), local_rank, world_size, device)
+        yield _joined
     finally:
-        if joins:
-            dist.destroy_process_group()
+        _joined = None
+        dist.destroy_process_group()
+
+
+def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
+    """Meet the other processes at the address in torchrun's environment variables."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # Naming the device binds NCCL to it; gloo takes none.
+    bound = device if device.type == "cuda" else None
+    dist.init_process_group(
+        "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
+    )
+    return Process(rank, local_rank, world_size, device, dist.PrefixStore("lvsm", store))

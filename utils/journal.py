@@ -94,6 +94,7 @@ class Journal:
         numbers |= {"samples_per_second": samples / elapsed, "seconds_left": steps_left * elapsed / max(1, steps)}
         if self._peak is not None:
             numbers["mfu"] = samples * self._flops / elapsed / (self._peak * self.process.world_size)
+        if self.process.device.type == "cuda":
             numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._steps, self._waited, self._since, self._samples = [], 0.0, now, position
         return numbers
@@ -126,3 +127,15 @@ class Journal:
                 f"{self.unusable} of {seen} samples were unusable, more than training.max_unusable_share="
                 f"{self._max_share} allows; {self.folder / 'unusable.txt'} lists them, the last: {messages[-1]}"
             )
+
+
+def describe(line: dict[str, float]) -> str:
+    """A line of numbers for people."""
+    text = f"loss {line['loss']:.4g} psnr {line['psnr']:.2f} lr {line['lr']:.2e} grad {line['grad_norm']:.2g}"
+    text += f" {line['images_per_second']:.0f} images/s, data {line['data_wait']:.0%}"
+    text += f", mfu {line['mfu']:.0%}" if "mfu" in line else ""
+    text += f", {line['gpu_memory_gb']:.1f} GB" if "gpu_memory_gb" in line else ""
+    if line["skipped"] or line["unusable"]:
+        text += f", {line['skipped']:.0f} skipped, {line['unusable']:.0f} unusable"
+    hours, minutes = divmod(round(line["seconds_left"] / 60), 60)
+    return f"{text}, {hours} h {minutes:02d} min left"

@@ -1,6 +1,7 @@
 """Pictures and videos."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -8,10 +9,12 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from utils.files import atomic_path
+
+_TEXT_HEIGHT = 14
 
 
 def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
@@ -22,7 +25,43 @@ def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]
 
 def save_grid(path: Path, rows: Sequence[Float[Tensor, "n 3 h w"]]) -> None:
     """Write rows of images as one PNG, images of a row side by side, rows below one another, no gaps."""
-    lines = [rearrange(to_uint8(row), "n h w c -> h (n w) c") for row in rows]
+    _save(path, [_side_by_side(row) for row in rows])
+
+
+@dataclass(frozen=True)
+class NamedViews:
+    """Some views of one scene: a title, and for every view its name, its photograph and its render."""
+
+    title: str
+    names: Sequence[str]
+    images: Float[Tensor, "n 3 h w"]
+    renders: Float[Tensor, "n 3 h w"]
+
+
+def save_comparison(path: Path, scenes: Sequence[NamedViews]) -> None:
+    """Write one PNG: for every scene its title, the names of its views, the photographs, the renders below them."""
+    lines = []
+    for scene in scenes:
+        images, renders = _side_by_side(scene.images), _side_by_side(scene.renders)
+        width = images.shape[1]
+        lines += [_text_line([scene.title], width), _text_line(scene.names, width), images, renders]
+    _save(path, lines)
+
+
+def _side_by_side(images: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "h nw 3"]:
+    return rearrange(to_uint8(images), "n h w c -> h (n w) c")
+
+
+def _text_line(texts: Sequence[str], width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """White on black, one text a column of equal width."""
+    line = Image.new("RGB", (width, _TEXT_HEIGHT))
+    draw = ImageDraw.Draw(line)
+    for number, text in enumerate(texts):
+        draw.text((number * width // len(texts) + 2, 1), text, fill="white")
+    return np.asarray(line)
+
+
+def _save(path: Path, lines: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(lines)).save(temporary)
 

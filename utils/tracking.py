@@ -44,6 +44,13 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(dict(numbers), step=step)
 
+    def write_picture(self, step: int, path: Path) -> None:
+        """Send a picture to wandb, if there is a run."""
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({"views": wandb.Image(str(path))}, step=step)
+
     def close(self) -> None:
         """Finish all sinks."""
         if self._file is not None:

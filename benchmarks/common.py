@@ -1,0 +1,129 @@
+"""What the benchmarks share: seeded inputs and weights, timing, tables."""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from data.dataset import Batch
+from model.loss import Loss
+from model.perceptual import PerceptualLoss
+from setup import Config, TrainingConfig, build_config, parse_overrides
+from utils.camera import Cameras, Views
+from utils.files import write_json
+from utils.provenance import provenance
+
+REPEATS = 3
+
+
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    return parser
+
+
+def read_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A configuration file with dotted overrides."""
+    import yaml
+
+    return build_config(yaml.safe_load(path.read_text(encoding="utf-8")), parse_overrides(overrides))
+
+
+def seeded_vgg19() -> dict[str, Tensor]:
+    """VGG-19 weights that keep the size of what passes through: speed and memory are those of the trained ones."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        features = torchvision.models.vgg19(weights=None).features[:32]
+    weights = {}
+    for name, tensor in features.state_dict().items():
+        fan_in = math.prod(tensor.shape[1:])
+        scale = math.sqrt(2 / fan_in) if tensor.ndim == 4 else 0.01
+        weights[name] = torch.randn(tensor.shape, generator=generator) * scale
+    return weights
+
+
+def seeded_loss(cfg: TrainingConfig) -> Loss:
+    """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
+    return Loss(cfg, None, PerceptualLoss(seeded_vgg19()) if cfg.perceptual_loss_weight else None)
+
+
+def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:
+    """Scenes of noise seen from cameras on a small arc, in page-locked memory where there is a GPU."""
+    b, v = batch_size or cfg.batch_size_per_gpu, cfg.num_views
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (b, v, 3, size, size), generator=generator, dtype=torch.uint8)
+    c2w = torch.eye(4).repeat(b, v, 1, 1)
+    c2w[..., :3, 3] = torch.rand(b, v, 3, generator=generator) - 0.5
+    fxfycxcy = torch.tensor([0.9, 0.9, 0.5, 0.5]).mul(size).repeat(b, v, 1)
+    targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.num_target_views] for _ in range(b)])
+    frames = torch.arange(v).repeat(b, 1)
+    batch = Batch(Views(images, Cameras(c2w, fxfycxcy, size, size)), targets, [f"noise{i}" for i in range(b)], frames)
+    return batch.pin_memory() if torch.cuda.is_available() else batch
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object], calls: int, warmup: int, repeats: int = REPEATS) -> list[float]:
+    """Seconds a call of `work`, one number a repeat of `calls` calls, after `warmup` calls."""
+    for _ in range(warmup):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        synchronize()
+        seconds.append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> float:
+    """Largest minus smallest, as a share of the median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's threads."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
+    """Print rows as a table with device and versions below, and write them as JSON if a path is given."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip(), flush=True)
+    about = {"device": device_name(), **provenance()}
+    print(f"({about['device']}, torch {torch.__version__})", flush=True)
+    if path is not None:
+        write_json(path, {"rows": [dict(row) for row in rows], **about})
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def with_training(config: Config, **values: Any) -> Config:
+    """The configuration with other values in its `training` section."""
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **values))
+
+
+def last_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of numbers that a run wrote to its folder."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

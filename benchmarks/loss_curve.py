@@ -1,0 +1,56 @@
+"""Real training runs beside one another, with the loader, on a data set of yours: do two settings learn the same?
+
+    python -m benchmarks.loss_curve --config configs/LVSM_scene_decoder_only.yaml --output_dir curves \\
+        --run "bf16:" --run "fp32: training.amp_dtype=fp32" training.dataset_path=LIST training.train_steps=200
+
+Prints losses averaged between lines, and for the whole run the share of time waiting for data. The perceptual loss
+runs on seeded weights.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import train
+from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
+
+
+def run(config: Path, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """Train in `folder`; the lines of numbers that came of it."""
+    train.prepare_loss = lambda cfg, process: seeded_loss(cfg).to(process.device)
+    train.main(["--config", str(config), *overrides, f"training.checkpoint_dir={folder}"])
+    return last_lines(folder)
+
+
+def describe(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row: the curve in ten points, and the run's rates after its first line."""
+    chosen = lines[:: max(1, len(lines) // 10)]
+    if chosen[-1] is not lines[-1]:
+        chosen.append(lines[-1])
+    steady = lines[1:] or lines
+    row: dict[str, Any] = {"run": name, **{f"loss@{line['step']}": line["loss"] for line in chosen}}
+    row["psnr"] = lines[-1]["psnr"]
+    row["skipped"] = lines[-1]["skipped"]
+    row["data"] = f"{statistics.fmean(line['data_wait'] for line in steady):.2%}"
+    row["images/s"] = statistics.fmean(line["images_per_second"] for line in steady)
+    return row
+
+
+def main() -> None:
+    """Train every run."""
+    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets a run folder for each")
+    parser.add_argument("--run", action="append", required=True, metavar='"NAME: key=value ..."')
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args()
+    rows = []
+    for text in given.run:
+        name, _, own = text.partition(":")
+        lines = run(given.config, given.output_dir / name, [*given.overrides, *own.split()])
+        rows.append(describe(name, lines))
+    show(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Memory and speed of one micro-batch of every recipe in configs/, on one GPU and seeded noise.
+
+python -m benchmarks.recipes [CONFIG ...]
+"""
+
+import gc
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import benchmark_parser, read_config, show, with_training
+from benchmarks.train_step import measure
+
+
+def main() -> None:
+    """Measure the recipes one after another."""
+    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("configs", nargs="*", type=Path, default=sorted(Path("configs").glob("LVSM*.yaml")))
+    given = parser.parse_args()
+    rows = []
+    for path in given.configs:
+        config = with_training(read_config(path, []), grad_accum_steps=1, total_batch_size=0)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        rows.append({"config": path.stem} | measure(config, bare=False, calls=3, warmup=3))
+    show(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

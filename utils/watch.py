@@ -1,0 +1,73 @@
+"""Says for which rank a stuck run is waiting."""
+
+import logging
+import threading
+import time
+from types import TracebackType
+
+from utils.distributed import Process
+
+log = logging.getLogger("lvsm")
+
+
+class Watch:
+    """Keeps what every process is doing in their common store; when nothing moves, the main process tells.
+
+    A rank that hangs stops all others at their next collective, whose timeout then names a collective, not a rank.
+    Notes are taken, and watched, inside `with watch:`.
+
+    Args:
+        stalled_after: seconds without a new note after which the main process says where all stand.
+    """
+
+    def __init__(self, process: Process, stalled_after: float) -> None:
+        self._process, self._limit = process, stalled_after
+        self._noted, self._told = time.monotonic(), False
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        self.note("starting")
+        if self._process.store is not None and self._process.is_main:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def note(self, doing: str) -> None:
+        """Say what this process does from now on."""
+        if self._process.store is not None:
+            self._process.store.set(f"doing/{self._process.rank}", doing)
+            self._noted, self._told = time.monotonic(), False
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._limit / 10):
+            stalled = time.monotonic() - self._noted
+            if stalled > self._limit and not self._told:
+                self._told = True
+                log.error("NO PROGRESS for %.0f seconds: %s", stalled, describe(self._read()))
+
+    def _read(self) -> list[str]:
+        store, ranks = self._process.store, range(self._process.world_size)
+        assert store is not None
+        keys = [f"doing/{rank}" for rank in ranks]
+        return [store.get(key).decode() if store.check([key]) else "starting" for key in keys]
+
+
+def describe(doing: list[str]) -> str:
+    """What the ranks do, those in the rarest state first: they are the ones that others wait for."""
+    groups: dict[str, list[int]] = {}
+    for rank, text in enumerate(doing):
+        groups.setdefault(text, []).append(rank)
+    return "; ".join(f"{text} (rank {_ranks(group)})" for text, group in sorted(groups.items(), key=_size))
+
+
+def _size(group: tuple[str, list[int]]) -> int:
+    return len(group[1])
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
