@@ -1,3 +1,8 @@
+import os
+
+# Numbers in the tests are those of a CPU, in this process and in those it starts.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import pytest
 
 from tests.helpers import write_toy_set

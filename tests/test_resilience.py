@@ -7,11 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import inference
 import train
@@ -29,7 +32,7 @@ from utils.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from utils.distributed import process_group
+from utils.distributed import _agree_on_name, process_group
 from utils.errors import InputError
 from utils.random_state import random_state, seed_everything, set_random_state
 from utils.watch import describe
@@ -175,9 +178,7 @@ def lines(path):
 
 def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
-    # gloo sometimes fails to connect restarted processes; the timeout then leads to another restart.
-    patience = "training.distributed_timeout_minutes=0.3"
-    process = start(scenes, folder, patience, processes=2, launcher=["--max-restarts", "6"])
+    process = start(scenes, folder, processes=2, launcher=["--max-restarts", "1"])
     wait_for(lambda: numbered_checkpoints(folder))
     os.kill(random.Random(0).choice(workers(process)), signal.SIGKILL)
     before = lines(folder / "metrics.jsonl")
@@ -228,6 +229,34 @@ def test_a_nan_on_one_rank_is_skipped_by_all_and_written_down(scenes, tmp_path):
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [numbers["skipped"] for numbers in lines] == [0, 1, 1, 1]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", 4).values())
+
+
+def joined(store, world_size):
+    """The names that as many processes agree on, each a thread here."""
+    names = dict.fromkeys(range(world_size), "")
+
+    def join(rank):
+        names[rank] = _agree_on_name(store, rank, world_size, timedelta(seconds=20))
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return names.values()
+
+
+def test_restarted_processes_do_not_meet_what_dead_ones_left_in_the_store():
+    store = dist.HashStore()
+    (first,) = set(joined(store, 3))
+    store.set("hello/1", "a process that died before it was answered")
+    (second,) = set(joined(store, 3))
+    assert first and second and first != second
+
+
+def test_ranks_that_do_not_come_are_named():
+    with pytest.raises(RuntimeError, match=r"ranks \[1, 2\] did not come within 0:00:00.1"):
+        _agree_on_name(dist.HashStore(), 0, 3, timedelta(seconds=0.1))
 
 
 HANGING_RANK_1 = """

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,10 +120,38 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
 
 def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
     """Meet the other processes at the address in torchrun's environment variables."""
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    shared, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(_agree_on_name(shared, rank, world_size, timeout), shared)
     # Naming the device binds NCCL to it; gloo takes none.
     bound = device if device.type == "cuda" else None
     dist.init_process_group(
         "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
     )
     return Process(rank, local_rank, world_size, device, dist.PrefixStore("lvsm", store))
+
+
+def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name for this group of processes that no earlier group had, so that what those left in `store` is not met.
+
+    torchrun keeps its store over restarts: new processes would find the addresses of dead ones there and wait for them.
+    So everyone says hello with a word of its own, and the main process answers each word with the name.
+
+    Raises:
+        RuntimeError: names the ranks that did not come within `timeout`.
+    """
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"hello/{rank}", word)
+        name = store.get(f"name/{word}").decode()
+        store.set(f"{name}/here/{rank}", "")
+        return name
+    name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    while missing := [other for other in range(1, world_size) if not store.check([f"{name}/here/{other}"])]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {missing} did not come within {timeout}")
+        for other in missing:
+            # The word may still be that of a dead process; then the living one's is answered next time.
+            if store.check([f"hello/{other}"]):
+                store.set(f"name/{store.get(f'hello/{other}').decode()}", name)
+        time.sleep(0.02)
+    return name
