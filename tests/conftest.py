@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 
 from tests.helpers import write_toy_set
@@ -12,3 +14,25 @@ def without_wandb(monkeypatch):
 def scenes(tmp_path):
     """The list of a small set of toy scenes."""
     return write_toy_set(tmp_path / "scenes")
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A browser for the tests of a file."""
+    from tests.browser import start_browser  # skips where there is none
+
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(session) -> Iterator:
+    """The shared browser at desktop size, every emulation off; the test fails on anything in the console."""
+    from tests.browser import emulate
+
+    session.get("about:blank")
+    session.get_log("browser")
+    emulate(session, 1280, 900)
+    yield session
+    assert [entry["message"] for entry in session.get_log("browser")] == []
