@@ -67,13 +67,12 @@ def serving(folder: Path) -> Iterator[str]:
 
 def write_scene_files(folder: Path, error: int = 64) -> None:
     """Two targets; the first is predicted exactly, the second is off by `error` of 255 everywhere."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     truth = np.full((SIZE, 2 * SIZE, 3), 100, np.uint8)
     prediction = truth.copy()
     prediction[:, SIZE:] += error
     Image.fromarray(np.concatenate([truth, prediction])).save(folder / "gt_vs_pred.png")
     Image.fromarray(truth).save(folder / "input.png")
-    (folder / "metrics.json").write_text("{}")
 
 
 def write_video(path: Path) -> None:
