@@ -16,7 +16,6 @@ from model import LVSM, ModelConfig, build_model
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
 from utils.camera import Cameras, Views
-from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = ("decoder_only", "encoder_decoder")
@@ -98,8 +97,10 @@ def write_run(
         scenes[name] = {metric: value for metric, value in numbers.items() if metric not in leave_out}
         per_view = [{"view": view, **scenes[name]} for view in views]
         content = {"summary": {"scene_name": name, **scenes[name]}, "per_view": per_view, "context": [3, 40]}
-        write_json(folder / name / "metrics.json", content)
-    write_json(folder / "results.json", {"averages": {}, "provenance": run, "scenes": scenes})
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "metrics.json").write_text(json.dumps(content))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"averages": {}, "provenance": run, "scenes": scenes}))
     return folder
 
 
