@@ -10,7 +10,7 @@ import pytest
 
 import inference
 from tests.helpers import run, write_run
-from utils.comparison import average, compare_runs, differing_keys, find_caveats, group_by_views
+from utils.comparison import average, compare_runs, differing_keys, find_caveats, find_omissions, group_by_views
 from utils.comparison_page import comparison_data, relative_address, write_comparison
 from utils.errors import InputError
 from utils.report import SceneRecord
@@ -39,8 +39,9 @@ def test_scenes_in_common_are_compared(folders):
     assert [run.label for run in comparison.runs] == ["first", "second"]
     assert comparison.scenes == ["b", "c"] and comparison.metrics == ["psnr", "ssim", "lpips"]
     assert comparison.values("psnr") == [[20.0, 30.0], [21.0, 33.0]]
-    caveats = find_caveats(comparison, [])
-    assert caveats == ["first has 1 scene beyond those in common.", "second has 2 scenes beyond those in common."]
+    assert find_caveats(comparison, []) == []
+    omissions = find_omissions(comparison)
+    assert omissions == ["first has 1 scene beyond those in common.", "second has 2 scenes beyond those in common."]
 
 
 def test_averages_are_over_the_scenes_in_common(folders):
@@ -66,8 +67,20 @@ def test_a_metric_that_a_run_lacks_is_left_out_and_named(folders):
     third = write_run(folders[0].parent / "third", {"b": 1.0, "c": 2.0}, leave_out=["lpips", "ssim"])
     comparison = compare_runs([*folders, third])
     assert comparison.metrics == ["psnr"]
-    caveats = find_caveats(comparison, [])
-    assert caveats[-2:] == ["ssim is left out: third lacks it.", "lpips is left out: third lacks it."]
+    assert find_omissions(comparison)[-2:] == [
+        "ssim is left out: third lacks it.",
+        "lpips is left out: third lacks it.",
+    ]
+
+
+def test_a_metric_that_no_model_has_a_part_in_is_left_out(folders):
+    for folder in folders:
+        for name in "bc":
+            edit(folder / "results.json", lambda results: results["scenes"][name].update(psnr_nearest_input=9.0))  # noqa: B023
+            edit(folder / name / "metrics.json", lambda content: content["summary"].update(psnr_nearest_input=9.0))
+    comparison = compare_runs(folders)
+    assert comparison.metrics == ["psnr", "ssim", "lpips"]
+    assert find_omissions(comparison)[-1] == "psnr_nearest_input is left out: it is the same in every run."
 
 
 def test_without_any_metric_there_are_pictures(folders):
@@ -88,7 +101,7 @@ def test_without_any_metric_there_are_pictures(folders):
 
 def test_only_what_differs_is_listed(folders):
     differing = differing_keys(compare_runs(folders).runs)
-    assert differing == {"checkpoint": ["x.pt", None], "config.lr": ["1", "2"]}
+    assert list(differing.items()) == [("config.lr", ["1", "2"]), ("checkpoint", ["x.pt", None])]
 
 
 def test_other_indices_and_other_pictures_are_said(tmp_path):
@@ -152,7 +165,7 @@ def test_data_of_the_page(folders):
         {"label": "second", "address": "../second", "page": True},
     ]
     assert data["averages"][0] == [[25.0, None, None], [27.0, 2.0, 1.0]]
-    assert data["differing"] == [["checkpoint", ["x.pt", None]], ["config.lr", ["1", "2"]]]
+    assert data["differing"] == [["config.lr", ["1", "2"]], ["checkpoint", ["x.pt", None]]]
     assert data["scenes"][0] == {
         "name": "b",
         "values": [[20.0, 0.4, 0.6], [21.0, 0.42, 0.58]],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.page import column_names
+from utils.page import KNOWN_METRICS, as_number, column_names
 from utils.report import SceneRecord
 from utils.runs import Run, make_labels, read_run
 
@@ -67,7 +67,14 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         counts = ", ".join(f"{run.folder}: {len(run.scenes)}" for run in runs)
         raise InputError(f"the runs have no scene in common ({counts}): compare evaluations of the same set")
     have = [run.metrics(scenes) for run in runs]
-    return Comparison(runs, scenes, [name for name in have[0] if all(name in other for other in have)])
+    shared = [name for name in have[0] if all(name in other for other in have)]
+    return Comparison(runs, scenes, [name for name in shared if not _says_nothing(runs, scenes, name)])
+
+
+def _says_nothing(runs: Sequence[Run], scenes: Sequence[str], metric: str) -> bool:
+    """Whether a metric, none of the known ones, has one value a scene, as one that no model has a part in."""
+    values = ({as_number(run.scenes[name].get(metric)) for run in runs} for name in scenes)
+    return metric not in KNOWN_METRICS and all(len(distinct) == 1 for distinct in values)
 
 
 def average(comparison: Comparison, metric: str) -> list[Average]:
@@ -86,9 +93,13 @@ def _error(values: Sequence[float]) -> float | None:
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str | None]]:
-    """What the runs came from, where they differ: dotted key -> a text per run, None where a run lacks the key."""
+    """What the runs came from, where they differ: dotted key -> a text per run, None where a run lacks the key.
+
+    The configuration stands first, the command last, since it repeats the configuration.
+    """
     flat = [dict(_flatten(run.provenance)) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    keys.sort(key=lambda key: (key == "command", not key.startswith("config.")))
     values = {key: [one.get(key) for one in flat] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
@@ -146,10 +157,11 @@ def find_caveats(comparison: Comparison, regrouped: Sequence[str]) -> list[str]:
     if regrouped:
         some = ", ".join(regrouped[:3]) + (", ..." if len(regrouped) > 3 else "")
         caveats.append(f"Views differ between runs in {_count(len(regrouped), 'scene')} ({some}), marked below.")
-    return caveats + _left_out(comparison)
+    return caveats
 
 
-def _left_out(comparison: Comparison) -> list[str]:
+def find_omissions(comparison: Comparison) -> list[str]:
+    """Scenes and metrics that some run has and the comparison has not, a sentence each."""
     sentences = []
     for run in comparison.runs:
         if extra := len(run.scenes) - len(comparison.scenes):
@@ -159,6 +171,8 @@ def _left_out(comparison: Comparison) -> list[str]:
         lacking = [run.label for run, names in zip(comparison.runs, have, strict=True) if metric not in names]
         if lacking:
             sentences.append(f"{metric} is left out: {', '.join(lacking)} lacks it.")
+        elif metric not in comparison.metrics:
+            sentences.append(f"{metric} is left out: it is the same in every run.")
     return sentences
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from utils.comparison import Comparison, average, differing_keys, find_caveats, group_by_views
+from utils.comparison import Comparison, average, differing_keys, find_caveats, find_omissions, group_by_views
 from utils.errors import InputError
 from utils.page import as_number, as_text, write_page
 from utils.runs import Run, read_scene
@@ -38,6 +38,7 @@ def comparison_data(comparison: Comparison, out_dir: Path) -> dict[str, object]:
         "runs": [_run_data(run, out_dir) for run in comparison.runs],
         "averages": [_average_data(comparison, metric) for metric in comparison.metrics],
         "caveats": [as_text(sentence) for sentence in find_caveats(comparison, regrouped)],
+        "omissions": [as_text(sentence) for sentence in find_omissions(comparison)],
         "differing": [[as_text(key), [_optional(text) for text in texts]] for key, texts in differing.items()],
         "scenes": scenes,
     }

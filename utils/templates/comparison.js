@@ -66,6 +66,9 @@ function drawHead() {
   byId("synopsis").textContent = `${plural(report.runs.length, "run")}, ${scenes} in common`;
   byId("caveats").append(...report.caveats.map((text) => make("li", text)));
   byId("caveats").hidden = report.caveats.length === 0;
+  document.documentElement.style.setProperty("--metrics", Math.max(1, report.metrics.length));
+  byId("omissions").textContent = report.omissions.join(" ");
+  byId("omissions").hidden = report.omissions.length === 0;
   drawRuns();
   drawDiffering();
 }
@@ -116,7 +119,7 @@ function differenceNode(metric, difference, error = null) {
 function shareText(metric, run) {
   if (describe(metric).higherIsBetter === undefined) return "";
   const gains = report.scenes.filter((scene) => verdict(metric, differenceOf(scene, run, metric)) === "gain");
-  return `better in ${gains.length.toLocaleString("en")}`;
+  return `better in ${gains.length.toLocaleString("en")} of ${report.scenes.length.toLocaleString("en")}`;
 }
 
 function noteNode(text) {
@@ -131,6 +134,7 @@ function drawDiffering() {
   table.tHead.append(row(make("td"), ...names));
   const lines = report.differing.map(([key, texts]) => {
     const cells = texts.map((text) => make("td", text ?? DASH));
+    cells.forEach((cell, run) => cell.setAttribute("data-run", labelOf(run)));
     return row(headCell(key, "row"), ...cells);
   });
   table.tBodies[0].append(...lines);
@@ -190,7 +194,7 @@ function sceneNode(scene) {
   });
   node.querySelector(".inputs").append(...inputFigures(scene));
   node.querySelector(".targets").append(...scene.groups.map((group) => groupNode(scene, group)));
-  node.querySelector(".files").append(...positions(report.runs).flatMap((run) => fileLinks(scene, run)));
+  node.querySelector(".files").append(...positions(report.runs).map((run) => fileLinks(scene, run)));
   fillPaths(node.querySelector(".path"), scene);
   return node;
 }
@@ -209,10 +213,10 @@ function inputFigures(scene) {
 }
 
 /* Runs that rendered the same views, under one row of ground truth. */
-function groupNode(scene, [runs, views]) {
+function groupNode(scene, [runs, views, context]) {
   const node = make("div");
   node.className = "group";
-  if (scene.groups.length > 1) node.append(otherViewsNode(runs, views));
+  if (scene.groups.length > 1) node.append(otherViewsNode(runs, views, context));
   const truth = pictureRow("truth", folderOf(scene, runs[0]), views, "Ground truth", "Ground truth");
   const predictions = runs.map((run) => runPictureRow("prediction", scene, run, views));
   const errors = runs.map((run) => runPictureRow("error", scene, run, views));
@@ -221,8 +225,9 @@ function groupNode(scene, [runs, views]) {
   return node;
 }
 
-function otherViewsNode(runs, views) {
-  const node = make("p", `Views differ. ${namesOf(runs)}: ${views.length ? listFrames(views) : "views not known"}`);
+function otherViewsNode(runs, views, context) {
+  const inputs = context.length ? `, from inputs ${listFrames(context)}` : "";
+  const node = make("p", `Views differ. ${namesOf(runs)}: ${listFrames(views)}${inputs}`);
   node.className = "other-views";
   return node;
 }
@@ -287,11 +292,11 @@ function fileLinks(scene, run) {
   const folder = folderOf(scene, run);
   const line = make("span");
   const files = ["gt_vs_pred.png", ...(scene.viewValues[run].length ? ["metrics.json"] : [])];
-  line.append(make("bdi", `${labelOf(run)}:`), ...files.flatMap((name) => [" ", fileLink(fileUrl(folder, name), name)]));
+  line.append(make("bdi", labelOf(run)), ...files.map((name) => fileLink(fileUrl(folder, name), name)));
   if (report.runs[run].page) {
-    line.append(" ", fileLink(`${report.runs[run].address}/index.html${sceneLink(scene)}`, "its page"));
+    line.append(fileLink(`${report.runs[run].address}/index.html${sceneLink(scene)}`, "page"));
   }
-  return [line];
+  return line;
 }
 
 function start() {
