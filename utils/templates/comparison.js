@@ -226,7 +226,7 @@ function groupNode(scene, [runs, views, context]) {
 }
 
 function otherViewsNode(runs, views, context) {
-  const inputs = context.length ? `, from inputs ${listFrames(context)}` : "";
+  const inputs = context.length ? `, from input ${listFrames(context)}` : "";
   const node = make("p", `Views differ. ${namesOf(runs)}: ${listFrames(views)}${inputs}`);
   node.className = "other-views";
   return node;
