@@ -6,8 +6,13 @@
 
 Inputs and targets are those of the evaluation index (`inference.view_idx_file_path`); every scene is evaluated
 exactly once, whatever the number of processes and the batch size (`training.batch_size_per_gpu`).
+
+    python inference.py --compare RUN_A RUN_B [RUN_C ...] [--output DIR]
+
+makes a page of the output folders of such evaluations side by side.
 """
 
+import argparse
 import csv
 import dataclasses
 import hashlib
@@ -34,6 +39,8 @@ from setup import Config, TrainingConfig, VideoConfig, load_config, set_threads_
 from utils.camera import Cameras, Views, interpolate_path
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import run_main
+from utils.comparison import compare_runs
+from utils.comparison_page import write_comparison
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import read_json, sha256, write_json, write_text
@@ -137,7 +144,7 @@ class Evaluator:
 def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
     """Write a scene's metrics.json, last of its files: it marks the scene as done."""
     summary = {"scene_name": record.scene_name, **record.metrics}
-    content = {"summary": summary, "per_view": list(record.per_view), "run": run_id}
+    content = {"summary": summary, "per_view": list(record.per_view), "context": list(record.context), "run": run_id}
     write_json(out_dir / record.folder / "metrics.json", content)
 
 
@@ -280,8 +287,20 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     process.barrier("writing results")
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Make the page of several evaluations side by side."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=compare.__doc__)
+    parser.add_argument("--compare", type=Path, nargs="+", required=True, metavar="RUN", help="evaluation folders")
+    parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder that gets index.html")
+    given = parser.parse_args(argv)
+    page = write_comparison(given.output, "LVSM comparison", compare_runs(given.compare))
+    log.info("page: %s", page)
+
+
 def main(argv: Sequence[str]) -> None:
-    """Read the configuration and evaluate."""
+    """Read the configuration and evaluate, or compare evaluations."""
+    if "--compare" in argv:
+        return compare(argv)
     config, overridden = load_config(argv)
     if not config.inference.if_inference:
         log.warning("inference.if_inference=false has no effect: running inference.py means inference")

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 
 # Numbers in the tests are those of a CPU, in this process and in those it starts.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -17,3 +18,25 @@ def without_wandb(monkeypatch):
 def scenes(tmp_path):
     """The list of a small set of toy scenes."""
     return write_toy_set(tmp_path / "scenes")
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A browser for the tests of a file."""
+    from tests.browser import start_browser  # skips where there is none
+
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(session) -> Iterator:
+    """The shared browser at desktop size, every emulation off; the test fails on anything in the console."""
+    from tests.browser import emulate
+
+    session.get("about:blank")
+    session.get_log("browser")
+    emulate(session, 1280, 900)
+    yield session
+    assert [entry["message"] for entry in session.get_log("browser")] == []

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def write_toy_set(root: Path, scenes: int = 3, frames: int = 14) -> Path:
     path = root / "full_list.txt"
     path.write_text("".join(f"metadata/{name}\n" for name in names))
     return path
+
+
+def write_run(
+    folder: Path, psnrs: Mapping[str, float], leave_out: Sequence[str] = (), views: Sequence[int] = (12, 30), **run
+) -> Path:
+    """The numbers of an evaluation, as inference.py writes them, made up from a PSNR per scene; `run` is its origin."""
+    scenes = {}
+    for name, psnr in psnrs.items():
+        numbers = {"psnr": psnr, "ssim": psnr / 50, "lpips": 1 - psnr / 50}
+        scenes[name] = {metric: value for metric, value in numbers.items() if metric not in leave_out}
+        per_view = [{"view": view, **scenes[name]} for view in views]
+        content = {"summary": {"scene_name": name, **scenes[name]}, "per_view": per_view, "context": [3, 40]}
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "metrics.json").write_text(json.dumps(content))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"averages": {}, "provenance": run, "scenes": scenes}))
+    return folder
 
 
 def small_overrides(variant: str) -> list[str]:

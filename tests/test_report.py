@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import utils.page
 import utils.report
 from utils.errors import InputError
 from utils.report import SceneRecord, write_report
@@ -139,11 +140,14 @@ def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_template_is_beside_the_code() -> None:
-    for suffix in (".html", ".css", ".js"):
-        assert utils.report.TEMPLATE.with_suffix(suffix).is_file()
-    source = Path(utils.report.__file__).read_text(encoding="utf-8")
-    assert "<div" not in source and "function" not in source
+def test_the_templates_are_beside_the_code() -> None:
+    for suffix in ("html", "css", "js"):
+        assert (utils.page.TEMPLATES / f"report.{suffix}").is_file() and (
+            utils.page.TEMPLATES / f"page.{suffix}"
+        ).is_file()
+    for module in (utils.page, utils.report):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert "<div" not in source and "function" not in source
 
 
 def test_a_whole_test_set_is_written_quickly(tmp_path: Path) -> None:

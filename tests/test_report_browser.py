@@ -1,66 +1,38 @@
 """The evaluation page in a real browser: Debian's chromium, driven by selenium through chromedriver."""
 
-import http.server
 import io
-import shutil
-import threading
 from collections.abc import Iterator
-from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import (
+    NEEDS_BROWSER,
+    ActionChains,
+    By,
+    Driver,
+    Keys,
+    Select,
+    emulate,
+    find,
+    focused_name,
+    loaded,
+    names,
+    run,
+    serving,
+    wait,
+    write_scene_files,
+    write_video,
+)
 from utils.report import SceneRecord, write_report
 
-av = pytest.importorskip("av", reason="PyAV makes the video of these tests")
-pytest.importorskip("selenium", reason="selenium drives the browser")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+pytestmark = NEEDS_BROWSER
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.skipif(CHROMEDRIVER is None, reason="chromedriver is not installed"),
-]
-
-SWITCHES = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 HOSTILE = "<img src=x onerror=alert(1)>"
 PARENT = "../../etc"
-SIZE = 32
 PAGE_SIZE = 12
 SCENES = 30
-
-
-def write_scene_files(folder: Path) -> None:
-    """Two targets; the first is predicted exactly, the second is off by 64 of 255 everywhere."""
-    folder.mkdir()
-    truth = np.full((SIZE, 2 * SIZE, 3), 100, np.uint8)
-    prediction = truth.copy()
-    prediction[:, SIZE:] += 64
-    Image.fromarray(np.concatenate([truth, prediction])).save(folder / "gt_vs_pred.png")
-    Image.fromarray(truth).save(folder / "input.png")
-    (folder / "metrics.json").write_text("{}")
-
-
-def write_video(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(30))
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for level in range(0, 240, 8):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def a_record(index: int, name: str) -> SceneRecord:
@@ -87,68 +59,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(report: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    handler = partial(Quiet, directory=str(report.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/index.html"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def browser(session: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """The shared browser at desktop size, every emulation off; the test fails on anything in the console."""
-    session.get("about:blank")
-    session.get_log("browser")
-    emulate(session, 1280, 900)
-    yield session
-    assert [entry["message"] for entry in session.get_log("browser")] == []
-
-
-def emulate(driver: webdriver.Chrome, width: int, height: int, **media: str) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def find(driver: webdriver.Chrome, selector: str):
-    return driver.find_element(By.CSS_SELECTOR, selector)
-
-
-def names(driver: webdriver.Chrome) -> list[str]:
-    return [node.text for node in driver.find_elements(By.CSS_SELECTOR, ".scene-link bdi")]
-
-
-def run(driver: webdriver.Chrome, script: str, *arguments: object):
-    return driver.execute_script(f"return {script}", *arguments)
-
-
-def wait(driver: webdriver.Chrome, script: str, *arguments: object) -> None:
-    WebDriverWait(driver, 10).until(lambda _: run(driver, script, *arguments), f"never true: {script}")
-
-
-def focused_name(driver: webdriver.Chrome) -> str | None:
-    return run(driver, "document.activeElement.querySelector('.scene-link bdi')?.textContent")
-
-
-def loaded(selector: str) -> str:
-    return f"[...document.querySelectorAll('{selector}')].every((image) => image.naturalWidth > 0)"
+    with serving(report.parent) as address:
+        yield f"{address}/index.html"
 
 
 @pytest.mark.parametrize("place", ["disk", "server"])
@@ -183,7 +95,7 @@ def test_sorting_by_each_metric_and_by_name_in_both_directions(browser, report) 
         assert first_value(browser, metric) == worst
 
 
-def first_value(driver: webdriver.Chrome, metric: str) -> float:
+def first_value(driver: Driver, metric: str) -> float:
     column = ["psnr", "ssim", "lpips"].index(metric)
     return float(driver.find_elements(By.CSS_SELECTOR, ".scene-metrics dd")[column].text.split("\u202f")[0])
 

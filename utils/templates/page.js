@@ -1,7 +1,14 @@
 "use strict";
 
+/*
+ * What the pages share. A page's own script follows in the same element and has the say on
+ *   quantity(metric)      what is listed by: { label, unit, show(value) }
+ *   valueOf(scene, metric)   its value in a scene, null without one
+ *   directionWords(metric)   the two orders in words, ascending first
+ *   sceneNode(scene)      the element of a scene
+ */
+
 const PAGE_SIZE = 12;
-const EXTREMES = 5;
 const METRICS = {
   psnr: { label: "PSNR", unit: "dB", digits: 2, higherIsBetter: true },
   psnr_nearest_input: { label: "Copying nearest input", unit: "dB", digits: 2 },
@@ -33,8 +40,11 @@ function format(metric, value) {
 }
 
 function formatWithUnit(metric, value) {
-  const { unit } = describe(metric);
-  return unit && value !== null ? `${format(metric, value)}\u202f${unit}` : format(metric, value);
+  return value === null ? DASH : withUnit(format(metric, value), describe(metric).unit);
+}
+
+function withUnit(text, unit) {
+  return unit ? `${text}\u202f${unit}` : text;
 }
 
 function direction(metric) {
@@ -53,16 +63,8 @@ function listFrames(frames) {
   return `frames ${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 }
 
-function valueOf(scene, metric) {
-  return scene.values[report.metrics.indexOf(metric)] ?? null;
-}
-
 function sceneLink(scene) {
   return `#scene=${encodeURIComponent(scene.name)}`;
-}
-
-function fileUrl(scene, file) {
-  return `${encodeURIComponent(scene.folder)}/${file}`;
 }
 
 /* Building elements; text from the data only ever goes through textContent */
@@ -84,60 +86,25 @@ function drawing(tag, attributes, text = "") {
   return node;
 }
 
-/* The head of the page */
-
-function drawHead() {
-  byId("synopsis").textContent = synopsis();
-  byId("averages").append(...report.averages.map(averageNode));
-  byId("averages").hidden = report.averages.length === 0;
-  byId("provenance").hidden = report.provenance.length === 0;
-  byId("provenance").querySelector("tbody").append(...report.provenance.map(provenanceRow));
-}
-
-function synopsis() {
-  const inputs = commonCount(report.scenes.map((scene) => scene.context.length));
-  const targets = commonCount(report.scenes.map((scene) => scene.views.length));
-  const scenes = plural(report.scenes.length, "scene");
-  const views = [];
-  if (inputs) views.push(plural(inputs, "input view"));
-  if (targets) views.push(plural(targets, "target view"));
-  const each = report.scenes.length > 1 ? " each" : "";
-  return views.length ? `${scenes}, ${views.join(" and ")}${each}` : scenes;
-}
-
-function commonCount(counts) {
-  return counts.every((count) => count === counts[0]) ? counts[0] : 0;
-}
-
-function averageNode([metric, value]) {
-  const node = cloneTemplate("average-template");
-  node.querySelector("dt").textContent = describe(metric).label;
-  node.querySelector(".figure").textContent = format(metric, value);
-  node.querySelector(".unit").textContent = describe(metric).unit;
-  node.querySelector(".note").textContent = direction(metric);
+function row(...cells) {
+  const node = make("tr");
+  node.append(...cells);
   return node;
 }
 
-function provenanceRow([key, value]) {
-  const row = make("tr");
-  const head = make("th", key);
-  head.scope = "row";
-  row.append(head, make("td", value));
-  return row;
+function headCell(text, scope) {
+  const cell = make("th", text);
+  cell.scope = scope;
+  return cell;
 }
 
 /* Histograms */
 
 const PLOT = { width: 340, height: 190, left: 44, right: 8, top: 18, bottom: 38 };
 
-function drawHistograms() {
-  const drawable = report.metrics.filter((metric) => new Set(numbersOf(metric)).size > 1);
-  byId("histograms").append(...drawable.map(histogramNode));
-  byId("distributions").hidden = drawable.length === 0;
-}
-
-function numbersOf(metric) {
-  return report.scenes.map((scene) => valueOf(scene, metric)).filter((value) => value !== null);
+function showHistograms(nodes) {
+  byId("histograms").replaceChildren(...nodes);
+  byId("distributions").hidden = nodes.length === 0;
 }
 
 function niceStep(span, parts) {
@@ -162,45 +129,46 @@ function summaryOf(values) {
   return { mean, median: quantile(0.5), low: quantile(0.05), high: quantile(0.95) };
 }
 
-function histogramNode(metric) {
-  const values = numbersOf(metric);
+/* A plot is { title, label, unit, show(value), values, pick(from, to) }; null without two values to tell apart. */
+function histogramNode({ values: all, ...plot }) {
+  const values = all.filter((value) => value !== null);
+  if (new Set(values).size < 2) return null;
   const bins = binned(values);
   const summary = summaryOf(values);
   const figure = make("figure");
   figure.className = "histogram";
-  figure.append(histogramCaption(metric, values, summary), histogramDrawing(metric, bins, summary));
+  const caption = histogramCaption(plot, summary, all.length - values.length);
+  figure.append(caption, histogramDrawing(plot, bins, summary));
   return figure;
 }
 
-function histogramCaption(metric, values, { median, low, high }) {
-  const caption = make("figcaption", describe(metric).label);
-  const middle = `${format(metric, low)}${DASH}${format(metric, high)}`;
-  const spread = `median ${format(metric, median)}, 5${DASH}95\u202f%: ${middle}`;
-  const unscored = report.scenes.length - values.length;
+function histogramCaption({ title, show }, { median, low, high }, unscored) {
+  const caption = make("figcaption", title);
+  const spread = `median ${show(median)}, 5${DASH}95\u202f%: ${show(low)} to ${show(high)}`;
   caption.append(make("span", unscored ? `${spread}; ${unscored} without a value` : spread));
   return caption;
 }
 
-function histogramDrawing(metric, bins, { mean }) {
+function histogramDrawing(plot, bins, { mean }) {
   const top = bins.counts.reduce((a, b) => Math.max(a, b));
   const across = (PLOT.width - PLOT.left - PLOT.right) / (bins.end - bins.start);
   const up = (PLOT.height - PLOT.top - PLOT.bottom) / top;
   const x = (value) => PLOT.left + (value - bins.start) * across;
   const y = (count) => PLOT.height - PLOT.bottom - count * up;
   const svg = drawing("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
-  svg.setAttribute("aria-label", histogramLabel(metric, bins, mean));
-  svg.append(...countAxis(top, y), ...histogramBars(metric, bins, x, y));
-  svg.append(...valueAxis(metric, bins, x), ...meanMark(metric, mean, x));
+  svg.setAttribute("aria-label", histogramLabel(plot, bins, mean));
+  svg.append(...countAxis(top, y), ...histogramBars(plot, bins, x, y));
+  svg.append(...valueAxis(plot, bins, x), ...meanMark(plot, mean, x));
+  if (bins.start < 0 && bins.end > 0) svg.append(upright("axis", x(0)));
   return svg;
 }
 
-function histogramLabel(metric, bins, mean) {
-  const { label } = describe(metric);
-  const range = `from ${formatWithUnit(metric, bins.low)} to ${formatWithUnit(metric, bins.high)}`;
-  return `Histogram of ${label} over the scenes, ${range}, mean ${formatWithUnit(metric, mean)}`;
+function histogramLabel({ label, unit, show }, bins, mean) {
+  const [low, high, middle] = [bins.low, bins.high, mean].map((value) => withUnit(show(value), unit));
+  return `Histogram of ${label} over the scenes, from ${low} to ${high}, mean ${middle}`;
 }
 
-function histogramBars(metric, bins, x, y) {
+function histogramBars({ pick }, bins, x, y) {
   return bins.counts.flatMap((count, index) => {
     if (count === 0) return [];
     const from = Number((bins.start + index * bins.step).toPrecision(8));
@@ -208,8 +176,8 @@ function histogramBars(metric, bins, x, y) {
     const width = Math.max(x(to) - x(from) - 1, 0.5);
     const box = { x: x(from) + 0.5, y: y(count), width, height: y(0) - y(count) };
     const bar = drawing("rect", { class: "bar", ...box });
-    bar.append(drawing("title", {}, `${from}${DASH}${to}: ${plural(count, "scene")}`));
-    bar.addEventListener("click", () => filterToRange(metric, from, to));
+    bar.append(drawing("title", {}, `${from} to ${to}: ${plural(count, "scene")}`));
+    bar.addEventListener("click", () => pick(from, to));
     return [bar];
   });
 }
@@ -226,8 +194,7 @@ function countAxis(top, y) {
   return nodes;
 }
 
-function valueAxis(metric, bins, x) {
-  const { label, unit } = describe(metric);
+function valueAxis({ label, unit }, bins, x) {
   const step = niceStep(bins.end - bins.start, 6);
   const decimals = Math.min(8, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
   const base = PLOT.height - PLOT.bottom;
@@ -244,39 +211,15 @@ function valueAxis(metric, bins, x) {
   return nodes;
 }
 
-function meanMark(metric, mean, x) {
+function meanMark({ show }, mean, x) {
   const place = x(mean);
-  const line = { x1: place, x2: place, y1: 2, y2: PLOT.height - PLOT.bottom };
   const isFarRight = place > PLOT.width * 0.7;
   const label = { x: place + (isFarRight ? -5 : 5), y: 10, "text-anchor": isFarRight ? "end" : "start" };
-  return [
-    drawing("line", { class: "mean", ...line }),
-    drawing("text", { class: "mean-label", ...label }, `mean ${format(metric, mean)}`),
-  ];
+  return [upright("mean", place), drawing("text", { class: "mean-label", ...label }, `mean ${show(mean)}`)];
 }
 
-/* Best and worst scenes */
-
-function drawExtremes() {
-  const scored = report.scenes.filter((scene) => valueOf(scene, "psnr") !== null);
-  const ranked = scored.sort((a, b) => valueOf(b, "psnr") - valueOf(a, "psnr"));
-  const count = Math.min(EXTREMES, Math.floor(ranked.length / 2)); // no scene is among both
-  byId("best").append(...ranked.slice(0, count).map(extremeNode));
-  byId("worst").append(...ranked.slice(ranked.length - count).reverse().map(extremeNode));
-  byId("extremes").hidden = count === 0;
-}
-
-function extremeNode(scene) {
-  const node = cloneTemplate("extreme-template");
-  node.querySelector("a").href = sceneLink(scene);
-  node.querySelector("a").title = scene.name;
-  node.querySelector("bdi").textContent = scene.name;
-  node.querySelector(".figure").textContent = formatWithUnit("psnr", valueOf(scene, "psnr"));
-  node.querySelector(".thumb").style.setProperty("--count", targetCount(scene));
-  const image = node.querySelector("img");
-  image.addEventListener("error", () => image.remove());
-  image.src = fileUrl(scene, "gt_vs_pred.png");
-  return node;
+function upright(name, place) {
+  return drawing("line", { class: name, x1: place, x2: place, y1: 2, y2: PLOT.height - PLOT.bottom });
 }
 
 /* Which scenes are listed, and in what order */
@@ -333,57 +276,78 @@ function updatePagers() {
   for (const button of document.querySelectorAll(".next")) button.disabled = state.page === pageCount() - 1;
 }
 
-/* One scene */
+/* One scene: its frame, and the parts that a page puts into it */
 
-function targetCount(scene) {
-  return Math.max(1, scene.views.length);
-}
-
-function sceneNode(scene) {
+function sceneFrame(scene) {
   const node = cloneTemplate("scene-template");
   node.dataset.index = state.shown.indexOf(scene);
   node.setAttribute("aria-label", `Scene ${scene.name}`);
   node.querySelector(".scene-link").href = sceneLink(scene);
   node.querySelector(".scene-link bdi").textContent = scene.name;
   node.querySelector(".scene-metrics").append(...report.metrics.map((metric) => metricNode(scene, metric)));
-  fillInputs(node, scene);
-  fillTargets(node, scene);
-  fillVideo(node, scene);
-  fillViews(node, scene);
-  fillFiles(node, scene);
   return node;
 }
 
 function metricNode(scene, metric) {
+  const value = valueOf(scene, metric);
+  const { unit, show } = quantity(metric);
   const node = make("div");
-  node.append(make("dt", describe(metric).label), make("dd", formatWithUnit(metric, valueOf(scene, metric))));
+  const text = value === null ? DASH : withUnit(show(value), unit);
+  node.append(make("dt", describe(metric).label), make("dd", text));
   return node;
 }
 
-function fillInputs(node, scene) {
-  const strip = node.querySelector(".inputs .strip");
-  const count = Math.max(1, scene.context.length);
-  const caption = scene.context.length ? `Input: ${listFrames(scene.context)}` : "Input";
-  strip.style.setProperty("--count", count);
-  node.querySelector(".inputs figcaption").textContent = caption;
-  strip.firstElementChild.alt = caption;
-  showPicture(strip, strip.firstElementChild, fileUrl(scene, "input.png"), (image) => {
-    strip.style.setProperty("--cell", image.naturalWidth / count / image.naturalHeight);
-  });
+function fileUrl(folder, file) {
+  return `${folder}/${file}`;
 }
 
-function fillTargets(node, scene) {
-  const count = targetCount(scene);
-  const frames = scene.views.length ? `, ${listFrames(scene.views)}` : "";
-  node.style.setProperty("--count", count);
-  const url = fileUrl(scene, "gt_vs_pred.png");
-  for (const image of node.querySelectorAll(".targets img")) {
-    showPicture(image.parentElement, image, url, () => setCell(node, image, count));
+/* The input views, `frames` being their numbers as far as they are known. */
+function inputFigure(folder, frames, what) {
+  const node = cloneTemplate("input-template");
+  const strip = node.querySelector(".strip");
+  const count = Math.max(1, frames.length);
+  const caption = frames.length ? `${what}: ${listFrames(frames)}` : what;
+  strip.style.setProperty("--count", count);
+  node.querySelector("figcaption").textContent = caption;
+  strip.firstElementChild.alt = caption;
+  showPicture(strip, strip.firstElementChild, fileUrl(folder, "input.png"), (image) => {
+    strip.style.setProperty("--cell", image.naturalWidth / count / image.naturalHeight);
+  });
+  return node;
+}
+
+/* The element that holds `rows` of the same target views, a column each. */
+function setColumns(node, frames, ...rows) {
+  node.style.setProperty("--count", targetCount(frames));
+  node.append(...rows);
+}
+
+/* A row of a scene's figure: `kind` names its template; `folder` holds gt_vs_pred.png, of these frames. */
+function pictureRow(kind, folder, frames, label, alt) {
+  const node = cloneTemplate(`${kind}-template`);
+  const strip = node.querySelector(".strip");
+  node.querySelector(".label").append(label);
+  for (const image of strip.querySelectorAll("img")) {
+    showPicture(strip, image, fileUrl(folder, "gt_vs_pred.png"), () => setCell(node, image, targetCount(frames)));
   }
-  node.querySelector(".row .truth").alt = `Ground truth${frames}`;
-  node.querySelector(".compare .prediction").alt = `Prediction${frames}`;
-  node.querySelector(".error .prediction").alt = `Difference of prediction and ground truth${frames}`;
-  connectWipe(node.querySelector(".wipe"), node.querySelector(".compare"), count);
+  strip.firstElementChild.alt = frames.length ? `${alt}, ${listFrames(frames)}` : alt;
+  return node;
+}
+
+/* A slider that wipes the truth into each of `rows`. */
+function wipeRow(rows, frames) {
+  const node = cloneTemplate("wipe-template");
+  const strips = rows.map((row) => row.querySelector(".compare"));
+  connectWipe(node.querySelector(".wipe"), strips, targetCount(frames));
+  return node;
+}
+
+function targetCount(frames) {
+  return Math.max(1, frames.length);
+}
+
+function frameName(frame) {
+  return frame === null ? DASH : `Frame ${frame}`;
 }
 
 function showPicture(strip, image, url, onLoad) {
@@ -399,69 +363,48 @@ function setCell(node, image, count) {
   document.documentElement.style.setProperty("--cell", cell);
 }
 
-function connectWipe(slider, strip, count) {
-  const show = () => showWipe(slider, strip);
+function connectWipe(slider, strips, count) {
+  const show = () => showWipe(slider, strips);
   const followPointer = (event) => {
     if (event.buttons === 0) return;
-    const box = strip.getBoundingClientRect();
+    const box = event.currentTarget.getBoundingClientRect();
     const place = (Math.min(Math.max(event.clientX - box.left, 0), box.width - 1) / box.width) * count;
     slider.value = Math.round((place % 1) * 100);
     show();
   };
   slider.addEventListener("input", show);
-  strip.addEventListener("pointerdown", followPointer);
-  strip.addEventListener("pointermove", followPointer);
-  strip.addEventListener("dragstart", (event) => event.preventDefault());
+  for (const strip of strips) {
+    strip.addEventListener("pointerdown", followPointer);
+    strip.addEventListener("pointermove", followPointer);
+    strip.addEventListener("dragstart", (event) => event.preventDefault());
+  }
   slider.setAttribute("aria-label", "Wipe from prediction to ground truth");
   show();
 }
 
-function showWipe(slider, strip) {
-  strip.style.setProperty("--wipe", slider.value / 100);
-  strip.classList.toggle("wiped", slider.value > 0 && slider.value < 100);
+function showWipe(slider, strips) {
+  for (const strip of strips) {
+    strip.style.setProperty("--wipe", slider.value / 100);
+    strip.classList.toggle("wiped", slider.value > 0 && slider.value < 100);
+  }
   slider.setAttribute("aria-valuetext", `${slider.value} percent ground truth`);
 }
 
-function fillVideo(node, scene) {
-  const figure = node.querySelector(".path");
-  if (!scene.video) {
-    figure.remove();
-    return;
-  }
+function pathFigure(folder, scene, caption) {
+  const figure = cloneTemplate("path-template");
   const video = figure.querySelector("video");
   video.muted = true; // the attribute alone does not mute a cloned element
-  video.dataset.src = fileUrl(scene, "rendered_video.mp4");
-  video.setAttribute("aria-label", `Rendered camera path of ${scene.name}`);
+  video.dataset.src = fileUrl(folder, "rendered_video.mp4");
+  video.setAttribute("aria-label", `${caption} of ${scene.name}`);
+  figure.querySelector("figcaption").textContent = caption;
   videoWatcher.observe(video);
+  return figure;
 }
 
-function fillViews(node, scene) {
-  const table = node.querySelector(".views");
-  if (scene.views.length === 0) {
-    table.remove();
-    return;
-  }
-  const frames = scene.views.map((view) => (view === null ? DASH : `Frame ${view}`));
-  table.tHead.append(viewRow("td", "", frames, "th"));
-  report.viewMetrics.forEach((metric, column) => {
-    const cells = scene.viewValues.map((values) => formatWithUnit(metric, values[column]));
-    table.tBodies[0].append(viewRow("th", describe(metric).label, cells, "td"));
-  });
-}
-
-function viewRow(headTag, headText, texts, tag) {
-  const row = make("tr");
-  row.append(make(headTag, headText), ...texts.map((text) => make(tag, text)));
-  for (const head of row.querySelectorAll("th")) head.scope = headTag === "th" ? "row" : "col";
-  return row;
-}
-
-function fillFiles(node, scene) {
-  node.querySelector(".input-file").href = fileUrl(scene, "input.png");
-  node.querySelector(".targets-file").href = fileUrl(scene, "gt_vs_pred.png");
-  const metricsFile = node.querySelector(".metrics-file");
-  if (report.metrics.length) metricsFile.href = fileUrl(scene, "metrics.json");
-  else metricsFile.remove();
+function fileLink(address, text) {
+  const link = make("a", text);
+  link.href = address;
+  return link;
 }
 
 /* Videos load when they come into view, and run only while they are in view */
@@ -501,6 +444,7 @@ function releaseVideos() {
 function drawToolbar() {
   const metricOptions = report.metrics.map((metric) => new Option(describe(metric).label, metric));
   byId("sort-key").append(new Option("Name", "name"), ...metricOptions);
+  byId("sort-key").value = state.sort;
   byId("ranges").append(...report.metrics.map(rangeNode));
   byId("ranges-toggle").hidden = report.metrics.length === 0;
   showDirection();
@@ -508,7 +452,7 @@ function drawToolbar() {
 
 function rangeNode(metric) {
   const node = cloneTemplate("range-template");
-  const { label, unit } = describe(metric);
+  const { label, unit } = quantity(metric);
   node.dataset.metric = metric;
   node.querySelector("legend").textContent = unit ? `${label} (${unit})` : label;
   node.querySelector(".low").setAttribute("aria-label", `Lowest ${label}`);
@@ -549,7 +493,7 @@ function clearFilters() {
 
 function showDirection() {
   const ascending = state.ascending;
-  const words = state.sort === "name" ? ["A to Z", "Z to A"] : ["Lowest first", "Highest first"];
+  const words = state.sort === "name" ? ["A to Z", "Z to A"] : directionWords(state.sort);
   byId("sort-direction").textContent = words[ascending ? 0 : 1];
   byId("sort-direction").setAttribute("aria-label", `Order: ${words[ascending ? 0 : 1]}; press to reverse`);
 }
@@ -655,10 +599,8 @@ function handleKey(event) {
   else showScene(currentIndex() + step, { setAddress: true });
 }
 
-function start() {
-  drawHead();
-  drawHistograms();
-  drawExtremes();
+/* Ready: list the scenes once the page has drawn what is above them. */
+function begin() {
   drawToolbar();
   connectToolbar();
   update();
@@ -668,5 +610,3 @@ function start() {
   document.addEventListener("keydown", handleKey);
   window.requestAnimationFrame(() => setTimeout(() => performance.mark("first-view")));
 }
-
-start();
