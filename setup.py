@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.dataset import DataConfig, check_pose_config
 from data.loader import LoaderConfig
 from model import ModelConfig, check_model_config
+from model.execution import ExecutionConfig, check_execution_config
 from model.loss import LossConfig
 from utils.checkpoint import CheckpointConfig, check_checkpoint_config
 from utils.errors import InputError
@@ -35,20 +36,19 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.floa
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
 _POSITIVE = "batch_size_per_gpu grad_accum_steps print_every vis_every wandb_log_every num_threads"
 _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
-    ["num_workers", "grad_checkpoint_every", "seed", "validate_every", "total_batch_size"], 0
+    ["num_workers", "seed", "validate_every", "total_batch_size"], 0
 )
 _SECTIONS = ("model", "training", "inference")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, CheckpointConfig):
+class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, CheckpointConfig, ExecutionConfig):
     """The `training` section: its parts' keys (see the base classes) and those of the run itself."""
 
     batch_size_per_gpu: int = 8
     grad_accum_steps: int = 1
     total_batch_size: int = 0
-    grad_checkpoint_every: int = 1
     dynamic_input_view_num: bool = False
     use_amp: bool = True
     amp_dtype: str = "bf16"
@@ -241,6 +241,7 @@ def _check_values(config: Config) -> None:
     check_model_config(config.model)
     check_pose_config(training)
     check_optim_config(training)
+    check_execution_config(training)
     check_checkpoint_config(training)
     check_metric_names(config.inference.metrics)
     for key, least in _AT_LEAST.items():

@@ -295,7 +295,7 @@ def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
     def make() -> Loss:
         if cfg.perceptual_loss_weight and not vgg19_path(cfg).exists():
             fetch_vgg19(vgg19_path(cfg))
-        return build_loss(cfg)
+        return build_loss(cfg, cfg)
 
     return process.first_on_machine(make).to(process.device)
 
@@ -331,7 +331,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     seed_everything(cfg.seed + process.rank)
     dataset = TrainingDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), cfg.seed)
     loss = prepare_loss(cfg, process)
-    model = build_model(config.model, cfg.grad_checkpoint_every).to(process.device)
+    model = build_model(config.model, cfg).to(process.device)
     optimizer = build_optimizer(model, cfg)
     start = restore(cfg, process, model, optimizer)
     origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(given)), "provenance": provenance()}

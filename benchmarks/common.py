@@ -54,7 +54,7 @@ def seeded_vgg19() -> dict[str, Tensor]:
 
 def seeded_loss(cfg: TrainingConfig) -> Loss:
     """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
-    return Loss(cfg, None, PerceptualLoss(seeded_vgg19()) if cfg.perceptual_loss_weight else None)
+    return Loss(cfg, None, PerceptualLoss(seeded_vgg19(), cfg) if cfg.perceptual_loss_weight else None)
 
 
 def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:

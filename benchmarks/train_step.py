@@ -54,7 +54,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
     cfg = config.training
     set_threads_and_precision(cfg)
     seed_everything(cfg.seed)
-    model = build_model(config.model, cfg.grad_checkpoint_every).to(process.device)
+    model = build_model(config.model, cfg).to(process.device)
     return train.Trainer(
         cfg,
         process,

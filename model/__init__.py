@@ -1,5 +1,6 @@
 """The LVSM models. `build_model` is the only way in that a configuration needs."""
 
+from model.execution import ExecutionConfig
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
 from utils.errors import InputError
 
@@ -33,14 +34,14 @@ def check_model_config(cfg: ModelConfig) -> None:
             raise InputError(f"model.transformer.{key} is {getattr(transformer, key)}; at least 1 is needed")
 
 
-def build_model(cfg: ModelConfig, checkpoint_every: int = 0) -> LVSM:
+def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> LVSM:
     """Build the variant that `cfg.class_name` names, freshly initialised on the current default device.
 
     Args:
-        checkpoint_every: layers per activation-checkpointed group while training; 0 for none.
+        execution: how it runs; as the defaults say if None.
 
     Raises:
         InputError: the configuration contradicts itself.
     """
     check_model_config(cfg)
-    return VARIANTS[cfg.class_name](cfg, checkpoint_every)
+    return VARIANTS[cfg.class_name](cfg, execution or ExecutionConfig())

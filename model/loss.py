@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.execution import ExecutionConfig
 from model.perceptual import PerceptualLoss, default_vgg19_path, load_vgg19
 from utils.metrics import Lpips
 
@@ -55,12 +56,12 @@ def vgg19_path(cfg: LossConfig) -> Path:
     return Path(cfg.vgg19_path).expanduser() if cfg.vgg19_path else default_vgg19_path()
 
 
-def build_loss(cfg: LossConfig) -> Loss:
-    """Build the loss with the networks that its weights call for.
+def build_loss(cfg: LossConfig, execution: ExecutionConfig | None = None) -> Loss:
+    """Build the loss with the networks that its weights call for, run as `execution` says.
 
     Raises:
         InputError: a needed network's weights cannot be had; the message says where to put them.
     """
     lpips = Lpips() if cfg.lpips_loss_weight else None
-    perceptual = PerceptualLoss(load_vgg19(vgg19_path(cfg))) if cfg.perceptual_loss_weight else None
+    perceptual = PerceptualLoss(load_vgg19(vgg19_path(cfg)), execution) if cfg.perceptual_loss_weight else None
     return Loss(cfg, lpips, perceptual)

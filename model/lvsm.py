@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.execution import ExecutionConfig, compiled
 from model.transformer import Transformer, TransformerConfig, init_linears
 from utils.camera import Cameras, Views, plucker
 
@@ -38,10 +39,10 @@ class LVSM(nn.Module):
     """What both variants share: tokenizers, output head, and rendering in chunks of target views.
 
     Args:
-        checkpoint_every: layers per activation-checkpointed group while training; 0 for none.
+        execution: how it runs; the numbers are the same but for rounding.
     """
 
-    def __init__(self, cfg: ModelConfig, checkpoint_every: int = 0) -> None:
+    def __init__(self, cfg: ModelConfig, execution: ExecutionConfig) -> None:
         super().__init__()
         d, p = cfg.transformer.d, cfg.image_tokenizer.patch_size
         self.patch_size = p
@@ -51,9 +52,12 @@ class LVSM(nn.Module):
         self.head_norm = nn.LayerNorm(d, bias=False)
         self.head = nn.Linear(d, 3 * p * p, bias=False)
         init_linears(self)
-        self._build(cfg.transformer, checkpoint_every)
+        self._build(cfg.transformer, execution)
+        self._tokenize_inputs = compiled(self._tokenize_inputs, execution)  # type: ignore[method-assign]
+        self._tokenize_targets = compiled(self._tokenize_targets, execution)  # type: ignore[method-assign]
+        self._paint = compiled(self._paint, execution)  # type: ignore[method-assign]
 
-    def _build(self, cfg: TransformerConfig, checkpoint_every: int) -> None:
+    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
         raise NotImplementedError
 
     def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
@@ -76,12 +80,18 @@ class LVSM(nn.Module):
         return self.decode(self.encode(inputs), targets)
 
     def _decode(self, encoded: Tensor, targets: Cameras) -> Tensor:
-        tokens = self.pose_tokenizer(self._patchify(plucker(targets)))
-        shared = repeat(encoded, "b k d -> (b t) k d", t=targets.shape[1])
-        tokens = self._transform(shared, rearrange(tokens, "b t n d -> (b t) n d"))
+        num_targets = targets.shape[1]
+        shared = repeat(encoded, "b k d -> (b t) k d", t=num_targets)
+        images = self._paint(self._transform(shared, self._tokenize_targets(targets)), targets.height, targets.width)
+        return rearrange(images, "(b t) c h w -> b t c h w", t=num_targets)
+
+    def _tokenize_targets(self, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        return rearrange(self.pose_tokenizer(self._patchify(plucker(targets))), "b t n d -> (b t) n d")
+
+    def _paint(self, tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b 3 h w"]:
         pixels = torch.sigmoid(self.head(self.head_norm(tokens)))
-        grid = {"H": targets.height // self.patch_size, "p": self.patch_size, "t": targets.shape[1]}
-        return rearrange(pixels, "(b t) (H W) (p q c) -> b t c (H p) (W q)", q=self.patch_size, **grid)
+        grid = {"H": height // self.patch_size, "W": width // self.patch_size}
+        return rearrange(pixels, "b (H W) (p q c) -> b c (H p) (W q)", p=self.patch_size, q=self.patch_size, **grid)
 
     def _tokenize_inputs(self, inputs: Views) -> Float[Tensor, "b vn d"]:
         channels = torch.cat([inputs.images * 2 - 1, plucker(inputs.cameras)], dim=2)
@@ -96,8 +106,8 @@ class LVSM(nn.Module):
 class DecoderOnly(LVSM):
     """One stack over [all input tokens, the tokens of one target] (24 layers, 171 M parameters)."""
 
-    def _build(self, cfg: TransformerConfig, checkpoint_every: int) -> None:
-        self.transformer = Transformer(cfg, cfg.n_layer, checkpoint_every)
+    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
+        self.transformer = Transformer(cfg, cfg.n_layer, execution)
 
     def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
         """The input tokens: inputs attend to the target too, so nothing deeper can be shared."""
@@ -111,9 +121,9 @@ class DecoderOnly(LVSM):
 class EncoderDecoder(LVSM):
     """A scene becomes a fixed set of latents; a second stack renders from them (12 + 12 layers, 173 M)."""
 
-    def _build(self, cfg: TransformerConfig, checkpoint_every: int) -> None:
-        self.encoder = Transformer(cfg, cfg.encoder_n_layer, checkpoint_every)
-        self.decoder = Transformer(cfg, cfg.decoder_n_layer, checkpoint_every)
+    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
+        self.encoder = Transformer(cfg, cfg.encoder_n_layer, execution)
+        self.decoder = Transformer(cfg, cfg.decoder_n_layer, execution)
         self.latents = nn.Parameter(torch.empty(cfg.n_latent_vectors, cfg.d))
         nn.init.trunc_normal_(self.latents, std=0.02)
 

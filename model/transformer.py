@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+
+from model.execution import CHECKPOINT_ARGUMENTS, ExecutionConfig, Keep, attention_backends, compiled, plan_keeping
 
 _INIT_STD = 0.02
 
@@ -32,26 +34,28 @@ class TransformerConfig:
 class Attention(nn.Module):
     """Multi-head self-attention with RMS-normalised queries and keys, no biases, no mask."""
 
-    def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
+    def __init__(self, d: int, d_head: int, use_qk_norm: bool, backend: str = "auto") -> None:
         super().__init__()
-        self.d_head = d_head
+        self.d_head, self.backends = d_head, attention_backends(backend)
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
         self.q_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
         self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
 
-    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
-        """Every token is a key; `keep` names the tokens that are queries (all by default)."""
-        q, k, v = (rearrange(t, "b n (h c) -> b h n c", c=self.d_head) for t in self._project(x, keep))
+    def forward(self, x: Float[Tensor, "b n d"], queries: Float[Tensor, "b m d"] | None = None) -> Tensor:
+        """Every token of `x` is a key and value; the queries are `queries`, or all of `x`. Returns [b m d]."""
+        q, k, v = (rearrange(t, "b n (h c) -> b h n c", c=self.d_head) for t in self._project(x, queries))
         q, k = self._normalize(self.q_norm, q, v), self._normalize(self.k_norm, k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(self.d_head))
+        # Inside the function, since a compiled one does not see choices that are made around it.
+        with sdpa_kernel(self.backends, set_priority=True):
+            attended = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(self.d_head))
         return self.out(rearrange(attended, "b h n c -> b n (h c)"))
 
-    def _project(self, x: Tensor, keep: slice | None) -> tuple[Tensor, ...]:
-        if keep is None:
+    def _project(self, x: Tensor, queries: Tensor | None) -> tuple[Tensor, ...]:
+        if queries is None:
             return self.qkv(x).chunk(3, dim=-1)
         d = x.shape[-1]
-        q = F.linear(x[:, keep], self.qkv.weight[:d])
+        q = F.linear(queries, self.qkv.weight[:d])
         return q, *F.linear(x, self.qkv.weight[d:]).chunk(2, dim=-1)
 
     @staticmethod
@@ -75,46 +79,65 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: x += attention(LN(x)); x += mlp(LN(x))."""
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, backend: str = "auto") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(cfg.d, bias=False)
-        self.attn = Attention(cfg.d, cfg.d_head, cfg.use_qk_norm)
+        self.attn = Attention(cfg.d, cfg.d_head, cfg.use_qk_norm, backend)
         self.norm2 = nn.LayerNorm(cfg.d, bias=False)
         self.mlp = MLP(cfg.d)
 
-    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
-        """With `keep`, return only those tokens; the others serve as keys and values alone."""
-        x = (x if keep is None else x[:, keep]) + self.attn(self.norm1(x), keep)
+    def forward(self, x: Float[Tensor, "b n d"], kept: Float[Tensor, "b m d"] | None = None) -> Tensor:
+        """All tokens, or only those in `kept`, a part of `x`; the others then serve as keys and values alone."""
+        if kept is None:
+            x = x + self.attn(self.norm1(x))
+        else:
+            x = kept + self.attn(self.norm1(x), self.norm1(kept))
         return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.ModuleList):
-    """A stack of blocks, initialised as spec'd and optionally checkpointed in groups of layers.
+    """A stack of blocks, initialised as spec'd, run as `execution` says.
 
     Args:
         n_layer: number of blocks, at least 1.
-        checkpoint_every: layers per activation-checkpointed group while training; 0 keeps all activations.
     """
 
-    def __init__(self, cfg: TransformerConfig, n_layer: int, checkpoint_every: int = 0) -> None:
-        super().__init__(Block(cfg) for _ in range(n_layer))
-        self.checkpoint_every = checkpoint_every
+    def __init__(self, cfg: TransformerConfig, n_layer: int, execution: ExecutionConfig) -> None:
+        super().__init__(Block(cfg, execution.attention_backend) for _ in range(n_layer))
         for index, block in enumerate(self):
             init_linears(block, block_init_std(cfg, index, n_layer))
+        self.every = execution.grad_checkpoint_every
+        self.levels = plan_keeping(math.ceil(n_layer / max(1, self.every)), execution.keep_activations)
+        self._run_block = compiled(_run_block, execution)
 
     def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
         """Run all blocks and return the tokens in `keep`; the last block computes no others."""
-        if not (self.checkpoint_every and self.training and torch.is_grad_enabled()):
+        if not (self.every and self.training and torch.is_grad_enabled()):
             return self._run(0, len(self), x, keep)
-        bounds = [*range(0, len(self), self.checkpoint_every), len(self)]
-        for start, stop in pairwise(bounds):
-            x = checkpoint(self._run, start, stop, x, keep, use_reentrant=False)
+        if self.every == 1:
+            for index, level in enumerate(self.levels):
+                x = self._run_block(self[index], x, self._kept(index, x, keep), level)
+            return x
+        for number, level in enumerate(self.levels):
+            start = number * self.every
+            stop = min(start + self.every, len(self))
+            x = checkpoint(self._run, start, stop, x, keep, use_reentrant=False, **CHECKPOINT_ARGUMENTS[level])
         return x
 
     def _run(self, start: int, stop: int, x: Tensor, keep: slice | None) -> Tensor:
         for index in range(start, stop):
-            x = self[index](x, keep if index == len(self) - 1 else None)
+            x = self._run_block(self[index], x, self._kept(index, x, keep), None)
         return x
+
+    def _kept(self, index: int, x: Tensor, keep: slice | None) -> Tensor | None:
+        return None if keep is None or index < len(self) - 1 else x[:, keep]
+
+
+def _run_block(block: nn.Module, x: Tensor, kept: Tensor | None, level: Keep | None) -> Tensor:
+    """One block, checkpointed unless `level` is None; compiled once for all blocks of a shape."""
+    if level is None:
+        return block(x, kept)
+    return checkpoint(block, x, kept, use_reentrant=False, preserve_rng_state=False, **CHECKPOINT_ARGUMENTS[level])
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:

@@ -13,11 +13,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from model import LVSM, ModelConfig, build_model
+from model.execution import ExecutionConfig
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
 from utils.camera import Cameras, Views
 
 ROOT = Path(__file__).resolve().parent.parent
+PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
 VARIANTS = ("decoder_only", "encoder_decoder")
 
 
@@ -35,10 +37,10 @@ def small_config(variant: str, **transformer) -> ModelConfig:
     )
 
 
-def small_model(variant: str, seed: int = 0, checkpoint_every: int = 0, **transformer) -> LVSM:
+def small_model(variant: str, seed: int = 0, execution: ExecutionConfig = PLAIN, **transformer) -> LVSM:
     """A small model whose weights are large enough that every part of it matters."""
     torch.manual_seed(seed)
-    model = build_model(small_config(variant, **transformer), checkpoint_every)
+    model = build_model(small_config(variant, **transformer), execution)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.15)
     return model.eval()

@@ -66,6 +66,18 @@ def test_perceptual_loss_equals_the_formula(weights):
     torch.testing.assert_close(loss, plain_perceptual(weights, render, image), rtol=1e-5, atol=0)
 
 
+def test_chunks_give_the_gradients_of_the_formula(weights, monkeypatch):
+    monkeypatch.setattr(perceptual, "_CHUNK", 2)
+    renders, images = torch.rand(2, 5, 3, 16, 24, generator=torch.Generator().manual_seed(1)).unbind(0)
+    gradients = []
+    for loss in (PerceptualLoss(weights), lambda x, y: plain_perceptual(weights, x, y)):
+        render = renders.clone().requires_grad_()
+        (3 * loss(render, images)).backward()
+        gradients.append(render.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    assert not PerceptualLoss(weights)(renders, images).requires_grad
+
+
 def test_gradients_reach_the_render_alone(weights):
     render, image = torch.rand(2, 1, 3, 16, 16).unbind(0)
     render.requires_grad_(), image.requires_grad_()

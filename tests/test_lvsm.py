@@ -1,6 +1,7 @@
 """Both models against formulas written out here, and what must not change their output."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from model import ModelConfig, build_model, check_model_config
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig, block_init_std
-from tests.helpers import VARIANTS, class_name, random_cameras, random_views, small_config, small_model
+from tests.helpers import PLAIN, VARIANTS, class_name, random_cameras, random_views, small_config, small_model
 from utils.camera import Views, plucker
 from utils.errors import InputError
 
@@ -136,8 +137,8 @@ def test_last_block_shortcut_is_exact(variant):
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_activation_checkpointing_changes_no_gradient(variant, every):
     gradients = []
-    for checkpoint_every in (0, every):
-        model = small_model(variant, checkpoint_every=checkpoint_every).train()
+    for execution in (PLAIN, replace(PLAIN, grad_checkpoint_every=every)):
+        model = small_model(variant, execution=execution).train()
         model(random_views(1, 2), random_cameras(1, 2, seed=1)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(g is not None for g in gradients[0])

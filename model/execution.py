@@ -1,0 +1,143 @@
+"""How a model runs, as opposed to what it computes: compilation, attention kernels, activations kept for backward."""
+
+import functools
+import importlib.util
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.attention import SDPBackend
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from utils.errors import InputError
+
+log = logging.getLogger("lvsm")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+ATTENTION_BACKENDS = ("auto", *_BACKENDS)
+COMPILE_MODES = ("auto", "on", "off")
+
+_ATEN = torch.ops.aten
+_ATTENTION_OPS = {
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+}
+# Memory of what a block may keep, in outputs of one token: attention, then the products (3 for q k v, 1 behind
+# attention, 4 in the MLP).
+_ATTENTION_UNITS, _PRODUCT_UNITS = 1, 8
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Choices that leave the numbers alone but for rounding; part of the `training` section of a configuration file.
+
+    `grad_checkpoint_every` layers make a group of which only the input is kept for backward (0: everything is kept).
+    `keep_activations` from 0 to 1 is the share of what is worth keeping that is kept all the same: first the results
+    of attention, then those of matrix products. `attention_backend` names a kernel; `compile` fuses what lies between
+    the products, "auto" where there is a GPU.
+    """
+
+    grad_checkpoint_every: int = 1
+    keep_activations: float = 0.4
+    attention_backend: str = "auto"
+    compile: str = "auto"
+
+
+def check_execution_config(cfg: ExecutionConfig) -> None:
+    """Raises InputError, naming the key, for values that cannot be."""
+    if cfg.grad_checkpoint_every < 0:
+        raise InputError(f"training.grad_checkpoint_every is {cfg.grad_checkpoint_every}; it must be at least 0")
+    if not 0 <= cfg.keep_activations <= 1:
+        raise InputError(f"training.keep_activations is {cfg.keep_activations}; it must be from 0 to 1")
+    for key, known in (("attention_backend", ATTENTION_BACKENDS), ("compile", COMPILE_MODES)):
+        if getattr(cfg, key) not in known:
+            raise InputError(f"training.{key} is {getattr(cfg, key)!r}; known: {', '.join(known)}")
+
+
+def compiles(cfg: ExecutionConfig) -> bool:
+    """Whether to compile: as asked, else where there is a GPU and Triton to write its kernels."""
+    if cfg.compile != "auto":
+        return cfg.compile == "on"
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+
+
+def compiled(function: F, cfg: ExecutionConfig) -> F:
+    """`function`, compiled if `cfg` says so.
+
+    Shapes are constants at first; the second one met makes what changed a variable, so there is no third time.
+    """
+    return torch.compile(function) if compiles(cfg) else function  # type: ignore[return-value]
+
+
+@functools.lru_cache
+def attention_backends(name: str) -> list[SDPBackend]:
+    """Attention kernels by preference: the one named, or for "auto" the fastest known, then all others.
+
+    cuDNN's is the fastest on Hopper and later (capability 9), FlashAttention before. A kernel that cannot take an
+    input, such as FlashAttention float32, leaves it to the next.
+    """
+    if name == "auto":
+        hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+        name = "cudnn" if hopper and torch.backends.cudnn.is_available() else "flash"
+        log.info("attention: %s first", name)
+    first = _BACKENDS[name]
+    return [first, *(backend for backend in _BACKENDS.values() if backend != first)]
+
+
+class Keep(IntEnum):
+    """What a checkpointed group of layers keeps for backward besides its input."""
+
+    NOTHING = 0
+    ATTENTION = 1
+    PRODUCTS = 2
+
+
+def plan_keeping(num_groups: int, share: float) -> list[Keep]:
+    """What each group of layers keeps, so that together they keep about `share` of all that is worth keeping.
+
+    Attention comes first: it costs most for its memory. The last groups keep most, since they are the first that
+    backward frees.
+    """
+    units = share * num_groups * (_ATTENTION_UNITS + _PRODUCT_UNITS) + 1e-6
+    attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))
+    products = min(num_groups, max(0, math.floor((units - attention * _ATTENTION_UNITS) / _PRODUCT_UNITS)))
+    levels = [Keep.NOTHING] * (num_groups - attention) + [Keep.ATTENTION] * attention
+    return levels[: num_groups - products] + [Keep.PRODUCTS] * products
+
+
+def _policy(products: bool, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """Keep attention and, if asked, products, but for the last of a block: nothing in backward needs its result."""
+    if op in _ATTENTION_OPS:
+        return CheckpointPolicy.MUST_SAVE
+    if products and op is _ATEN.mm.default and args[0].shape[1] <= args[1].shape[1]:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_attention() -> Any:
+    return create_selective_checkpoint_contexts(functools.partial(_policy, False))
+
+
+def _keep_products() -> Any:
+    return create_selective_checkpoint_contexts(functools.partial(_policy, True))
+
+
+# Arguments of torch's `checkpoint` for each level.
+CHECKPOINT_ARGUMENTS: dict[Keep, dict[str, Any]] = {
+    Keep.NOTHING: {},
+    Keep.ATTENTION: {"context_fn": _keep_attention},
+    Keep.PRODUCTS: {"context_fn": _keep_products},
+}
