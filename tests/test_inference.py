@@ -2,7 +2,6 @@ import csv
 import hashlib
 import json
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -14,20 +13,10 @@ from evaluation import nearest_input_psnr
 from model import build_model
 from model.weights import published_state
 from setup import load_config
-from tests.helpers import ROOT, VARIANTS, random_views, run, small_overrides, write_toy_set
+from tests.helpers import INDEX, ROOT, VARIANTS, random_views, run, small_overrides
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.metrics import psnr, ssim
-
-INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Three toy scenes, an index and a folder for a checkpoint."""
-    write_toy_set(tmp_path / "scenes")
-    (tmp_path / "index.json").write_text(json.dumps(INDEX))
-    return tmp_path
 
 
 def command(place, *overrides, variant="decoder_only", out="out"):
@@ -158,19 +147,6 @@ def test_what_another_run_left_is_evaluated_anew(place, caplog):
         inference.main(command(place))
     assert "evaluated before" not in caplog.text
     assert scores(place, "out").keys() == before.keys() and scores(place, "out") != pytest.approx(before)
-
-
-def test_videos_play_anywhere(place):
-    save_model(place)
-    inference.main(command(place, "inference.render_video=true", "inference.render_video_config.num_frames=7"))
-    path = place / "out" / "scene1" / "rendered_video.mp4"
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
-        assert stream.average_rate == 30 and (stream.width, stream.height) == (16, 16)
-        assert len(list(container.decode(stream))) == 14
-    data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
 
 
 def scores(place, out):
