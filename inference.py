@@ -238,9 +238,15 @@ def without_inputs(record: SceneRecord) -> dict[str, float]:
     return {name: statistics.fmean(float(view[name]) for view in views) for name in record.metrics if views}
 
 
+def has_input_among_targets(record: SceneRecord) -> bool:
+    """Whether a target of the scene is an input frame, too."""
+    return any(view["view"] in record.context for view in record.per_view)
+
+
 def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
     means = averages([record.metrics for record in records])
+    others = averages([scene for scene in map(without_inputs, records) if scene])
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["scene_name", *means])
@@ -249,7 +255,7 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     results = {
         "averages": means,
         "spread": {name: statistics.pstdev(record.metrics[name] for record in records) for name in means},
-        "averages_without_input_frames": averages([scene for scene in map(without_inputs, records) if scene]),
+        "averages_without_input_frames": others,
         "provenance": run,
         "scenes": {record.scene_name: dict(record.metrics) for record in records},
     }
@@ -257,7 +263,14 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     log.info("%d scenes: %s", len(records), text or "not scored")
     if page:
-        written = write_report(out_dir, title="LVSM evaluation", averages=means, provenance=run, scenes=records)
+        written = write_report(
+            out_dir,
+            title="LVSM evaluation",
+            averages=means,
+            provenance=run,
+            scenes=records,
+            averages_without_inputs=others if any(map(has_input_among_targets, records)) else None,
+        )
         log.info("page: %s", written)
 
 

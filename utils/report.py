@@ -46,13 +46,16 @@ def write_report(
     averages: Mapping[str, float],
     provenance: Mapping[str, object],
     scenes: Sequence[SceneRecord],
+    averages_without_inputs: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `out_dir/index.html` in one step and return its path.
 
     `averages` are the means over scenes (psnr in dB, ssim, lpips, or any other name); `provenance` says how
-    they came about. Raises InputError if a scene's folder is not the plain name of a folder in `out_dir`.
+    they came about; `averages_without_inputs` leave out targets that are input frames. Raises InputError if a
+    scene's folder is not the plain name of a folder in `out_dir`.
     """
-    page = _fill_template(title, _report_data(averages, provenance, scenes))
+    data = _report_data(averages, provenance, scenes) | {"withoutInputs": _pairs(averages_without_inputs or {})}
+    page = _fill_template(title, data)
     path = Path(out_dir) / "index.html"
     write_text(path, page)
     return path
@@ -65,12 +68,16 @@ def _report_data(
     metrics = _column_names(scene.metrics for scene in scenes)
     columns = _column_names(view for scene in scenes for view in scene.per_view)
     return {
-        "averages": [[_text(name), _number(averages[name])] for name in _column_names([averages])],
+        "averages": _pairs(averages),
         "provenance": [[_text(key), _description(value)] for key, value in provenance.items()],
         "metrics": [_text(name) for name in metrics],
         "viewMetrics": [_text(name) for name in columns if name != "view"],
         "scenes": [_scene_data(scene, metrics, columns) for scene in scenes],
     }
+
+
+def _pairs(numbers: Mapping[str, float]) -> list[list[object]]:
+    return [[_text(name), _number(numbers[name])] for name in _column_names([numbers])]
 
 
 def _column_names(rows: Iterable[Mapping[str, object]]) -> list[str]:
