@@ -105,6 +105,12 @@ def test_as_many_poses_as_saved_cameras_are_these():
     torch.testing.assert_close(path.fxfycxcy, saved.fxfycxcy)
 
 
+def test_a_looped_path_through_saved_cameras_comes_back_as_it_went():
+    path = through_path(random_cameras(4), 13, loop=True)
+    torch.testing.assert_close(path.c2w.flip(0), path.c2w, atol=1e-6, rtol=0)
+    torch.testing.assert_close(path.c2w[[0, 2, 4, 6]], random_cameras(4).c2w, atol=1e-6, rtol=0)
+
+
 @given(seeds, st.integers(1, 4))
 def test_a_spiral_is_symmetric_around_the_mean_view(seed, count):
     inputs = random_cameras(count, seed=seed)

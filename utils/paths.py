@@ -33,8 +33,9 @@ class VideoConfig:
     - `wobble`: a circle around each input camera in turn, `num_frames` poses a circle, looking at a point in front;
     - `through`: through the saved cameras of `cameras_path`, `num_frames` poses in all.
 
-    `order_poses` visits the nearest unvisited camera next, `loop_video` goes back to the first; circles are closed
-    without it. `fps` is in frames a second. `cameras_path` is a file, or a folder with `<scene>.json` for every scene.
+    `order_poses` visits the nearest unvisited camera next. `loop_video` goes back to the first camera, through saved
+    ones the way it came; circles are closed without it. `fps` is in frames a second. `cameras_path` is a file, or a
+    folder with `<scene>.json` for every scene.
     """
 
     traj_type: str = "interpolate"
@@ -94,23 +95,24 @@ def interpolate_path(cameras: Cameras, num_frames: int, loop: bool = True, order
         loop: add a leg from the last camera back to the first.
         order: visit the nearest unvisited camera next instead of the given order.
     """
-    stops, leg = _stops(cameras, loop, order), np.linspace(0.0, 1.0, num_frames)
+    stops, leg = _stops(cameras, order), np.linspace(0.0, 1.0, num_frames)
+    stops += stops[:1] if loop else []
     times = np.concatenate([start + leg for start in range(max(1, len(stops) - 1))])
     return _pass_through(cameras, stops, times)
 
 
 def through_path(cameras: Cameras, num_frames: int, loop: bool = True, order: bool = False) -> Cameras:
-    """A path through the cameras [k]: `num_frames` poses in all, as many a leg on each; see `interpolate_path`.
+    """A path of `num_frames` poses through the cameras [k], and back the same way if it is to loop.
 
-    As many poses as there are cameras, not looped, are the cameras themselves.
+    Every leg takes as long as any other: as many poses as cameras, not looped, are the cameras themselves.
     """
-    stops = _stops(cameras, loop, order)
+    stops = _stops(cameras, order)
+    stops += stops[-2::-1] if loop else []
     return _pass_through(cameras, stops, np.linspace(0.0, len(stops) - 1, num_frames))
 
 
-def _stops(cameras: Cameras, loop: bool, order: bool) -> list[int]:
-    stops = nearest_order(_arrays(cameras)[0][:, :3, 3]) if order else list(range(len(cameras.c2w)))
-    return stops + stops[:1] if loop else stops
+def _stops(cameras: Cameras, order: bool) -> list[int]:
+    return nearest_order(_arrays(cameras)[0][:, :3, 3]) if order else list(range(len(cameras.c2w)))
 
 
 def _pass_through(cameras: Cameras, stops: Sequence[int], times: Float[np.ndarray, " n"]) -> Cameras:
@@ -145,7 +147,7 @@ def wobble_path(cameras: Cameras, num_frames: int, order: bool = False) -> Camer
     The last pose of a circle is its first again.
     """
     c2w, fxfycxcy = _arrays(cameras)
-    stops, angle = _stops(cameras, False, order), np.linspace(0.0, 2 * np.pi, num_frames)
+    stops, angle = _stops(cameras, order), np.linspace(0.0, 2 * np.pi, num_frames)
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], axis=1)
     circles = [_around(c2w[stop], _WOBBLE_RADIUS * circle, _extent(c2w)) for stop in stops]
     return _like(cameras, np.concatenate(circles), np.repeat(fxfycxcy[stops], num_frames, axis=0))
