@@ -45,17 +45,9 @@ class Renderer:
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
     def stream(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
-        """Images of any number of target cameras [b, t], a few at a time: `c` of them, the last time fewer.
-
-        The next are ordered before the last are handed out, so that a GPU renders while those are read.
-        """
-        starts = range(0, targets.shape[1], _TARGETS_AT_ONCE)
-        chunks = (self.render(encoded, targets[:, s : s + _TARGETS_AT_ONCE]) for s in starts)
-        ahead = next(chunks)
-        for chunk in chunks:
-            yield ahead
-            ahead = chunk
-        yield ahead
+        """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
+        for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
+            yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
 
 
 def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[tuple[Path, Selection]]:

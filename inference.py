@@ -37,7 +37,7 @@ from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import read_json, sha256, write_json, write_text
+from utils.files import read_json, remove_stale, sha256, write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
 from utils.paths import camera_path
@@ -155,6 +155,7 @@ class Evaluator:
 
     def _write_pictures(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
         folder = self.out_dir / record.folder
+        remove_stale(folder)
         with self.watch("pictures"):
             save_grid(folder / "input.png", [inputs.images])
             save_grid(folder / "gt_vs_pred.png", [images, renders])

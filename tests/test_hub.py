@@ -8,6 +8,7 @@ import inference
 import train
 from tests.helpers import run
 from tests.test_inference import command, save_model, scores
+from utils import checkpoint
 from utils.checkpoint import checkpoint_name, find_checkpoint
 from utils.errors import InputError
 
@@ -83,6 +84,16 @@ def test_what_was_fetched_before_is_evaluated_without_a_network(place, cache):
     done = run("inference.py", *command(place, other, out="other"), **cache)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (place / "other").exists()
     assert "error: training.checkpoint_dir: hf://coast01/LVSM/other.pt is not in the cache" in done.stderr
+
+
+def test_training_may_start_from_an_address(place, monkeypatch):
+    save_model(place)
+    (file,) = (place / "checkpoints").iterdir()
+    asked = []
+    monkeypatch.setattr(checkpoint, "fetch_from_hub", lambda *arguments: asked.append(arguments) or file)
+    fresh = ["training.reset_training_state=true", f"training.resume_ckpt={ADDRESS}", "training.train_steps=1"]
+    train.main(command(place, *fresh, f"training.checkpoint_dir={place}/run"))
+    assert asked == [(ADDRESS, "training.resume_ckpt")] and (place / "run" / checkpoint_name(1)).exists()
 
 
 def test_a_run_folder_is_no_address(place):
