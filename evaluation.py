@@ -1,7 +1,7 @@
 """Rendering and scoring of scenes, as evaluation and validation during training share it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from utils.camera import Cameras, Views
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.metrics import Metric, psnr, score
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
 
@@ -42,6 +43,11 @@ class Renderer:
         """Images of the target cameras [b, t]."""
         with torch.inference_mode(), autocast(self.cfg, self.device):
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
+
+    def stream(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
+        """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
+        for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
+            yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
 
 
 def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[tuple[Path, Selection]]:
@@ -81,20 +87,26 @@ class Rendered:
     scores: dict[str, Tensor]
 
 
-def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch) -> Rendered:
-    """Render the targets of a batch and score them.
+def render_batch(
+    renderer: Renderer, metrics: dict[str, Metric], batch: Batch, watch: Stopwatch | None = None
+) -> Rendered:
+    """Render the targets of a batch and score them; `watch` gets the seconds of `render` and `metrics`.
 
     Raises:
         InputError: the model renders NaN; the message names the scene.
     """
+    watch = watch or Stopwatch()
     num_inputs = batch.views.images.shape[1] - batch.targets.shape[1]
-    inputs, targets = batch.to(renderer.device).split(num_inputs)
-    encoded = renderer.encode(inputs)
-    renders = renderer.render(encoded, targets.cameras)
-    for name, render in zip(batch.scenes, renders, strict=True):
-        if not render.isfinite().all():
-            raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
-    return Rendered(inputs, targets, encoded, renders, score(metrics, renders, targets.images))
+    with watch("render"):
+        inputs, targets = batch.to(renderer.device).split(num_inputs)
+        encoded = renderer.encode(inputs)
+        renders = renderer.render(encoded, targets.cameras)
+        for name, render in zip(batch.scenes, renders, strict=True):
+            if not render.isfinite().all():
+                raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
+    with watch("metrics"):
+        scores = score(metrics, renders, targets.images)
+    return Rendered(inputs, targets, encoded, renders, scores)
 
 
 def average_scores(

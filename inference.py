@@ -29,27 +29,33 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Batch, EvaluationDataset, ViewLoader
+from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches
-from evaluation import Renderer, find_items, nearest_input_psnr, render_batch
+from data.scene import read_cameras
+from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch
 from model import build_model
 from model.weights import load_published
-from setup import Config, TrainingConfig, VideoConfig, load_config, set_threads_and_precision
-from utils.camera import Cameras, Views, interpolate_path
+from setup import Config, InferenceConfig, TrainingConfig, load_config, set_threads_and_precision
+from utils.camera import Cameras, Views
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import run_main
 from utils.comparison import compare_runs
 from utils.comparison_page import write_comparison
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import read_json, sha256, write_json, write_text
+from utils.files import read_json, remove_stale, sha256, write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
+from utils.paths import camera_path
 from utils.provenance import provenance
 from utils.report import SceneRecord, write_report
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
+
+# Where the time of an evaluation goes: waiting for scenes to be read, then what is done with them.
+STAGES = ("data", "render", "metrics", "pictures", "video")
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
@@ -58,7 +64,8 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
     """
-    path = find_checkpoint(Path(config.training.checkpoint_dir), "training.checkpoint_dir")
+    named = config.training.checkpoint_dir
+    path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
     model = build_model(config.model)
     load_published(model, read_checkpoint(path)["model"], path)
     return Renderer(model.to(process.device).eval(), config.training, process.device), path
@@ -68,13 +75,24 @@ def choose_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selec
     """The scenes to evaluate with their views.
 
     Raises:
-        InputError: the index or a scene it names is missing, or an override contradicts the index.
+        InputError: the index, a scene it names or a list of cameras is missing or unusable, or an override contradicts
+            the index.
     """
     index_path, list_path = Path(config.inference.view_idx_file_path), Path(config.training.dataset_path)
     items = find_items(index_path, list_path, config.inference.allow_missing)
     for path, selection in items:
         check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
+    for file in sorted(saved_cameras(config.inference, items)):
+        read_cameras(file)
     return items
+
+
+def saved_cameras(cfg: InferenceConfig, items: list[tuple[Path, Selection]]) -> set[Path]:
+    """The files of saved cameras that videos of these scenes need."""
+    video = cfg.render_video_config
+    if not cfg.render_video or video.traj_type != "through":
+        return set()
+    return {cameras_file(Path(video.cameras_path), path.stem) for path, _ in items}
 
 
 def check_view_counts(cfg: TrainingConfig, overridden: set[str], selection: Selection, where: str) -> None:
@@ -96,6 +114,10 @@ class Evaluator:
         metrics: by name; none with `inference.compute_metrics=false`.
         out_dir: gets a folder per scene.
         run_id: stands in every scene's metrics.json, so that an interrupted evaluation knows what it has done.
+
+    Attributes:
+        watch: seconds spent on `render`, `metrics`, `pictures` and `video`.
+        images: targets rendered so far.
     """
 
     def __init__(
@@ -103,42 +125,64 @@ class Evaluator:
     ) -> None:
         self.cfg, self.renderer, self.metrics = config.inference, renderer, metrics
         self.out_dir, self.run_id = out_dir, run_id
+        self.watch, self.images = Stopwatch(), 0
 
     def evaluate(self, batch: Batch) -> list[SceneRecord]:
         """Evaluate the scenes of one batch and write their files."""
-        rendered = render_batch(self.renderer, self.metrics, batch)
-        scores, num_inputs = rendered.scores, rendered.inputs.images.shape[1]
-        if self.cfg.nearest_input:
-            same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
-            copies = nearest_input_psnr(rendered.inputs, rendered.targets, same.to(self.renderer.device))
-            scores = scores | {"psnr_nearest_input": copies}
+        rendered = render_batch(self.renderer, self.metrics, batch, self.watch)
+        num_inputs, scores = rendered.inputs.images.shape[1], self._read_scores(batch, rendered)
         records = []
         for i, name in enumerate(batch.scenes):
             record = make_record(
                 name,
                 batch.frames[i].tolist(),
                 num_inputs,
-                {k: v[i].tolist() for k, v in scores.items()},
+                {metric: values[i] for metric, values in scores.items()},
                 self.cfg.render_video,
             )
             self._write_pictures(record, rendered.inputs[i], rendered.targets.images[i], rendered.renders[i])
             if self.cfg.render_video:
-                self._write_video(record, rendered.encoded[i : i + 1], rendered.inputs.cameras[i])
+                path = self._camera_path(name, batch.placements[i], rendered.inputs.cameras[i])
+                self._write_video(record, rendered.encoded[i : i + 1], path)
             if self.metrics:
                 write_metrics(self.out_dir, record, self.run_id)
             records.append(record)
+        self.images += batch.targets.numel()
         return records
+
+    def _read_scores(self, batch: Batch, rendered: Rendered) -> dict[str, list[list[float]]]:
+        """Every metric of every target, by scene."""
+        with self.watch("metrics"):
+            scores, num_inputs = rendered.scores, rendered.inputs.images.shape[1]
+            if self.cfg.nearest_input:
+                same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
+                copies = nearest_input_psnr(rendered.inputs, rendered.targets, same.to(self.renderer.device))
+                scores = scores | {"psnr_nearest_input": copies}
+            return {name: values.tolist() for name, values in scores.items()}
 
     def _write_pictures(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
         folder = self.out_dir / record.folder
-        save_grid(folder / "input.png", [inputs.images])
-        save_grid(folder / "gt_vs_pred.png", [images, renders])
+        remove_stale(folder)
+        with self.watch("pictures"):
+            save_grid(folder / "input.png", [inputs.images])
+            save_grid(folder / "gt_vs_pred.png", [images, renders])
 
-    def _write_video(self, record: SceneRecord, encoded: Tensor, cameras: Cameras) -> None:
-        video: VideoConfig = self.cfg.render_video_config
-        path = interpolate_path(cameras, video.num_frames, loop=video.loop_video, order=video.order_poses)
-        frames = to_uint8(self.renderer.render(encoded, path[None])[0])
-        write_video(self.out_dir / record.folder / "rendered_video.mp4", frames)
+    def _camera_path(self, name: str, placement: Placement, inputs: Cameras) -> Cameras:
+        video, saved = self.cfg.render_video_config, None
+        if video.traj_type == "through":
+            saved = placement(*read_cameras(cameras_file(Path(video.cameras_path), name)))
+        return camera_path(video, inputs, saved)
+
+    def _write_video(self, record: SceneRecord, encoded: Tensor, path: Cameras) -> None:
+        with self.watch("video"):
+            chunks = (to_uint8(images[0]) for images in self.renderer.stream(encoded, path[None]))
+            file = self.out_dir / record.folder / "rendered_video.mp4"
+            write_video(file, chunks, self.cfg.render_video_config.fps)
+
+
+def cameras_file(path: Path, scene: str) -> Path:
+    """The saved cameras of a scene: `path` itself, or `<scene>.json` in it if it is a folder."""
+    return path / f"{scene}.json" if path.is_dir() else path
 
 
 def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
@@ -202,9 +246,15 @@ def without_inputs(record: SceneRecord) -> dict[str, float]:
     return {name: statistics.fmean(float(view[name]) for view in views) for name in record.metrics if views}
 
 
+def has_input_among_targets(record: SceneRecord) -> bool:
+    """Whether a target of the scene is an input frame, too."""
+    return any(view["view"] in record.context for view in record.per_view)
+
+
 def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
     means = averages([record.metrics for record in records])
+    others = averages([scene for scene in map(without_inputs, records) if scene])
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["scene_name", *means])
@@ -213,7 +263,7 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     results = {
         "averages": means,
         "spread": {name: statistics.pstdev(record.metrics[name] for record in records) for name in means},
-        "averages_without_input_frames": averages([scene for scene in map(without_inputs, records) if scene]),
+        "averages_without_input_frames": others,
         "provenance": run,
         "scenes": {record.scene_name: dict(record.metrics) for record in records},
     }
@@ -221,19 +271,30 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     log.info("%d scenes: %s", len(records), text or "not scored")
     if page:
-        written = write_report(out_dir, title="LVSM evaluation", averages=means, provenance=run, scenes=records)
+        written = write_report(
+            out_dir,
+            title="LVSM evaluation",
+            averages=means,
+            provenance=run,
+            scenes=records,
+            averages_without_inputs=others if any(map(has_input_among_targets, records)) else None,
+        )
         log.info("page: %s", written)
 
 
-def hash_files(config: Config, checkpoint: Path) -> dict[str, str]:
-    """Names and hashes of the files that the numbers come from."""
+def hash_files(config: Config, checkpoint: Path, items: list[tuple[Path, Selection]]) -> dict[str, str]:
+    """Names and hashes of the files that the numbers and videos come from."""
     index = Path(config.inference.view_idx_file_path)
-    return {
+    files = {
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": sha256(checkpoint),
         "index": str(index),
         "index_sha256": sha256(index),
     }
+    if cameras := sorted(saved_cameras(config.inference, items)):
+        hashes = "".join(map(sha256, cameras))
+        files["cameras_sha256"] = hashlib.sha256(hashes.encode()).hexdigest() if len(cameras) > 1 else hashes
+    return files
 
 
 def describe_run(config: Config, process: Process) -> dict[str, Any]:
@@ -248,18 +309,46 @@ def describe_run(config: Config, process: Process) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process evaluated: records, target images rendered, and seconds in all and by stage."""
+
+    records: list[SceneRecord]
+    images: int
+    seconds: float
+    stages: dict[str, float]
+
+
 def evaluate_share(
     config: Config, evaluator: Evaluator, items: list[tuple[Path, Selection]], process: Process
-) -> list[SceneRecord]:
-    """Evaluate this process's share of the scenes."""
+) -> Share:
+    """Evaluate this process's share of the scenes; the bar shows the progress of all, if a person is watching."""
     cfg, tokenizer = config.training, config.model.image_tokenizer
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
-    records = []
+    batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
+    records, start = [], time.perf_counter()
     with tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
-        for batch in evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size):
+        for batch in evaluator.watch.waiting("data", batches):
             records += evaluator.evaluate(batch)
-            bar.update(len(batch.scenes) * process.world_size)
-    return records
+            speed = evaluator.images * process.world_size / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
+            bar.update(min(len(batch.scenes) * process.world_size, len(items) - bar.n))
+    return Share(records, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
+
+
+def describe_speed(shares: Sequence[Share]) -> dict[str, Any]:
+    """Target images a second of all processes together, and where the mean process spent its seconds.
+
+    Empty if nothing was left to render.
+    """
+    images, seconds = sum(share.images for share in shares), max(share.seconds for share in shares)
+    if not images:
+        return {}
+    stages = {stage: sum(share.stages.get(stage, 0.0) for share in shares) / len(shares) for stage in STAGES}
+    return {
+        "images_per_second": round(images / seconds, 2),
+        "seconds_by_stage": {stage: round(value, 2) for stage, value in stages.items()},
+    }
 
 
 def evaluate(config: Config, overridden: set[str], process: Process) -> None:
@@ -269,7 +358,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     names = cfg.metrics if cfg.compute_metrics else []
     metrics = process.first_on_machine(lambda: build_metrics(names, process.device))
     renderer, checkpoint = load_renderer(config, process)
-    files = process.broadcast(hash_files(config, checkpoint) if process.is_main else None)
+    files = process.broadcast(hash_files(config, checkpoint, items) if process.is_main else None)
     run_id = identify_run(config, files)
     found = [read_finished(out_dir, path.stem, selection, run_id, cfg.render_video) for path, selection in items]
     finished = {record.scene_name: record for record in found if record is not None and names}
@@ -277,12 +366,14 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     if finished and process.is_main:
         log.info("%d of %d scenes were evaluated before", len(finished), len(items))
     left = [item for item in items if item[0].stem not in finished]
-    records = evaluate_share(config, Evaluator(config, renderer, metrics, out_dir, run_id), left, process)
+    share = evaluate_share(config, Evaluator(config, renderer, metrics, out_dir, run_id), left, process)
     process.barrier("evaluating")
-    finished |= {record.scene_name: record for share in process.gather(records) for record in share}
+    shares = process.gather(share)
+    finished |= {record.scene_name: record for share in shares for record in share.records}
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
-        run = {**files, "scenes": len(items), "seconds": seconds, **describe_run(config, process)}
+        speed = describe_speed(shares)
+        run = {**files, "scenes": len(items), "seconds": seconds, **speed, **describe_run(config, process)}
         write_results(out_dir, [finished[path.stem] for path, _ in items], run, cfg.generate_website)
     process.barrier("writing results")
 

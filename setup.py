@@ -29,6 +29,7 @@ from utils.checkpoint import CheckpointConfig, check_checkpoint_config
 from utils.errors import InputError
 from utils.metrics import check_metric_names
 from utils.optim import OptimConfig, check_optim_config
+from utils.paths import VideoConfig, check_video_config
 
 log = logging.getLogger("lvsm")
 
@@ -72,16 +73,6 @@ class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, Checkpoi
     api_key_path: str = "./configs/api_keys.yaml"
     use_rel_pose: bool | None = None
     center_crop: bool | None = None
-
-
-@dataclass(frozen=True)
-class VideoConfig:
-    """`num_frames` poses per leg of the path through the input cameras."""
-
-    traj_type: str = "interpolate"
-    num_frames: int = 60
-    loop_video: bool = True
-    order_poses: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +235,7 @@ def _check_values(config: Config) -> None:
     check_execution_config(training)
     check_checkpoint_config(training)
     check_metric_names(config.inference.metrics)
+    check_video_config(config.inference.render_video_config)
     for key, least in _AT_LEAST.items():
         if getattr(training, key) < least:
             raise InputError(f"training.{key} is {getattr(training, key)}; it must be at least {least}")
@@ -251,9 +243,6 @@ def _check_values(config: Config) -> None:
         raise InputError(f"training.amp_dtype is {training.amp_dtype!r}; known: {', '.join(_AMP_DTYPES)}")
     if training.dataset_name != "data.dataset_scene.Dataset":
         raise InputError(f"training.dataset_name is {training.dataset_name!r}; known: data.dataset_scene.Dataset")
-    video = config.inference.render_video_config
-    if video.traj_type != "interpolate" or video.num_frames < 2:
-        raise InputError("inference.render_video_config: traj_type can only be interpolate, num_frames at least 2")
     for key in _WITHOUT_EFFECT:
         if getattr(training, key) is not None:
             log.warning("training.%s has no effect and is ignored", key)

@@ -35,6 +35,7 @@ from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import append_json_line, write_text
+from utils.hub import is_hub_address
 from utils.interruption import Interruption
 from utils.journal import Journal, RunningMean, describe
 from utils.media import NamedViews, save_comparison
@@ -256,7 +257,7 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
         return Start()
     if own is not None and cfg.reset_training_state:
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
-    path = own or find_checkpoint(Path(cfg.resume_ckpt), "training.resume_ckpt")
+    path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     state = read_checkpoint(path)
     load_published(model, state["model"], path)
     if own is None and cfg.reset_training_state:
@@ -404,6 +405,11 @@ def with_accumulation(config: Config, world_size: int) -> Config:
 
 
 def _check_training(cfg: TrainingConfig) -> None:
+    if is_hub_address(cfg.checkpoint_dir):
+        raise InputError(
+            f"training.checkpoint_dir is {cfg.checkpoint_dir!r}, but the run's own folder is meant: "
+            "name published weights as training.resume_ckpt"
+        )
     if cfg.validate_every and not (cfg.validation_path and cfg.validation_index):
         raise InputError("training.validate_every needs training.validation_path and training.validation_index")
     if cfg.use_amp and cfg.amp_dtype == "fp16":

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.evaluation_index import Selection
 from data.scene import Scene, read_scene, read_scene_list
-from data.transforms import read_image, resize_and_crop, to_planes
+from data.transforms import Crop, plan_crop, read_image, to_planes
 from data.views import ViewSelectorConfig, choose_targets, choose_window
-from utils.camera import Cameras, Views, normalize_poses
+from utils.camera import Cameras, Normalization, Views, pose_normalization
 from utils.errors import InputError
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
@@ -72,6 +72,24 @@ def check_view_config(cfg: DataConfig) -> None:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """How cameras of a scene's file become cameras of a sample: the normalisation of its poses, the crop of its images.
+
+    `crop` is that of the first input image; `height` and `width` are those of the sample's images in pixels.
+    """
+
+    normalization: Normalization
+    crop: Crop
+    height: int
+    width: int
+
+    def __call__(self, w2c: Float[np.ndarray, "n 4 4"], fxfycxcy: Float[np.ndarray, "n 4"]) -> Cameras:
+        """Cameras [n] given as scene metadata gives them, `fxfycxcy` in pixels of the stored images."""
+        poses = self.normalization(np.linalg.inv(w2c))
+        return Cameras(_float32(poses), _float32(self.crop.intrinsics(fxfycxcy)), self.height, self.width)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Scenes with their chosen views; a single sample has no leading dimension.
 
@@ -80,6 +98,7 @@ class Batch:
         targets: positions [b, t] of the target views among `views`; the inputs are the first ones.
         scenes: scene names, one a scene.
         frames: frame numbers [b, v] within the clips.
+        placements: how further cameras of the scenes' files join the sample, one a scene.
         failures: what was unusable and gave its place to another scene, a line each.
     """
 
@@ -87,6 +106,7 @@ class Batch:
     targets: Int[Tensor, "*b t"]
     scenes: list[str]
     frames: Int[Tensor, "*b v"]
+    placements: list[Placement]
     failures: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
@@ -125,6 +145,7 @@ def collate(samples: list[Batch]) -> Batch:
         torch.stack([sample.targets for sample in samples]),
         [name for sample in samples for name in sample.scenes],
         torch.stack([sample.frames for sample in samples]),
+        [placement for sample in samples for placement in sample.placements],
         [failure for sample in samples for failure in sample.failures],
     )
 
@@ -156,22 +177,21 @@ class ViewLoader:
         Raises:
             InputError: a frame is missing or unreadable, or the frames differ in size.
         """
-        images, intrinsics = zip(*[self._read(scene, int(frame)) for frame in frames], strict=True)
+        images, intrinsics, crops = zip(*[self._read(scene, int(frame)) for frame in frames], strict=True)
         if len({image.shape for image in images}) > 1:
             raise InputError(f"scene {scene.name}: frames of different sizes cannot be views of one sample")
         c2w = np.linalg.inv(scene.w2c[frames])
         reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
-        poses = normalize_poses(c2w, self.cfg.scene_scale_factor, reference)
-        cameras = Cameras(_float32(poses), _float32(np.stack(intrinsics)), *images[0].shape[1:])
+        normalization, size = pose_normalization(reference, self.cfg.scene_scale_factor), images[0].shape[1:]
+        cameras = Cameras(_float32(normalization(c2w)), _float32(np.stack(intrinsics)), *size)
         views = Views(torch.from_numpy(np.stack(images)), cameras)
-        return Batch(views, torch.from_numpy(targets), [scene.name], torch.from_numpy(frames))
+        placement = Placement(normalization, crops[0], *size)
+        return Batch(views, torch.from_numpy(targets), [scene.name], torch.from_numpy(frames), [placement])
 
-    def _read(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray, Crop]:
         image = read_image(scene.image_path(frame), f"scene {scene.name}, frame {frame}")
-        image, fxfycxcy = resize_and_crop(
-            image, scene.fxfycxcy[frame], self.image_size, self.patch_size, self.cfg.square_crop
-        )
-        return to_planes(image), fxfycxcy
+        crop = plan_crop(*image.size, self.image_size, self.patch_size, self.cfg.square_crop)
+        return to_planes(crop.image(image)), crop.intrinsics(scene.fxfycxcy[frame]), crop
 
 
 def _float32(array: np.ndarray) -> Tensor:

@@ -4,6 +4,8 @@ Paths inside a file are relative to that file; absolute ones work too. A frame t
 list with no image, so that frame numbers mean the same everywhere.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -58,18 +60,42 @@ def read_scene(path: Path) -> Scene:
         InputError: the file is missing or not a scene; the message names file and frame.
     """
     record = read_json(path, "scene metadata")
-    try:
+    with _errors_say(path, "scene metadata"):
         name, frames = record["scene_name"], record["frames"]
-        numbers = [_frame_numbers(frame) for frame in frames]
         images = [_image_path(frame, path.parent) for frame in frames]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not scene metadata: {type(error).__name__}: {error}") from None
     check_plain_name(name, f"{path}: scene_name")
-    if not frames:
-        raise InputError(f"{path} is not scene metadata: it has no frames")
+    w2c, fxfycxcy = _read_frames(record, path, "scene metadata")
+    return Scene(name, images, fxfycxcy, w2c, path)
+
+
+def read_cameras(path: Path) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
+    """w2c and intrinsics of a list of cameras, `{"frames": [{"w2c": 4x4, "fxfycxcy": [4]}, ...]}`.
+
+    That is scene metadata, of which nothing else is needed: any metadata file is a list of cameras.
+
+    Raises:
+        InputError: the file is missing or not such a list; the message names file and frame.
+    """
+    return _read_frames(read_json(path, "list of cameras"), path, "a list of cameras")
+
+
+def _read_frames(record: Any, path: Path, what: str) -> tuple[np.ndarray, np.ndarray]:
+    with _errors_say(path, what):
+        numbers = [_frame_numbers(frame) for frame in record["frames"]]
+    if not numbers:
+        raise InputError(f"{path} is not {what}: it has no frames")
     fxfycxcy, w2c = (np.stack(columns) for columns in zip(*numbers, strict=True))
     check_cameras(fxfycxcy, w2c, path)
-    return Scene(name, images, fxfycxcy, w2c, path)
+    return w2c, fxfycxcy
+
+
+@contextmanager
+def _errors_say(path: Path, what: str) -> Iterator[None]:
+    """Turn what a record of another form raises into InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not {what}: {type(error).__name__}: {error}") from None
 
 
 def _frame_numbers(frame: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Image and intrinsics, always changed together (spec section 2)."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +28,36 @@ def square_box(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def resize_and_crop(
-    image: Image.Image,
-    fxfycxcy: Float[np.ndarray, "4"],
-    image_size: int,
-    patch_size: int,
-    square_crop: bool,
-) -> tuple[Image.Image, Float[np.ndarray, "4"]]:
-    """Resize (Lanczos on 8 bits) and optionally cut the centred square; a 3-D point stays on its pixel.
+@dataclass(frozen=True)
+class Crop:
+    """Resizing to `resized` (width, height), then cutting to `box` (left, top, right, bottom).
+
+    `scale` and `offset` do to intrinsics what that does to pixels.
+    """
+
+    resized: tuple[int, int]
+    box: tuple[int, int, int, int]
+    scale: Float[np.ndarray, "4"]
+    offset: Float[np.ndarray, "4"]
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """The image resized (Lanczos on 8 bits) and cut."""
+        return image.resize(self.resized, Image.Resampling.LANCZOS).crop(self.box)
+
+    def intrinsics(self, fxfycxcy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Intrinsics of the image before as those of the image after: a 3-D point stays on its pixel."""
+        return fxfycxcy * self.scale - self.offset
+
+
+def plan_crop(width: int, height: int, image_size: int, patch_size: int, square_crop: bool) -> Crop:
+    """How an image of `width` x `height` is resized to `image_size`, and to the centred square if asked for.
 
     The two scale factors differ a little, since the longer side is rounded to whole patches.
     """
-    width, height = resized_shape(*image.size, image_size, patch_size)
-    scale_x, scale_y = width / image.width, height / image.height
-    fxfycxcy = fxfycxcy * np.array([scale_x, scale_y, scale_x, scale_y])
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if square_crop:
-        box = square_box(width, height)
-        image = image.crop(box)
-        fxfycxcy = fxfycxcy - np.array([0, 0, *box[:2]])
-    return image, fxfycxcy
+    resized = resized_shape(width, height, image_size, patch_size)
+    box = square_box(*resized) if square_crop else (0, 0, *resized)
+    scale = np.array([resized[0] / width, resized[1] / height] * 2)
+    return Crop(resized, box, scale, np.array([0.0, 0.0, *box[:2]]))
 
 
 def read_image(path: Path, where: str) -> Image.Image:

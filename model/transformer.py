@@ -88,10 +88,8 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], kept: Float[Tensor, "b m d"] | None = None) -> Tensor:
         """All tokens, or only those in `kept`, a part of `x`; the others then serve as keys and values alone."""
-        if kept is None:
-            x = x + self.attn(self.norm1(x))
-        else:
-            x = kept + self.attn(self.norm1(x), self.norm1(kept))
+        queries = None if kept is None else self.norm1(kept)
+        x = (x if kept is None else kept) + self.attn(self.norm1(x), queries)
         return x + self.mlp(self.norm2(x))
 
 

@@ -1,5 +1,6 @@
 """Published checkpoint names and ours, matched strictly in both directions."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,29 @@ _IGNORED = re.compile(r"^loss_computer\.")
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _SHOWN = 4
 
+# What the names and shapes of published weights say of the model.
+_FIRST_STACKS = {"decoder-only": "transformer_blocks.", "encoder-decoder": "transformer_encoder."}
+_STACKS = {
+    "n_layer": "transformer_blocks",
+    "encoder_n_layer": "transformer_encoder",
+    "decoder_n_layer": "transformer_decoder",
+}
+_D_NORMS = re.compile(r"^transformer_input_layernorm|\.norm1\.weight$")
+# Tensors that hold whole patches: along which axis, with how many channels.
+_ENDS = (
+    ("image_tokenizer.1.weight", 1, 9),
+    ("target_pose_tokenizer.1.weight", 1, 6),
+    ("image_token_decoder.1.weight", 0, 3),
+)
+_SECTIONS = {"patch_size": "model.image_tokenizer"}
+_UNITS = {
+    "d": "channels",
+    "d_head": "channels a head",
+    "patch_size": "pixels a patch side",
+    "n_latent_vectors": "latents",
+    **dict.fromkeys(_STACKS, "layers"),
+}
+
 
 def published_names(model: LVSM) -> dict[str, str]:
     """Our parameter name -> the published one, for every parameter of `model`."""
@@ -61,15 +85,71 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
         source: where the weights come from, for error messages.
 
     Raises:
-        InputError: names the keys that are missing, unknown or of the wrong shape. The model is unchanged.
+        InputError: names the sizes that differ, with both numbers; where they agree, the keys that are missing,
+            unknown or of the wrong shape. The model is unchanged.
     """
     stripped = {_WRAPPERS.sub("", str(name)): value for name, value in state.items()}
     given = {name: value for name, value in stripped.items() if not _IGNORED.match(name)}
-    names, own = published_names(model), model.state_dict()
-    problems = _mismatches({published: own[name] for name, published in names.items()}, given)
+    own = published_state(model)
+    problems = _disagreements(own, given) or _mismatches(own, given)
     if problems:
-        raise InputError(f"{source} does not fit this model: {'; '.join(problems)}{_hint(model, given)}")
-    model.load_state_dict({name: given[published] for name, published in names.items()})
+        raise InputError(f"{source} does not fit this model: {'; '.join(problems)}")
+    model.load_state_dict({name: given[published] for name, published in published_names(model).items()})
+
+
+def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
+    """What weights under published names say of their model: `class_name` (the variant) and sizes by their key.
+
+    A size is left out where the tensors do not say it, or contradict one another.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    variants = {variant for variant, stack in _FIRST_STACKS.items() if any(name.startswith(stack) for name in shapes)}
+    norms = {shape[-1] for name, shape in shapes.items() if _D_NORMS.search(name)}
+    heads = {shape[-1] for name, shape in shapes.items() if name.endswith("attn.q_norm.weight")}
+    blocks = any(name.endswith("attn.fc.weight") for name in shapes)
+    latents = shapes.get("n_light_field_latent")
+    found: dict[str, set[Any]] = {
+        "class_name": variants,
+        "d": norms,
+        **{key: _count_layers(shapes, stack) for key, stack in _STACKS.items()},
+        "n_latent_vectors": {latents[0]} if latents else set(),
+        "patch_size": {_patch_size(shapes, *ends) for ends in _ENDS},
+        "use_qk_norm": {bool(heads)} if blocks else set(),
+        "d_head": heads,
+    }
+    return {key: next(iter(values)) for key, values in found.items() if len(values) == 1 and None not in values}
+
+
+def _count_layers(shapes: Mapping[str, Any], stack: str) -> set[int]:
+    numbers = [int(name.split(".")[1]) for name in shapes if re.match(rf"{stack}\.\d+\.", name)]
+    return {max(numbers) + 1} if numbers else set()
+
+
+def _patch_size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, channels: int) -> int | None:
+    """The side of a patch, from the `channels` of its pixels along one axis of a tokenizer or the head."""
+    size = shapes[name][axis] if len(shapes.get(name, ())) == 2 else 0
+    side = math.isqrt(size // channels)
+    return side if side and side * side * channels == size else None
+
+
+def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
+    """The sizes in which weights differ from the model; of another variant, that alone."""
+    mine, theirs = read_sizes(own), read_sizes(given)
+    variant = theirs.get("class_name")
+    if variant and variant != mine["class_name"]:
+        return [f"These are weights of the {variant} variant: set model.class_name or use its config"]
+    return [
+        f"{key}: the weights have {_phrase(key, theirs[key])}, "
+        f"{_SECTIONS.get(key, 'model.transformer')}.{key} is {value}"
+        for key, value in mine.items()
+        if key in theirs and theirs[key] != value
+    ]
+
+
+def _phrase(key: str, value: object) -> str:
+    if key == "use_qk_norm":
+        return "query and key norms" if value else "no query and key norms"
+    return f"{value} {_UNITS[key]}"
 
 
 def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
@@ -89,11 +169,3 @@ def _shape(value: Any) -> Any:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")
-
-
-def _hint(model: LVSM, given: Mapping[str, Any]) -> str:
-    other = "decoder-only" if isinstance(model, EncoderDecoder) else "encoder-decoder"
-    sign = "transformer_blocks." if other == "decoder-only" else "transformer_encoder."
-    if any(name.startswith(sign) for name in given):
-        return f". These are weights of the {other} variant: set model.class_name or use its config"
-    return ""

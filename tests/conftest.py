@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Iterator
 
@@ -5,8 +6,12 @@ from collections.abc import Iterator
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
+from hypothesis import settings
 
-from tests.helpers import write_toy_set
+from tests.helpers import INDEX, write_toy_set
+
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +45,11 @@ def browser(session) -> Iterator:
     emulate(session, 1280, 900)
     yield session
     assert [entry["message"] for entry in session.get_log("browser")] == []
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Three toy scenes, an index and a folder for a checkpoint."""
+    write_toy_set(tmp_path / "scenes")
+    (tmp_path / "index.json").write_text(json.dumps(INDEX))
+    return tmp_path

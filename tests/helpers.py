@@ -21,6 +21,8 @@ from utils.camera import Cameras, Views
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
 VARIANTS = ("decoder_only", "encoder_decoder")
+# Of the toy set; frame 12 of scene0 is both input and target.
+INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
 
 
 def class_name(variant: str) -> str:

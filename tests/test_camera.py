@@ -1,16 +1,14 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from tests.helpers import random_cameras
-from utils.camera import interpolate_path, mean_camera, nearest_order, normalize_poses, plucker, rays
+from utils.camera import mean_camera, plucker, pose_normalization, rays
 
 seeds = st.integers(0, 2**32 - 1)
-settings.register_profile("camera", max_examples=25, deadline=None)
-settings.load_profile("camera")
 
 
 def poses(seed, count=4, spread=0.6):
@@ -19,6 +17,10 @@ def poses(seed, count=4, spread=0.6):
     c2w[:, :3, :3] = Rotation.from_rotvec(rng.uniform(-spread, spread, (count, 3))).as_matrix()
     c2w[:, :3, 3] = rng.normal(size=(count, 3))
     return c2w
+
+
+def normalized(c2w, reference=None):
+    return pose_normalization(c2w if reference is None else reference, 1.35)(c2w)
 
 
 def test_rays_follow_the_formula_pixel_by_pixel():
@@ -81,9 +83,9 @@ def test_mean_camera_by_the_plain_formula():
 
 @given(seeds)
 def test_normalised_positions_just_fit(seed):
-    normalized = normalize_poses(poses(seed), 1.35)
-    np.testing.assert_allclose(np.abs(normalized[:, :3, 3]).max(), 1 / 1.35)
-    np.testing.assert_allclose(mean_camera(normalized), np.eye(4), atol=1e-9)
+    fitted = normalized(poses(seed))
+    np.testing.assert_allclose(np.abs(fitted[:, :3, 3]).max(), 1 / 1.35)
+    np.testing.assert_allclose(mean_camera(fitted), np.eye(4), atol=1e-9)
 
 
 @given(seeds, seeds, st.floats(0.01, 100), arrays(float, 3, elements=st.floats(-50, 50)))
@@ -93,57 +95,31 @@ def test_normalisation_ignores_a_similarity_of_the_world(seed, turn, scale, shif
     moved = c2w.copy()
     moved[:, :3, :3] = rotation @ c2w[:, :3, :3]
     moved[:, :3, 3] = scale * c2w[:, :3, 3] @ rotation.T + shift
-    np.testing.assert_allclose(normalize_poses(moved, 1.35), normalize_poses(c2w, 1.35), atol=1e-7)
+    np.testing.assert_allclose(normalized(moved), normalized(c2w), atol=1e-7)
 
 
 def test_normalisation_by_inputs_does_not_see_the_targets():
     c2w = poses(5)
     other = c2w.copy()
     other[2:] = poses(6)[2:]
-    by_inputs = [normalize_poses(p, 1.35, p[:2])[:2] for p in (c2w, other)]
+    by_inputs = [normalized(p, p[:2])[:2] for p in (c2w, other)]
     np.testing.assert_array_equal(*by_inputs)
-    by_all = [normalize_poses(p, 1.35)[:2] for p in (c2w, other)]
+    by_all = [normalized(p)[:2] for p in (c2w, other)]
     assert np.abs(by_all[0] - by_all[1]).max() > 1e-3
 
 
 def test_identical_cameras_stay_at_the_origin():
     c2w = np.repeat(poses(1)[:1] + 0.0, 5, axis=0)
     c2w[:, :3, 3] = [100.0, -3.0, 20.0]
-    normalized = normalize_poses(c2w, 1.35)
-    assert np.isfinite(normalized).all()
-    assert np.abs(normalized[:, :3, 3]).max() < 1e-4
+    moved = normalized(c2w)
+    assert np.isfinite(moved).all()
+    assert np.abs(moved[:, :3, 3]).max() < 1e-4
 
 
 def test_cameras_that_face_one_another_have_a_mean():
     c2w = np.tile(np.eye(4), (2, 1, 1))
     c2w[1, :3, :3] = Rotation.from_euler("y", 180, degrees=True).as_matrix()
     c2w[1, 2, 3] = 2.0
-    normalized = normalize_poses(c2w, 1.35)
-    assert np.isfinite(normalized).all()
-    np.testing.assert_allclose(np.abs(normalized[:, :3, 3]).max(), 1 / 1.35)
-
-
-def test_path_legs_include_both_ends_and_close_the_loop():
-    cameras = random_cameras(3)
-    path = interpolate_path(cameras, 5)
-    assert path.shape == (15,)
-    for pose, camera in [(0, 0), (4, 1), (5, 1), (9, 2), (10, 2), (14, 0)]:
-        torch.testing.assert_close(path.c2w[pose], cameras.c2w[camera], atol=1e-6, rtol=0)
-        torch.testing.assert_close(path.fxfycxcy[pose], cameras.fxfycxcy[camera])
-    assert interpolate_path(cameras, 5, loop=False).shape == (10,)
-    assert interpolate_path(cameras[:1], 4, loop=False).shape == (4,)
-
-
-def test_path_moves_evenly_and_turns_the_short_way():
-    cameras = random_cameras(2)
-    path = interpolate_path(cameras, 9, loop=False)
-    steps = (path.c2w[1:, :3, 3] - path.c2w[:-1, :3, 3]).norm(dim=1)
-    torch.testing.assert_close(steps, steps[:1].expand(8), atol=1e-6, rtol=0)
-    turns = Rotation.from_matrix(path.c2w[:, :3, :3].numpy())
-    whole = (turns[0].inv() * turns[-1]).magnitude()
-    np.testing.assert_allclose((turns[:-1].inv() * turns[1:]).magnitude(), whole / 8, atol=1e-5)
-
-
-def test_nearest_order_visits_the_closest_camera_next():
-    centres = np.array([[0.0, 0, 0], [5, 0, 0], [1, 0, 0], [2, 0, 0]])
-    assert nearest_order(centres) == [0, 2, 3, 1]
+    moved = normalized(c2w)
+    assert np.isfinite(moved).all()
+    np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1 / 1.35)

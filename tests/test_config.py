@@ -72,7 +72,19 @@ def test_an_empty_value_is_empty():
         ("training.batch_size_per_gpu", 0, "training.batch_size_per_gpu is 0; it must be at least 1"),
         ("training.amp_dtype", "int8", "training.amp_dtype is 'int8'; known: bf16"),
         ("training.lr", "${training.nothing}", "training.lr"),
-        ("inference.render_video_config.num_frames", 1, "num_frames at least 2"),
+        ("inference.render_video_config.num_frames", 1, "inference.render_video_config.num_frames is 1; it must be at"),
+        ("inference.render_video_config.fps", 0, "inference.render_video_config.fps is 0; it must be at least 1"),
+        (
+            "inference.render_video_config.traj_type",
+            "spiralt",
+            "inference.render_video_config.traj_type is 'spiralt'; known: interpolate, spiral, wobble, through",
+        ),
+        ("inference.render_video_config.traj_type", "through", "`through` needs a list of cameras"),
+        (
+            "inference.render_video_config.cameras_path",
+            "a.json",
+            "cameras_path is 'a.json' and traj_type 'interpolate'",
+        ),
     ],
 )
 def test_bad_keys_and_values_are_named(key, value, message):

@@ -1,8 +1,10 @@
 import csv
 import hashlib
 import json
+import re
+import shutil
+import signal
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -14,20 +16,10 @@ from evaluation import nearest_input_psnr
 from model import build_model
 from model.weights import published_state
 from setup import load_config
-from tests.helpers import ROOT, VARIANTS, random_views, run, small_overrides, write_toy_set
+from tests.helpers import INDEX, ROOT, VARIANTS, random_views, run, small_overrides, write_toy_set
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.metrics import psnr, ssim
-
-INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Three toy scenes, an index and a folder for a checkpoint."""
-    write_toy_set(tmp_path / "scenes")
-    (tmp_path / "index.json").write_text(json.dumps(INDEX))
-    return tmp_path
 
 
 def command(place, *overrides, variant="decoder_only", out="out"):
@@ -57,7 +49,12 @@ def save_model(place, variant="decoder_only"):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_writes_every_file_with_the_right_content(variant, place):
     save_model(place, variant)
-    inference.main(command(place, "inference.render_video=true", "inference.nearest_input=true", variant=variant))
+    extras = [
+        "inference.render_video=true",
+        "inference.render_video_config.num_frames=3",
+        "inference.nearest_input=true",
+    ]
+    inference.main(command(place, *extras, variant=variant))
     out = place / "out"
     assert sorted(p.name for p in out.iterdir()) == [
         "index.html",
@@ -114,6 +111,7 @@ def test_results_say_what_they_came_from(place):
     assert results["averages_without_input_frames"]["psnr"] == pytest.approx(expected)
     page = (place / "out" / "index.html").read_text()
     assert run["checkpoint_sha256"] in page and run["index_sha256"] in page
+    assert f'"withoutInputs":[["psnr",{results["averages_without_input_frames"]["psnr"]:.6g}' in page
 
 
 def states(folder):
@@ -122,7 +120,8 @@ def states(folder):
 
 def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
     save_model(place)
-    one_by_one = command(place, "training.batch_size_per_gpu=1", "inference.render_video=true")
+    video = ["inference.render_video=true", "inference.render_video_config.num_frames=3"]
+    one_by_one = command(place, "training.batch_size_per_gpu=1", *video)
     inference.main([*one_by_one, f"inference_out_dir={place}/whole"])
     evaluate, calls = inference.Evaluator.evaluate, []
 
@@ -160,32 +159,133 @@ def test_what_another_run_left_is_evaluated_anew(place, caplog):
     assert scores(place, "out").keys() == before.keys() and scores(place, "out") != pytest.approx(before)
 
 
-def test_videos_play_anywhere(place):
-    save_model(place)
-    inference.main(command(place, "inference.render_video=true", "inference.render_video_config.num_frames=7"))
-    path = place / "out" / "scene1" / "rendered_video.mp4"
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
-        assert stream.average_rate == 30 and (stream.width, stream.height) == (16, 16)
-        assert len(list(container.decode(stream))) == 14
-    data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
-
-
 def scores(place, out):
     return {row["scene_name"]: float(row["psnr"]) for row in csv.DictReader((place / out / "summary.csv").open())}
 
 
-def test_batches_and_processes_change_no_number(place):
-    save_model(place)
-    inference.main(command(place, "training.batch_size_per_gpu=1", out="one"))
-    inference.main(command(place, "training.batch_size_per_gpu=4", out="four"))
-    result = run("inference.py", *command(place, out="two"), processes=2)
-    assert result.returncode == 0, result.stderr
-    for other in ("four", "two"):
-        assert list(scores(place, other)) == list(scores(place, "one"))
-        assert scores(place, other) == pytest.approx(scores(place, "one"), abs=1e-4)
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """Seven scenes, not all with as many targets, and `results(out)` of evaluations of them; `alone` is one by one."""
+    folder = tmp_path_factory.mktemp("seven")
+    write_toy_set(folder / "scenes", scenes=7)
+    index = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9][: 3 - i % 2]} for i in range(7)}
+    (folder / "index.json").write_text(json.dumps(index))
+    save_model(folder)
+    inference.main(command(folder, "training.batch_size_per_gpu=1", out="alone"))
+    return folder
+
+
+def results(folder, out):
+    content = json.loads((folder / out / "results.json").read_text())
+    return {key: content[key] for key in ("averages", "spread", "averages_without_input_frames", "scenes")}
+
+
+def check_same(folder, out):
+    """Every scene once, with the numbers that it has when evaluated alone."""
+    expected, found = results(folder, "alone"), results(folder, out)
+    assert list(found["scenes"]) == list(expected["scenes"]) == [f"scene{i}" for i in range(7)]
+    for name, numbers in expected["scenes"].items():
+        assert found["scenes"][name] == pytest.approx(numbers, abs=1e-4)
+    for kind in ("averages", "spread", "averages_without_input_frames"):
+        assert found[kind] == pytest.approx(expected[kind], abs=1e-4)
+    assert [row["scene_name"] for row in csv.DictReader((folder / out / "summary.csv").open())] == list(found["scenes"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_and_processes_change_no_number(processes, seven):
+    commands = {f"{processes}x{batch}": f"training.batch_size_per_gpu={batch}" for batch in (1, 4)}
+    arguments = [command(seven, override, out=out) for out, override in commands.items()]
+    if processes == 1:
+        inference.main(arguments[1])
+        check_same(seven, "1x4")
+        return
+    done = run("tests/run_evaluations.py", *map(json.dumps, arguments), processes=processes)
+    assert done.returncode == 0, done.stderr
+    for out in commands:
+        check_same(seven, out)
+
+
+KILLED = """
+import os, signal, sys
+import inference
+
+write, written = inference.write_metrics, []
+
+def write_or_die(out_dir, record, run_id):
+    written.append(record.scene_name)
+    if len(written) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(out_dir, record, run_id)
+
+inference.write_metrics = write_or_die
+inference.main(sys.argv[1:])
+"""
+
+
+def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog):
+    one_by_one = command(seven, "training.batch_size_per_gpu=1", out="killed")
+    assert run("-c", KILLED, *one_by_one).returncode == -signal.SIGKILL
+    assert not (seven / "killed" / "results.json").exists()
+    # The pictures of the fourth scene are there, its numbers are not; a scene of some other run is, too.
+    assert (seven / "killed" / "scene3" / "input.png").exists()
+    (seven / "killed" / "scene3" / ".rendered_video.1234abcd.tmp.mp4").touch()
+    stale = seven / "killed" / "scene5" / "metrics.json"
+    stale.parent.mkdir()
+    stale.write_text(json.dumps({"summary": {"scene_name": "scene5", "psnr": 99}, "per_view": [], "run": "another"}))
+    (seven / "killed" / "left_over").mkdir()
+    (seven / "killed" / "left_over" / "metrics.json").write_text(stale.read_text())
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(one_by_one)
+    assert "3 of 7 scenes were evaluated before" in caplog.text
+    assert results(seven, "killed") == results(seven, "alone")
+    files = {path.name for path in (seven / "killed" / "scene3").iterdir()}
+    assert files == {"input.png", "gt_vs_pred.png", "metrics.json"}
+
+
+def test_a_scene_that_was_removed_is_named(seven, tmp_path):
+    root = tmp_path / "seven"
+    shutil.copytree(seven, root)
+    shutil.rmtree(root / "scenes" / "images" / "scene4")
+    with pytest.raises(InputError, match="scene scene4, frame 0: image not found: .*/images/scene4/00000.jpg"):
+        inference.main(command(root))
+    (root / "scenes" / "metadata" / "scene4.json").unlink()
+    with pytest.raises(InputError, match="scene metadata not found: .*/scene4.json"):
+        inference.main(command(root))
+    assert not (root / "out" / "results.json").exists()
+
+
+def test_results_say_how_fast_and_where_time_went(seven):
+    run = json.loads((seven / "alone" / "results.json").read_text())["provenance"]
+    stages = run["seconds_by_stage"]
+    assert list(stages) == list(inference.STAGES)
+    assert stages["render"] > 0 and stages["video"] == 0
+    # 18 targets in no more than all the seconds, in no less than those that were counted, but for rounding.
+    assert sum(stages.values()) - 0.05 < 18 / run["images_per_second"] < run["seconds"] + 0.05
+    page = (seven / "alone" / "index.html").read_text()
+    assert "images_per_second" in page and "seconds_by_stage" in page
+    inference.main(command(seven, "training.batch_size_per_gpu=1", out="alone"))
+    run = json.loads((seven / "alone" / "results.json").read_text())["provenance"]
+    assert "images_per_second" not in run  # nothing was left to render
+
+
+def test_the_speed_is_that_of_all_processes():
+    shares = [inference.Share([], 30, 4.0, {"render": 3.0}), inference.Share([], 20, 5.0, {"render": 1.0, "data": 2.0})]
+    assert inference.describe_speed(shares) == {
+        "images_per_second": 10.0,
+        "seconds_by_stage": {"data": 1.0, "render": 2.0, "metrics": 0.0, "pictures": 0.0, "video": 0.0},
+    }
+
+
+def test_nobody_watching_sees_no_bar(seven, capfd):
+    inference.main(command(seven, "inference.metrics=[psnr]", out="quiet"))
+    assert "scene" not in capfd.readouterr().err
+
+
+def test_the_bar_shows_images_per_second(seven, monkeypatch):
+    shown = []
+    monkeypatch.setattr(inference.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text))
+    inference.main(command(seven, "training.batch_size_per_gpu=4", "inference.metrics=[ssim]", out="watched"))
+    assert shown and all(re.fullmatch(r"[\d.]+ images/s", text) for text in shown)
 
 
 def test_pictures_alone_without_metrics(place):
@@ -205,11 +305,18 @@ def test_view_counts_follow_the_index(place):
             inference.main(command(place, contradicting))
 
 
-def test_poses_may_be_normalised_by_the_inputs(place):
+@pytest.mark.parametrize("normalization", ["all_views", "input_views"])
+def test_with_poses_normalised_by_the_inputs_a_render_depends_on_no_other_target(normalization, place):
     save_model(place)
-    inference.main(command(place, out="all"))
-    inference.main(command(place, "training.pose_normalization=input_views", out="inputs"))
-    assert scores(place, "all") != pytest.approx(scores(place, "inputs"), abs=1e-6)
+    views = []
+    for number, other in enumerate((9, 3, 13)):
+        selection = {"context": [2, 10], "target": [4, other]}
+        (place / "index.json").write_text(json.dumps({"scene0": selection}))
+        inference.main(command(place, f"training.pose_normalization={normalization}", out=f"out{number}"))
+        metrics = json.loads((place / f"out{number}" / "scene0" / "metrics.json").read_text())
+        views.append(metrics["per_view"][0])
+    same = [view == pytest.approx(views[0], abs=1e-6) for view in views]
+    assert all(same) if normalization == "input_views" else not same[2]
 
 
 def test_a_misspelled_normalisation_is_refused(place):

@@ -18,7 +18,7 @@ import preprocess_data
 from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.evaluation_index import INDEX_SHA256, read_evaluation_index
 from data.scene import read_scene, read_scene_list
-from data.transforms import read_image, resize_and_crop, to_planes
+from data.transforms import plan_crop, read_image, to_planes
 from model import ModelConfig, build_model
 from model.loss import Loss, LossConfig
 from model.lvsm import TokenizerConfig
@@ -27,8 +27,9 @@ from model.transformer import TransformerConfig
 from model.weights import load_published
 from tests.helpers import ROOT, VARIANTS, class_name, run
 from tests.test_loss import CONVOLUTIONS
-from utils.camera import Cameras, Views, interpolate_path, normalize_poses, plucker
+from utils.camera import Cameras, Views, plucker, pose_normalization
 from utils.metrics import psnr, ssim
+from utils.paths import interpolate_path
 
 REFERENCE = os.environ.get("LVSM_REFERENCE")
 pytestmark = pytest.mark.skipif(not REFERENCE, reason="LVSM_REFERENCE names no folder with reference tensors")
@@ -137,8 +138,9 @@ def test_resizing_and_cropping(square):
     kind = "square" if square else "full"
     for frame in range(len(scene)):
         image = read_image(scene.image_path(frame), "golden")
-        image, fxfycxcy = resize_and_crop(image, scene.fxfycxcy[frame], 64, 8, square)
-        torch.testing.assert_close(torch.from_numpy(to_planes(image)) / 255, t[f"image_{kind}"][frame])
+        crop = plan_crop(*image.size, 64, 8, square)
+        torch.testing.assert_close(torch.from_numpy(to_planes(crop.image(image))) / 255, t[f"image_{kind}"][frame])
+        fxfycxcy = crop.intrinsics(scene.fxfycxcy[frame])
         torch.testing.assert_close(torch.from_numpy(fxfycxcy).float(), t[f"fxfycxcy_{kind}"][frame])
 
 
@@ -146,7 +148,7 @@ def test_pose_normalisation():
     t, scene = tensors(COMPONENTS / "dataset.safetensors"), read_scene(COMPONENTS / "scene.json")
     c2w = np.linalg.inv(scene.w2c)
     torch.testing.assert_close(torch.from_numpy(c2w).float(), t["c2w"], atol=1e-5, rtol=0)
-    normalized = torch.from_numpy(normalize_poses(c2w, 1.35)).float()
+    normalized = torch.from_numpy(pose_normalization(c2w, 1.35)(c2w)).float()
     torch.testing.assert_close(normalized, t["c2w_normalized"], atol=1e-5, rtol=0)
 
 

@@ -306,7 +306,15 @@ def test_without_metrics_no_figure_is_shown(browser, tmp_path) -> None:
     scene = SceneRecord("a", "a", {}, [{"view": 3}, {"view": 9}], [0], False)
     page = write_report(tmp_path, title="Pictures only", averages={}, provenance={}, scenes=[scene])
     browser.get(page.as_uri())
-    for part in ("averages", "provenance", "distributions", "extremes", "ranges-toggle", "bottom-pager"):
+    for part in (
+        "averages",
+        "without-inputs",
+        "provenance",
+        "distributions",
+        "extremes",
+        "ranges-toggle",
+        "bottom-pager",
+    ):
         assert not find(browser, f"#{part}").is_displayed(), part
     assert find(browser, ".views").text == "Frame 3 Frame 9"
     assert find(browser, ".files").text.split() == ["Files:", "input.png", "gt_vs_pred.png"]
@@ -336,9 +344,14 @@ def test_a_whole_test_set_opens_within_two_seconds(browser, tmp_path) -> None:
 def test_one_scene_has_no_distribution_and_no_ranking(browser, tmp_path) -> None:
     write_scene_files(tmp_path / "a")
     scene = SceneRecord("a", "a", {"psnr": 20.0}, [{"view": 3, "psnr": 20.0}], [0], False)
-    page = write_report(tmp_path, title="One", averages={"psnr": 20.0}, provenance={}, scenes=[scene])
+    others = {"ssim": 0.75, "psnr": 19.5}
+    page = write_report(
+        tmp_path, title="One", averages={"psnr": 20.0}, provenance={}, scenes=[scene], averages_without_inputs=others
+    )
     browser.get(page.as_uri())
     assert find(browser, "#synopsis").text == "1 scene, 1 input view and 1 target view"
     assert find(browser, "#averages").is_displayed()
+    expected = "Without targets that are input frames: PSNR 19.50\u202fdB, SSIM 0.750"
+    assert find(browser, "#without-inputs").text == expected
     assert not find(browser, "#distributions").is_displayed()
     assert not find(browser, "#extremes").is_displayed()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.transforms import read_image, resize_and_crop, resized_shape, square_box, to_planes
+from data.transforms import plan_crop, read_image, resized_shape, square_box, to_planes
 from utils.errors import InputError
 
 
@@ -35,7 +35,8 @@ def test_a_3d_point_stays_on_its_pixel(u, v, portrait, square):
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
     blob = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 6.0**2))
     image = Image.fromarray((255 * np.repeat(blob[..., None], 3, 2)).astype(np.uint8))
-    resized, moved = resize_and_crop(image, fxfycxcy, 64, 8, square)
+    crop = plan_crop(*image.size, 64, 8, square)
+    resized, moved = crop.image(image), crop.intrinsics(fxfycxcy)
     projected = point * moved[:2] + moved[2:]
     if not all(8 < p < side - 8 for p, side in zip(projected, resized.size, strict=True)):
         return
@@ -49,7 +50,8 @@ def test_a_3d_point_stays_on_its_pixel(u, v, portrait, square):
 def test_square_crop_cuts_the_middle():
     pixels = np.zeros((360, 640, 3), np.uint8)
     pixels[:, 320:] = 255
-    image, fxfycxcy = resize_and_crop(Image.fromarray(pixels), np.array([500.0, 500, 320, 180]), 256, 8, True)
+    crop = plan_crop(640, 360, 256, 8, True)
+    image, fxfycxcy = crop.image(Image.fromarray(pixels)), crop.intrinsics(np.array([500.0, 500, 320, 180]))
     assert image.size == (256, 256)
     assert np.asarray(image)[:, :126].max() == 0
     assert np.asarray(image)[:, 130:].min() == 255

@@ -1,4 +1,4 @@
-"""Cameras: conventions, rays, pose normalisation and camera paths.
+"""Cameras: conventions, rays and pose normalisation.
 
 Axes follow OpenCV (x right, y down, z forward); `c2w` maps camera to world; `fxfycxcy` is in pixels of the
 image the camera belongs to; the centre of the first pixel is at (0.5, 0.5).
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Shaped
-from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 # Camera centres closer together than this share of their distance to the origin count as one point.
@@ -97,8 +96,15 @@ def plucker(cameras: Cameras) -> Float[Tensor, "*n 6 h w"]:
     return rearrange(torch.cat([moments, directions], dim=-1), "... h w c -> ... c h w")
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)
+def orient(forward: Float[np.ndarray, "*n 3"], down: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3 3"]:
+    """Rotations (columns x, y, z) that look along `forward`, their y axis as close to `down` as that allows."""
+    forward = _unit(forward)
+    right = _unit(np.cross(down, forward))
+    return np.stack([right, _unit(np.cross(forward, right)), forward], axis=-1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def mean_camera(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "4 4"]:
@@ -109,76 +115,37 @@ def mean_camera(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "4 4"]:
     forward, down = c2w[:, :3, 2].mean(0), c2w[:, :3, 1].mean(0)
     if np.linalg.norm(np.cross(down, forward)) < 1e-6:
         forward, down = c2w[0, :3, 2], c2w[0, :3, 1]
-    forward = _unit(forward)
-    right = _unit(np.cross(down, forward))
     mean = np.eye(4)
-    mean[:3, :3] = np.stack([right, _unit(np.cross(forward, right)), forward], axis=1)
+    mean[:3, :3] = orient(forward, down)
     mean[:3, 3] = c2w[:, :3, 3].mean(0)
     return mean
 
 
-def normalize_poses(
-    c2w: Float[np.ndarray, "v 4 4"],
-    scene_scale_factor: float,
-    reference: Float[np.ndarray, "r 4 4"] | None = None,
-) -> Float[np.ndarray, "v 4 4"]:
-    """Express cameras in the mean camera's frame and scale positions to |component| <= 1/scene_scale_factor.
+@dataclass(frozen=True)
+class Normalization:
+    """A change of the world's frame and scale: `to_mean` moves a camera, then its position is divided by `scale`."""
+
+    to_mean: Float[np.ndarray, "4 4"]
+    scale: float
+
+    def __call__(self, c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "v 4 4"]:
+        """The same cameras in the new frame."""
+        normalized = self.to_mean @ c2w
+        normalized[:, :3, 3] /= self.scale
+        return normalized
+
+
+def pose_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_factor: float) -> Normalization:
+    """The change of frame that puts the mean camera of `reference` at the origin and fits positions into a box.
 
     Args:
-        c2w: cameras to normalise.
+        reference: the cameras that set frame and scale: all views of a sample, as the published weights were
+            trained, or the input views where a render must not depend on the other targets.
         scene_scale_factor: the largest position component of the reference becomes 1 / this.
-        reference: the cameras that set frame and scale; all of `c2w` by default, as the published weights
-            were trained. Pass the input views where a render must not depend on the other targets.
 
     Cameras that all stand in one place keep their positions at (nearly) zero: there is no scale to divide by.
     """
-    reference = c2w if reference is None else reference
     to_mean = np.linalg.inv(mean_camera(reference))
     extent = np.abs((to_mean @ reference)[:, :3, 3]).max()
-    normalized = to_mean @ c2w
-    if extent > _SAME_PLACE * (1e-6 + np.abs(reference[:, :3, 3]).max()):
-        normalized[:, :3, 3] /= scene_scale_factor * extent
-    return normalized
-
-
-def nearest_order(centres: Float[np.ndarray, "v 3"]) -> list[int]:
-    """Visit the first camera, then always the nearest one not yet visited."""
-    order, left = [0], set(range(1, len(centres)))
-    while left:
-        here = centres[order[-1]]
-        order.append(min(left, key=lambda i: (float(np.linalg.norm(centres[i] - here)), i)))
-        left.remove(order[-1])
-    return order
-
-
-def _interpolate_leg(start: np.ndarray, end: np.ndarray, num_frames: int) -> np.ndarray:
-    """`num_frames` poses from start to end, both included: rotation by slerp, position linear."""
-    time = np.linspace(0.0, 1.0, num_frames)
-    leg = np.tile(np.eye(4), (num_frames, 1, 1))
-    ends = Rotation.from_matrix(np.stack([start[:3, :3], end[:3, :3]]))
-    leg[:, :3, :3] = Slerp([0.0, 1.0], ends)(time).as_matrix()
-    leg[:, :3, 3] = (1 - time)[:, None] * start[:3, 3] + time[:, None] * end[:3, 3]
-    return leg
-
-
-def interpolate_path(cameras: Cameras, num_frames: int, loop: bool = True, order: bool = False) -> Cameras:
-    """A path through the cameras [v]: `num_frames` poses a leg, both ends of each leg included.
-
-    Args:
-        cameras: at least one camera, one leading dimension.
-        num_frames: poses per leg, at least 2.
-        loop: add a leg from the last camera back to the first.
-        order: visit the nearest unvisited camera next instead of the given order.
-    """
-    c2w = cameras.c2w.detach().double().cpu().numpy()
-    fxfycxcy = cameras.fxfycxcy.detach().double().cpu().numpy()
-    stops = nearest_order(c2w[:, :3, 3]) if order else list(range(len(c2w)))
-    legs = list(zip(stops, stops[1:] + stops[:1] if loop else stops[1:], strict=False)) or [(0, 0)]
-    poses = [_interpolate_leg(c2w[a], c2w[b], num_frames) for a, b in legs]
-    time = np.linspace(0.0, 1.0, num_frames)[:, None]
-    intrinsics = [(1 - time) * fxfycxcy[a] + time * fxfycxcy[b] for a, b in legs]
-    return replace(
-        cameras,
-        c2w=torch.from_numpy(np.concatenate(poses)).to(cameras.c2w),
-        fxfycxcy=torch.from_numpy(np.concatenate(intrinsics)).to(cameras.fxfycxcy),
-    )
+    spread = extent > _SAME_PLACE * (1e-6 + np.abs(reference[:, :3, 3]).max())
+    return Normalization(to_mean, float(scene_scale_factor * extent) if spread else 1.0)

@@ -13,6 +13,7 @@ import torch
 
 from utils.errors import InputError
 from utils.files import atomic_path, remove_stale
+from utils.hub import fetch_from_hub, is_hub_address
 
 log = logging.getLogger("lvsm")
 
@@ -64,15 +65,18 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("ckpt_*.pt") if _NUMBERED.fullmatch(path.name)), key=checkpoint_step)
 
 
-def find_checkpoint(path: Path, key: str) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a folder.
+def find_checkpoint(named: str | Path, key: str) -> Path:
+    """The checkpoint that a path means: itself, or the newest of a folder; `hf://...` is fetched from the hub.
 
     A folder without numbered checkpoints may hold a single `.pt` file, such as a published one. `key` is the
     configuration key that named the path, for messages.
 
     Raises:
-        InputError: there is none, or the folder holds several and none is numbered.
+        InputError: there is none, or the folder holds several and none is numbered, or the hub does not give it.
     """
+    if is_hub_address(named):
+        return fetch_from_hub(str(named), key)
+    path = Path(named)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -1,6 +1,6 @@
 """Pictures and videos."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,20 +61,28 @@ def _text_line(texts: Sequence[str], width: int) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(line)
 
 
-def _save(path: Path, lines: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
+def _save(path: Path, lines: Sequence[np.ndarray]) -> None:
+    """Write lines [h w 3] of one width below one another."""
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(lines)).save(temporary)
 
 
-def write_video(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: int = 30) -> None:
-    """Write an H.264 video that browsers play: yuv420p, even sizes (an odd edge is repeated), index in front."""
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+def write_video(path: Path, chunks: Iterable[UInt8[np.ndarray, "n h w 3"]], fps: int = 30) -> None:
+    """Write an H.264 video that browsers play: yuv420p, even sizes (an odd edge is repeated), index in front.
+
+    Frames are encoded chunk by chunk, so that a long video is never in memory as a whole; all are of one size.
+    """
     fast_start = {"movflags": "+faststart"}
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options=fast_start) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
+        for frame in (frame for chunk in chunks for frame in _pad_to_even(chunk)):
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def _pad_to_even(frames: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n even_h even_w 3"]:
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

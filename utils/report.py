@@ -34,14 +34,17 @@ def write_report(
     averages: Mapping[str, float],
     provenance: Mapping[str, object],
     scenes: Sequence[SceneRecord],
+    averages_without_inputs: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `out_dir/index.html` in one step and return its path.
 
     `averages` are the means over scenes (psnr in dB, ssim, lpips, or any other name); `provenance` says how
-    they came about. Raises InputError if a scene's folder is not the plain name of a folder in `out_dir`.
+    they came about; `averages_without_inputs` leave out targets that are input frames. Raises InputError if a
+    scene's folder is not the plain name of a folder in `out_dir`.
     """
+    data = _report_data(averages, provenance, scenes) | {"withoutInputs": _pairs(averages_without_inputs or {})}
     path = Path(out_dir) / "index.html"
-    write_page(path, "report", title, _report_data(averages, provenance, scenes))
+    write_page(path, "report", title, data)
     return path
 
 
@@ -52,12 +55,16 @@ def _report_data(
     metrics = column_names(scene.metrics for scene in scenes)
     columns = column_names(view for scene in scenes for view in scene.per_view)
     return {
-        "averages": [[as_text(name), as_number(averages[name])] for name in column_names([averages])],
+        "averages": _pairs(averages),
         "provenance": [[as_text(key), as_description(value)] for key, value in provenance.items()],
         "metrics": [as_text(name) for name in metrics],
         "viewMetrics": [as_text(name) for name in columns if name != "view"],
         "scenes": [_scene_data(scene, metrics, columns) for scene in scenes],
     }
+
+
+def _pairs(numbers: Mapping[str, float]) -> list[list[object]]:
+    return [[as_text(name), as_number(numbers[name])] for name in column_names([numbers])]
 
 
 def _scene_data(scene: SceneRecord, metrics: Sequence[str], columns: Sequence[str]) -> dict[str, object]:

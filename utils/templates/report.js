@@ -25,6 +25,9 @@ function drawHead() {
   byId("synopsis").textContent = synopsis();
   byId("averages").append(...report.averages.map(averageNode));
   byId("averages").hidden = report.averages.length === 0;
+  const others = report.withoutInputs.map(([metric, value]) => `${describe(metric).label} ${formatWithUnit(metric, value)}`);
+  byId("without-inputs").textContent = `Without targets that are input frames: ${others.join(", ")}`;
+  byId("without-inputs").hidden = others.length === 0;
   byId("provenance").hidden = report.provenance.length === 0;
   const rows = report.provenance.map(([key, value]) => row(headCell(key, "row"), make("td", value)));
   byId("provenance").querySelector("tbody").append(...rows);
