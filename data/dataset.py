@@ -283,6 +283,8 @@ class EvaluationDataset(Dataset[Batch]):
         targets = np.arange(len(selection.context), len(frames))
         try:
             return self.load(read_scene(path), frames, len(selection.context), targets)
+        except InputError:
+            raise
         except Exception as error:
             error.add_note(f"scene {path}")
             raise

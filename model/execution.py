@@ -92,7 +92,8 @@ def attention_backends(name: str) -> list[SDPBackend]:
     if name == "auto":
         hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
         name = "cudnn" if hopper and torch.backends.cudnn.is_available() else "flash"
-        log.info("attention: %s first", name)
+        if torch.cuda.is_available():
+            log.info("attention: %s first", name)
     first = _BACKENDS[name]
     return [first, *(backend for backend in _BACKENDS.values() if backend != first)]
 
