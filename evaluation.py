@@ -1,8 +1,8 @@
 """Rendering and scoring of scenes, as evaluation and validation during training share it."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from data.dataset import Batch
 from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.scene import read_scene_list
 from model import LVSM
-from setup import TrainingConfig, autocast
+from setup import TrainingConfig, amp_dtype, autocast
 from utils.camera import Cameras, Views
 from utils.distributed import Process
 from utils.errors import InputError
@@ -24,6 +24,8 @@ log = logging.getLogger("lvsm")
 
 # Targets of a scene rendered at once: bounds memory, changes nothing else.
 _TARGETS_AT_ONCE = 8
+# Runs before kernels are recorded: compilation and choices by measuring must be over.
+_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,32 @@ class Renderer:
         """Images of the target cameras [b, t]."""
         with torch.inference_mode(), autocast(self.cfg, self.device):
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
+
+    def fixed(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Callable[[Cameras], Tensor]:
+        """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w] without work for the host.
+
+        For viewers: on a GPU the kernels are recorded once and played again; the result is overwritten by the next.
+        """
+        if self.device.type != "cuda":
+            return lambda cameras: self.render(encoded, cameras)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            place = replace(targets, c2w=targets.c2w.clone(), fxfycxcy=targets.fxfycxcy.clone())
+            for _ in range(_WARM_UP):
+                self.render(encoded, place)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
+            result = self.render(encoded, place)
+
+        def play(cameras: Cameras) -> Tensor:
+            with torch.inference_mode():
+                place.c2w.copy_(cameras.c2w)
+                place.fxfycxcy.copy_(cameras.fxfycxcy)
+                graph.replay()
+            return result
+
+        return play
 
     def stream(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
         """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
@@ -74,6 +102,18 @@ def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[t
 def _some(missing: dict[str, str]) -> str:
     named = [f"{name}: {reason}" for name, reason in list(missing.items())[:3]]
     return "; ".join(named + ["..."] * (len(missing) > 3))
+
+
+def round_products(model: LVSM, cfg: TrainingConfig) -> LVSM:
+    """Keep the weights of matrix products in the precision that autocast would round them to at every call.
+
+    For inference alone: it changes no number, and spares the rounding.
+    """
+    dtype = amp_dtype(cfg)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)
+    return model
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches
 from data.scene import read_cameras
-from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch
+from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
 from model import build_model
 from model.weights import load_published
 from setup import Config, InferenceConfig, TrainingConfig, load_config, set_threads_and_precision
@@ -66,9 +66,10 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     """
     named = config.training.checkpoint_dir
     path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
-    model = build_model(config.model)
+    model = build_model(config.model, config.training)
     load_published(model, read_checkpoint(path)["model"], path)
-    return Renderer(model.to(process.device).eval(), config.training, process.device), path
+    model = round_products(model, config.training).to(process.device).eval()
+    return Renderer(model, config.training, process.device), path
 
 
 def choose_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selection]]:

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.dataset import DataConfig, check_pose_config
+from data.dataset import DataConfig, check_image_config
 from data.loader import LoaderConfig
 from model import ModelConfig, check_model_config
 from model.execution import ExecutionConfig, check_execution_config
@@ -230,7 +230,7 @@ def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
 def _check_values(config: Config) -> None:
     training = config.training
     check_model_config(config.model)
-    check_pose_config(training)
+    check_image_config(training)
     check_optim_config(training)
     check_execution_config(training)
     check_checkpoint_config(training)
@@ -258,5 +258,10 @@ def set_threads_and_precision(cfg: TrainingConfig) -> None:
 
 def autocast(cfg: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The precision that `use_amp` and `amp_dtype` ask for."""
-    dtype = _AMP_DTYPES[cfg.amp_dtype]
-    return torch.autocast(device.type, dtype=dtype, enabled=cfg.use_amp and dtype != torch.float32)
+    dtype = amp_dtype(cfg)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def amp_dtype(cfg: TrainingConfig) -> torch.dtype:
+    """The type in which matrix products run."""
+    return _AMP_DTYPES[cfg.amp_dtype] if cfg.use_amp else torch.float32

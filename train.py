@@ -330,7 +330,8 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     interruption = Interruption(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.seed + process.rank)
-    dataset = TrainingDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), cfg.seed)
+    fast = cfg.image_resize == "fast"
+    dataset = TrainingDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size, fast), cfg.seed)
     loss = prepare_loss(cfg, process)
     model = build_model(config.model, cfg).to(process.device)
     optimizer = build_optimizer(model, cfg)

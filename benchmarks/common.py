@@ -2,8 +2,11 @@
 
 import argparse
 import dataclasses
+import functools
+import gc
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +100,30 @@ def timed(work: Callable[[], object], calls: int, warmup: int, repeats: int = RE
 def spread(values: Sequence[float]) -> float:
     """Largest minus smallest, as a share of the median."""
     return (max(values) - min(values)) / statistics.median(values)
+
+
+def release_memory() -> None:
+    """Forget what earlier measurements left on the GPU and in its peak, compiled code included."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@functools.lru_cache
+def matrix_rate() -> float:
+    """FLOP/s of this GPU on a large bf16 product of random numbers: what a perfect program would reach."""
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = statistics.median(timed(lambda: a @ b, 20, 5))
+    return 2 * size**3 / seconds
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started, imports included."""
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def device_name() -> str:

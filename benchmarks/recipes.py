@@ -3,10 +3,7 @@
 python -m benchmarks.recipes [CONFIG ...]
 """
 
-import gc
 from pathlib import Path
-
-import torch
 
 from benchmarks.common import benchmark_parser, read_config, show, with_training
 from benchmarks.train_step import measure
@@ -20,11 +17,7 @@ def main() -> None:
     rows = []
     for path in given.configs:
         config = with_training(read_config(path, []), grad_accum_steps=1, total_batch_size=0)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        rows.append({"config": path.stem} | measure(config, bare=False, calls=3, warmup=3))
+        rows.append({"config": path.stem} | measure(config, calls=3))
     show(rows, given.json)
 
 

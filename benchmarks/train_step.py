@@ -1,6 +1,7 @@
 """Time, memory and arithmetic of a training update, on seeded noise.
 
-    python -m benchmarks.train_step --config configs/LVSM_scene_decoder_only.yaml [--bare] [key=value ...]
+    python -m benchmarks.train_step --config configs/LVSM_scene_decoder_only.yaml \\
+        --vary training.keep_activations=0 --vary training.keep_activations=1 [--bare] [--profile] [key=value ...]
 
 `--bare` also times the update without everything that only watches it: no averages, no skip rule, no exchange of
 signals, no notes. The difference is what watching costs.
@@ -8,6 +9,8 @@ signals, no notes. The difference is what watching costs.
 
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,15 @@ from tqdm import tqdm
 import train
 from benchmarks.common import (
     benchmark_parser,
+    matrix_rate,
     read_config,
+    release_memory,
+    seconds_since_start,
     seeded_batch,
     seeded_loss,
     show,
     spread,
+    synchronize,
     timed,
     with_training,
 )
@@ -36,6 +43,16 @@ from utils.optim import build_optimizer
 from utils.random_state import seed_everything
 from utils.tracking import Tracker
 from utils.watch import Watch
+
+# Parts of kernel names, by what they do; the first that fits counts.
+KERNELS = {
+    "attention": ("sdpa", "fmha", "flash", "attention", "cudnn_generated_fort_native_sdpa"),
+    "convolution": ("conv", "implicit", "dgrad", "wgrad", "fprop", "winograd"),
+    "product": ("gemm", "nvjet", "cutlass", "cublas", "matmul"),
+    "fused": ("triton",),
+    "optimiser": ("multi_tensor", "adam"),
+    "copy": ("memcpy", "memset", "copy", "cat"),
+}
 
 
 class OneBatch:
@@ -92,26 +109,49 @@ def whole_update(trainer: train.Trainer, bar: tqdm) -> None:
     trainer.interruption.agreed()
 
 
-def measure(config: Config, bare: bool, calls: int, warmup: int) -> dict[str, Any]:
+def measure(
+    config: Config, bare: bool = False, profile: bool = False, calls: int = 5, warmup: int = 3
+) -> dict[str, Any]:
     """One row: seconds an update, their spread, memory, arithmetic; with `bare`, the cost of watching."""
+    release_memory()
     with tempfile.TemporaryDirectory() as folder, process_group() as process, tqdm(disable=True) as bar:
         trainer = seeded_trainer(with_training(config, checkpoint_dir=folder, warmup=0), process)
+        start = time.perf_counter()
+        whole_update(trainer, bar)
+        synchronize()
+        first = time.perf_counter() - start
         seconds = timed(lambda: whole_update(trainer, bar), calls, warmup)
         row = describe(config, statistics.median(seconds), process)
-        row["spread"] = f"{spread(seconds):.1%}"
+        row |= {"spread": f"{spread(seconds):.1%}", "first update s": first, "since start s": seconds_since_start()}
         if bare:
-            # On and off in turn, so that a card that warms up counts for both alike.
-            pairs = [
-                (
-                    timed(lambda: whole_update(trainer, bar), calls, 1, 1),
-                    timed(lambda: bare_update(trainer), calls, 1, 1),
-                )
-                for _ in range(5)
-            ]
-            whole, plain = (statistics.median(share[0] for share in side) for side in zip(*pairs, strict=True))
-            row |= {"watched s": whole, "bare s": plain, "watching": f"{whole / plain - 1:.2%}"}
+            row |= watching(trainer, bar, calls)
+        if profile:
+            row |= kernel_shares(lambda: whole_update(trainer, bar))
         trainer.tracker.close()
     return row
+
+
+def watching(trainer: train.Trainer, bar: tqdm, calls: int) -> dict[str, Any]:
+    """What averages, the skip rule and signals cost: on and off in turn, so that a warming card counts for both."""
+    whole, plain = [], []
+    for _ in range(5):
+        whole += timed(lambda: whole_update(trainer, bar), calls, 1, repeats=1)
+        plain += timed(lambda: bare_update(trainer), calls, 1, repeats=1)
+    cost = statistics.median(whole) / statistics.median(plain) - 1
+    return {"watched s": statistics.median(whole), "bare s": statistics.median(plain), "watching": f"{cost:.2%}"}
+
+
+def kernel_shares(work: Callable[[], object]) -> dict[str, Any]:
+    """Milliseconds of GPU time of one call by class of kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        work()
+        synchronize()
+    sums: dict[str, float] = {}
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, parts in KERNELS.items() if any(part in name for part in parts)), "other")
+        sums[kind] = sums.get(kind, 0.0) + event.self_device_time_total / 1000
+    return {f"{kind} ms": value for kind, value in sorted(sums.items(), key=lambda item: -item[1])}
 
 
 def describe(config: Config, seconds: float, process: Process) -> dict[str, Any]:
@@ -130,20 +170,29 @@ def describe(config: Config, seconds: float, process: Process) -> dict[str, Any]
         row["GB"] = torch.cuda.max_memory_allocated() / 1e9
         peak = peak_flops(process.device)
         row["mfu"] = f"{flops / seconds / peak:.0%}" if peak else "?"
+        row["of matrix rate"] = f"{flops / seconds / matrix_rate():.0%}"
     return row
 
 
 def main() -> None:
-    """Measure one configuration."""
+    """Measure one configuration, or variations of it."""
     parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, action="append")
+    parser.add_argument("--vary", action="append", metavar='"key=value ..."', help="measure with these too; repeatable")
     parser.add_argument("--bare", action="store_true", help="also time updates that nothing watches")
-    parser.add_argument("--calls", type=int, default=10, help="updates a repeat")
-    parser.add_argument("--warmup", type=int, default=5, help="updates before")
+    parser.add_argument("--profile", action="store_true", help="also sum GPU time by class of kernel")
+    parser.add_argument("--calls", type=int, default=5, help="updates a repeat")
+    parser.add_argument("--warmup", type=int, default=3, help="updates before")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
-    config = read_config(given.config, given.overrides)
-    show([{"config": given.config.stem} | measure(config, given.bare, given.calls, given.warmup)], given.json)
+    rows = []
+    for path in given.config:
+        for own in given.vary or [""]:
+            config = read_config(path, [*given.overrides, *own.split()])
+            name = {"config": path.stem.removeprefix("LVSM_scene_"), "with": own.replace("training.", "")}
+            rows.append(name | measure(config, given.bare, given.profile, given.calls, given.warmup))
+            show(rows[-1:])
+    show(rows, given.json)
 
 
 if __name__ == "__main__":

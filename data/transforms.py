@@ -1,13 +1,24 @@
 """Image and intrinsics, always changed together (spec section 2)."""
 
+import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
 from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
 from utils.errors import InputError
+
+Box = tuple[int, int, int, int]
+
+# Pixels on either side that Lanczos weighs, of the coarser of the two grids.
+_LANCZOS_REACH = 3
 
 # What Pillow raises for files that are not whole images.
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -21,7 +32,7 @@ def resized_shape(width: int, height: int, image_size: int, patch_size: int) -> 
     return round(int(image_size / height * width) / patch_size) * patch_size, image_size
 
 
-def square_box(width: int, height: int) -> tuple[int, int, int, int]:
+def square_box(width: int, height: int) -> Box:
     """(left, top, right, bottom) of the centred square."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -36,17 +47,47 @@ class Crop:
     """
 
     resized: tuple[int, int]
-    box: tuple[int, int, int, int]
+    box: Box
     scale: Float[np.ndarray, "4"]
     offset: Float[np.ndarray, "4"]
 
     def image(self, image: Image.Image) -> Image.Image:
         """The image resized (Lanczos on 8 bits) and cut."""
-        return image.resize(self.resized, Image.Resampling.LANCZOS).crop(self.box)
+        source, size, box = self._narrowed(*image.size)
+        return image.crop(source).resize(size, Image.Resampling.LANCZOS).crop(box)
+
+    def pixels(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "3 h2 w2"]:
+        """The same on a tensor, three times as fast; values differ from `image` by up to 2 of 255."""
+        (left, top, right, bottom), (width, height), box = self._narrowed(pixels.shape[2], pixels.shape[1])
+        part = pixels[None, :, top:bottom, left:right]
+        part = F.interpolate(part, (height, width), mode="lanczos", antialias=True)[0]
+        return part[:, box[1] : box[3], box[0] : box[2]].contiguous().numpy()
+
+    def _narrowed(self, width: int, height: int) -> tuple[Box, tuple[int, int], Box]:
+        """What to cut first, what to resize it to, and what to cut then, for the same pixels with less work."""
+        left, right, new_left, new_right = _needed(width, self.resized[0], self.box[0], self.box[2])
+        top, bottom, new_top, new_bottom = _needed(height, self.resized[1], self.box[1], self.box[3])
+        offset = (new_left, new_top, new_left, new_top)
+        box = tuple(edge - start for edge, start in zip(self.box, offset, strict=True))
+        return (left, top, right, bottom), (new_right - new_left, new_bottom - new_top), box  # type: ignore[return-value]
 
     def intrinsics(self, fxfycxcy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
         """Intrinsics of the image before as those of the image after: a 3-D point stays on its pixel."""
         return fxfycxcy * self.scale - self.offset
+
+
+def _needed(size: int, resized: int, start: int, stop: int) -> tuple[int, int, int, int]:
+    """The source pixels [a, b) that pixels [start, stop) of the resized line come from, and what [a, b) becomes.
+
+    Both are whole multiples of the smallest step that is whole before and after, so that resizing the part alone puts
+    the filter on the same places.
+    """
+    steps = math.gcd(size, resized)
+    step, new_step, ratio = size // steps, resized // steps, size / resized
+    reach = _LANCZOS_REACH * max(1.0, ratio) + 1
+    first = max(0, math.floor((start * ratio - reach) / step))
+    last = min(steps, math.ceil((stop * ratio + reach) / step))
+    return first * step, last * step, first * new_step, last * new_step
 
 
 def plan_crop(width: int, height: int, image_size: int, patch_size: int, square_crop: bool) -> Crop:
@@ -76,6 +117,35 @@ def read_image(path: Path, where: str) -> Image.Image:
         raise InputError(f"{where}: image not found: {path}") from None
     except IMAGE_ERRORS as error:
         raise InputError(f"{where}: image cannot be decoded: {path}: {error}") from None
+
+
+@functools.lru_cache
+def has_fast_lanczos() -> bool:
+    """Whether this torch resizes 8-bit tensors by Lanczos, as newer releases do."""
+    try:
+        F.interpolate(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), (1, 1), mode="lanczos", antialias=True)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def read_pixels(path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
+    """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
+
+    Raises:
+        InputError: as `read_image` does. That it ends early is seen by its end marker, which JPEG files must have.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\xff\xd8") and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ValueError("image file is truncated")
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
+    except FileNotFoundError:
+        raise InputError(f"{where}: image not found: {path}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: image cannot be decoded: {path}: {reason}") from None
 
 
 def to_planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:

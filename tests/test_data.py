@@ -12,7 +12,7 @@ from data.dataset import (
     EvaluationDataset,
     TrainingDataset,
     ViewLoader,
-    check_pose_config,
+    check_image_config,
     check_view_config,
     collate_by_shape,
 )
@@ -79,7 +79,7 @@ def test_targets_among_all_views_or_the_last_ones():
 )
 def test_contradicting_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):
-        check_pose_config(DataConfig(**change))
+        check_image_config(DataConfig(**change))
         check_view_config(DataConfig(**change))
 
 

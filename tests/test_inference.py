@@ -12,11 +12,21 @@ from PIL import Image
 
 import inference
 from data.evaluation_index import Selection
-from evaluation import nearest_input_psnr
+from evaluation import Renderer, nearest_input_psnr, round_products
 from model import build_model
 from model.weights import published_state
-from setup import load_config
-from tests.helpers import INDEX, ROOT, VARIANTS, random_views, run, small_overrides, write_toy_set
+from setup import TrainingConfig, load_config
+from tests.helpers import (
+    INDEX,
+    ROOT,
+    VARIANTS,
+    random_cameras,
+    random_views,
+    run,
+    small_model,
+    small_overrides,
+    write_toy_set,
+)
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.metrics import psnr, ssim
@@ -349,3 +359,15 @@ def test_copying_the_nearest_input_never_copies_the_target():
 def test_selections_are_plain(place):
     items = inference.choose_items(load_config(command(place))[0], set())
     assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_rounded_once_give_the_numbers_of_autocast(variant):
+    cfg, inputs, targets = TrainingConfig(), random_views(1, 2), random_cameras(1, 3, seed=1)
+    renders = []
+    for prepare in (lambda model, _: model, round_products):
+        renderer = Renderer(prepare(small_model(variant), cfg), cfg, torch.device("cpu"))
+        encoded = renderer.encode(inputs)
+        renders.append(renderer.render(encoded, targets))
+        torch.testing.assert_close(renderer.fixed(encoded, targets)(targets), renders[-1], rtol=0, atol=0)
+    assert torch.equal(*renders)

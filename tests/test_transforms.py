@@ -4,7 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.transforms import plan_crop, read_image, resized_shape, square_box, to_planes
+from data.transforms import (
+    has_fast_lanczos,
+    plan_crop,
+    read_image,
+    read_pixels,
+    resized_shape,
+    square_box,
+    to_planes,
+)
 from utils.errors import InputError
 
 
@@ -71,3 +79,45 @@ def test_unreadable_images_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"frame 4: image cannot be decoded: .*y.jpg"):
         read_image(path, "frame 4")
+
+
+def whole_then_cut(crop, image):
+    """What a crop stands for: the whole image resized, then the box cut out."""
+    return np.asarray(image.resize(crop.resized, Image.Resampling.LANCZOS).crop(crop.box))
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(640, 360), (640, 338), (640, 272), (360, 640), (333, 500), (1920, 1080), (64, 48)])
+@pytest.mark.parametrize("square", [True, False])
+def test_cutting_first_gives_the_same_pixels(size, square):
+    crop, image = plan_crop(*size, 256, 8, square), noise(*size)
+    np.testing.assert_array_equal(np.asarray(crop.image(image)), whole_then_cut(crop, image))
+    if size == (640, 360) and square:
+        assert crop._narrowed(*size) == ((80, 0, 560, 360), (342, 256), (43, 0, 299, 256))
+
+
+@pytest.mark.skipif(not has_fast_lanczos(), reason="this torch has no Lanczos for tensors")
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_the_fast_path_differs_by_two_of_255_at_most(tmp_path, suffix):
+    path, crop = tmp_path / f"image{suffix}", plan_crop(640, 360, 256, 8, True)
+    noise(640, 360).save(path)
+    pixels = read_pixels(path, "here")
+    np.testing.assert_array_equal(pixels.numpy(), to_planes(read_image(path, "here")))
+    exact, fast = to_planes(crop.image(read_image(path, "here"))).astype(int), crop.pixels(pixels).astype(int)
+    assert 0 < np.abs(exact - fast).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_broken_images_are_refused_on_the_fast_path_too(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    with pytest.raises(InputError, match="here: image not found: "):
+        read_pixels(path, "here")
+    noise(64, 48).save(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not an image"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"here: image cannot be decoded: {path}: "):
+            read_pixels(path, "here")
