@@ -141,8 +141,9 @@ def render_batch(
         inputs, targets = batch.to(renderer.device).split(num_inputs)
         encoded = renderer.encode(inputs)
         renders = renderer.render(encoded, targets.cameras)
-        for name, render in zip(batch.scenes, renders, strict=True):
-            if not render.isfinite().all():
+        finite = renders.isfinite().flatten(1).all(1).tolist()
+        for name, good in zip(batch.scenes, finite, strict=True):
+            if not good:
                 raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
     with watch("metrics"):
         scores = score(metrics, renders, targets.images)

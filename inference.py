@@ -21,12 +21,12 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
@@ -37,7 +37,7 @@ from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, rende
 from model import build_model
 from model.weights import load_published
 from setup import Config, InferenceConfig, TrainingConfig, load_config, set_threads_and_precision
-from utils.camera import Cameras, Views
+from utils.camera import Cameras
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import run_main
 from utils.comparison import compare_runs
@@ -47,6 +47,7 @@ from utils.errors import InputError
 from utils.files import read_json, remove_stale, sha256, write_json, write_text
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
+from utils.parallel import Background
 from utils.paths import camera_path
 from utils.provenance import provenance
 from utils.report import SceneRecord, write_report
@@ -54,8 +55,8 @@ from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
 
-# Where the time of an evaluation goes: waiting for scenes to be read, then what is done with them.
-STAGES = ("data", "render", "metrics", "pictures", "video")
+# Where the time of an evaluation goes: waiting for scenes to be read, what is done with them, waiting for files.
+STAGES = ("data", "render", "metrics", "pictures", "video", "writing")
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
@@ -115,21 +116,28 @@ class Evaluator:
         metrics: by name; none with `inference.compute_metrics=false`.
         out_dir: gets a folder per scene.
         run_id: stands in every scene's metrics.json, so that an interrupted evaluation knows what it has done.
+        background: writes files while the next scenes are rendered.
 
     Attributes:
-        watch: seconds spent on `render`, `metrics`, `pictures` and `video`.
+        watch: seconds spent on `STAGES`.
         images: targets rendered so far.
     """
 
     def __init__(
-        self, config: Config, renderer: Renderer, metrics: dict[str, Metric], out_dir: Path, run_id: str
+        self,
+        config: Config,
+        renderer: Renderer,
+        metrics: dict[str, Metric],
+        out_dir: Path,
+        run_id: str,
+        background: Background,
     ) -> None:
         self.cfg, self.renderer, self.metrics = config.inference, renderer, metrics
-        self.out_dir, self.run_id = out_dir, run_id
+        self.out_dir, self.run_id, self.background = out_dir, run_id, background
         self.watch, self.images = Stopwatch(), 0
 
     def evaluate(self, batch: Batch) -> list[SceneRecord]:
-        """Evaluate the scenes of one batch and write their files."""
+        """Evaluate the scenes of one batch; their files are written in the background."""
         rendered = render_batch(self.renderer, self.metrics, batch, self.watch)
         num_inputs, scores = rendered.inputs.images.shape[1], self._read_scores(batch, rendered)
         records = []
@@ -141,15 +149,37 @@ class Evaluator:
                 {metric: values[i] for metric, values in scores.items()},
                 self.cfg.render_video,
             )
-            self._write_pictures(record, rendered.inputs[i], rendered.targets.images[i], rendered.renders[i])
+            remove_stale(self.out_dir / record.folder)
+            path = None
             if self.cfg.render_video:
                 path = self._camera_path(name, batch.placements[i], rendered.inputs.cameras[i])
-                self._write_video(record, rendered.encoded[i : i + 1], path)
-            if self.metrics:
-                write_metrics(self.out_dir, record, self.run_id)
+            self._write(record, rendered, i, path)
             records.append(record)
         self.images += batch.targets.numel()
         return records
+
+    def _write(self, record: SceneRecord, rendered: Rendered, i: int, path: Cameras | None) -> None:
+        """Have the files of scene `i` written, metrics.json last of all: it marks the scene as done."""
+        with self.watch("pictures"):
+            pictures = {
+                "input.png": [to_uint8(rendered.inputs.images[i])],
+                "gt_vs_pred.png": [to_uint8(rendered.targets.images[i]), to_uint8(rendered.renders[i])],
+            }
+        frames: Iterable[np.ndarray] = ()
+        if path is not None:
+            frames = (to_uint8(images[0]) for images in self.renderer.stream(rendered.encoded[i : i + 1], path[None]))
+
+        def write(chunks: Iterator[np.ndarray]) -> None:
+            folder = self.out_dir / record.folder
+            for file, rows in pictures.items():
+                save_grid(folder / file, rows)
+            if path is not None:
+                write_video(folder / "rendered_video.mp4", chunks, self.cfg.render_video_config.fps)
+            if self.metrics:
+                write_metrics(self.out_dir, record, self.run_id)
+
+        with self.watch("video" if path is not None else "writing"):
+            self.background.feed(write, frames)
 
     def _read_scores(self, batch: Batch, rendered: Rendered) -> dict[str, list[list[float]]]:
         """Every metric of every target, by scene."""
@@ -161,24 +191,11 @@ class Evaluator:
                 scores = scores | {"psnr_nearest_input": copies}
             return {name: values.tolist() for name, values in scores.items()}
 
-    def _write_pictures(self, record: SceneRecord, inputs: Views, images: Tensor, renders: Tensor) -> None:
-        folder = self.out_dir / record.folder
-        remove_stale(folder)
-        with self.watch("pictures"):
-            save_grid(folder / "input.png", [inputs.images])
-            save_grid(folder / "gt_vs_pred.png", [images, renders])
-
     def _camera_path(self, name: str, placement: Placement, inputs: Cameras) -> Cameras:
         video, saved = self.cfg.render_video_config, None
         if video.traj_type == "through":
             saved = placement(*read_cameras(cameras_file(Path(video.cameras_path), name)))
         return camera_path(video, inputs, saved)
-
-    def _write_video(self, record: SceneRecord, encoded: Tensor, path: Cameras) -> None:
-        with self.watch("video"):
-            chunks = (to_uint8(images[0]) for images in self.renderer.stream(encoded, path[None]))
-            file = self.out_dir / record.folder / "rendered_video.mp4"
-            write_video(file, chunks, self.cfg.render_video_config.fps)
 
 
 def cameras_file(path: Path, scene: str) -> Path:
@@ -321,19 +338,27 @@ class Share:
 
 
 def evaluate_share(
-    config: Config, evaluator: Evaluator, items: list[tuple[Path, Selection]], process: Process
+    config: Config,
+    renderer: Renderer,
+    metrics: dict[str, Metric],
+    run_id: str,
+    items: list[tuple[Path, Selection]],
+    process: Process,
 ) -> Share:
     """Evaluate this process's share of the scenes; the bar shows the progress of all, if a person is watching."""
     cfg, tokenizer = config.training, config.model.image_tokenizer
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
-    records, start = [], time.perf_counter()
-    with tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
+    records, start, background = [], time.perf_counter(), Background()
+    evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), run_id, background)
+    with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
         for batch in evaluator.watch.waiting("data", batches):
             records += evaluator.evaluate(batch)
             speed = evaluator.images * process.world_size / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
             bar.update(min(len(batch.scenes) * process.world_size, len(items) - bar.n))
+        with evaluator.watch("writing"):
+            background.finish()
     return Share(records, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
 
 
@@ -367,7 +392,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     if finished and process.is_main:
         log.info("%d of %d scenes were evaluated before", len(finished), len(items))
     left = [item for item in items if item[0].stem not in finished]
-    share = evaluate_share(config, Evaluator(config, renderer, metrics, out_dir, run_id), left, process)
+    share = evaluate_share(config, renderer, metrics, run_id, left, process)
     process.barrier("evaluating")
     shares = process.gather(share)
     finished |= {record.scene_name: record for share in shares for record in share.records}

@@ -79,7 +79,11 @@ def compiled(function: F, cfg: ExecutionConfig) -> F:
 
     Shapes are constants at first; the second one met makes what changed a variable, so there is no third time.
     """
-    return torch.compile(function) if compiles(cfg) else function  # type: ignore[return-value]
+    if not compiles(cfg):
+        return function
+    # Warns of in-place operations in checkpointed layers, of which there are none.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    return torch.compile(function)  # type: ignore[return-value]
 
 
 @functools.lru_cache

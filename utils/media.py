@@ -23,8 +23,8 @@ def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]
     return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
 
 
-def save_grid(path: Path, rows: Sequence[Float[Tensor, "n 3 h w"]]) -> None:
-    """Write rows of images as one PNG, images of a row side by side, rows below one another, no gaps."""
+def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
+    """Write rows of 8-bit images [n h w 3] as one PNG: a row's images side by side, rows below one another, no gaps."""
     _save(path, [_side_by_side(row) for row in rows])
 
 
@@ -42,14 +42,14 @@ def save_comparison(path: Path, scenes: Sequence[NamedViews]) -> None:
     """Write one PNG: for every scene its title, the names of its views, the photographs, the renders below them."""
     lines = []
     for scene in scenes:
-        images, renders = _side_by_side(scene.images), _side_by_side(scene.renders)
+        images, renders = _side_by_side(to_uint8(scene.images)), _side_by_side(to_uint8(scene.renders))
         width = images.shape[1]
         lines += [_text_line([scene.title], width), _text_line(scene.names, width), images, renders]
     _save(path, lines)
 
 
-def _side_by_side(images: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "h nw 3"]:
-    return rearrange(to_uint8(images), "n h w c -> h (n w) c")
+def _side_by_side(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "h nw 3"]:
+    return rearrange(images, "n h w c -> h (n w) c")
 
 
 def _text_line(texts: Sequence[str], width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,8 +1,14 @@
-"""Helpers for pools of worker processes."""
+"""Helpers for pools of worker processes and for work in background threads."""
 
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Full, Queue
+from types import TracebackType
+from typing import Any
 
 
 def exit_with_parent() -> None:
@@ -18,3 +24,68 @@ def exit_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class Background:
+    """Threads that write while the caller goes on; at most `ahead` pieces of work wait or run at any time.
+
+    Leaving `with background:` waits for all of it. An error in a thread is raised by the next call, or at the end.
+    """
+
+    def __init__(self, threads: int = 2, ahead: int = 8) -> None:
+        self._pool, self._ahead = ThreadPoolExecutor(threads), ahead
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def finish(self) -> None:
+        """Wait for all work."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def feed(self, consume: Callable[[Iterator[Any]], None], items: Iterable[Any], buffered: int = 4) -> None:
+        """Have `consume` work through `items`, which are made here, with a few of them in between."""
+        self._make_room()
+        queue: Queue[Any] = Queue(buffered)
+        future = self._pool.submit(lambda: consume(_until_end(queue)))
+        self._pending.append(future)
+        last = _BROKEN
+        try:
+            for item in items:
+                _put(queue, item, future)
+            last = _END
+        finally:
+            _put(queue, last, future)
+
+    def _make_room(self) -> None:
+        while len(self._pending) >= self._ahead or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+
+
+_END, _BROKEN = object(), object()
+
+
+def _put(queue: Queue[Any], item: Any, consumer: "Future[None]") -> None:
+    """Wait for room in the queue, unless its consumer has ended."""
+    while not consumer.done():
+        try:
+            return queue.put(item, timeout=0.2)
+        except Full:
+            continue
+
+
+def _until_end(queue: Queue[Any]) -> Iterator[Any]:
+    while (item := queue.get()) is not _END:
+        if item is _BROKEN:
+            raise RuntimeError("what was to be written could not be made")
+        yield item
