@@ -17,7 +17,8 @@ def main() -> None:
     rows = []
     for path in given.configs:
         config = with_training(read_config(path, []), grad_accum_steps=1, total_batch_size=0)
-        rows.append({"config": path.stem} | measure(config, calls=3))
+        rows.append({"config": path.stem} | measure(config, calls=3, warmup=2))
+        show(rows[-1:])
     show(rows, given.json)
 
 
