@@ -13,13 +13,10 @@ makes a page of the output folders of such evaluations side by side.
 """
 
 import argparse
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import logging
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,13 +41,14 @@ from utils.comparison import compare_runs
 from utils.comparison_page import write_comparison
 from utils.distributed import Process, process_group
 from utils.errors import InputError
-from utils.files import read_json, remove_stale, sha256, write_json, write_text
+from utils.files import remove_stale, sha256
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
 from utils.parallel import Background
 from utils.paths import camera_path
 from utils.provenance import provenance
-from utils.report import SceneRecord, write_report
+from utils.report import SceneRecord
+from utils.results import make_record, read_finished, write_metrics, write_results
 from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
@@ -203,26 +201,6 @@ def cameras_file(path: Path, scene: str) -> Path:
     return path / f"{scene}.json" if path.is_dir() else path
 
 
-def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
-    """Write a scene's metrics.json, last of its files: it marks the scene as done."""
-    summary = {"scene_name": record.scene_name, **record.metrics}
-    content = {"summary": summary, "per_view": list(record.per_view), "context": list(record.context), "run": run_id}
-    write_json(out_dir / record.folder / "metrics.json", content)
-
-
-def read_finished(out_dir: Path, name: str, selection: Selection, run_id: str, has_video: bool) -> SceneRecord | None:
-    """A scene that an interrupted run with the same identity has finished; None if there is none."""
-    path = out_dir / name / "metrics.json"
-    try:
-        content = read_json(path, "metrics")
-    except InputError:
-        return None
-    if not isinstance(content, dict) or content.get("run") != run_id:
-        return None
-    metrics = {key: value for key, value in content["summary"].items() if key != "scene_name"}
-    return SceneRecord(name, name, metrics, content["per_view"], selection.context, has_video)
-
-
 def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
     """A hash of everything that a scene's files depend on."""
     training, inference = dataclasses.asdict(config.training), dataclasses.asdict(config.inference)
@@ -239,65 +217,6 @@ def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
     parts = [dataclasses.asdict(config.model), dict(hashes)]
     parts += [{key: training[key] for key in keys}, {key: inference[key] for key in shown}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def make_record(
-    name: str, frames: list[int], num_inputs: int, scores: dict[str, list[float]], has_video: bool
-) -> SceneRecord:
-    """A scene's numbers: per target and their means."""
-    views = [
-        {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
-        for i, frame in enumerate(frames[num_inputs:])
-    ]
-    means = {metric: sum(values) / len(values) for metric, values in scores.items()}
-    return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
-
-
-def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over scenes of the scenes' means."""
-    return {name: statistics.fmean(scene[name] for scene in scenes) for name in (scenes[0] if scenes else ())}
-
-
-def without_inputs(record: SceneRecord) -> dict[str, float]:
-    """A scene's means over the targets that are not input frames; empty if none is left."""
-    views = [view for view in record.per_view if view["view"] not in record.context]
-    return {name: statistics.fmean(float(view[name]) for view in views) for name in record.metrics if views}
-
-
-def has_input_among_targets(record: SceneRecord) -> bool:
-    """Whether a target of the scene is an input frame, too."""
-    return any(view["view"] in record.context for view in record.per_view)
-
-
-def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
-    """Write summary.csv, results.json and the page of a finished evaluation."""
-    means = averages([record.metrics for record in records])
-    others = averages([scene for scene in map(without_inputs, records) if scene])
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["scene_name", *means])
-    writer.writerows([record.scene_name, *(record.metrics[name] for name in means)] for record in records)
-    write_text(out_dir / "summary.csv", table.getvalue())
-    results = {
-        "averages": means,
-        "spread": {name: statistics.pstdev(record.metrics[name] for record in records) for name in means},
-        "averages_without_input_frames": others,
-        "provenance": run,
-        "scenes": {record.scene_name: dict(record.metrics) for record in records},
-    }
-    write_json(out_dir / "results.json", results)
-    text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    log.info("%d scenes: %s", len(records), text or "not scored")
-    if page:
-        written = write_report(
-            out_dir,
-            title="LVSM evaluation",
-            averages=means,
-            provenance=run,
-            scenes=records,
-            averages_without_inputs=others if any(map(has_input_among_targets, records)) else None,
-        )
-        log.info("page: %s", written)
 
 
 def hash_files(config: Config, checkpoint: Path, items: list[tuple[Path, Selection]]) -> dict[str, str]:
@@ -386,7 +305,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     renderer, checkpoint = load_renderer(config, process)
     files = process.broadcast(hash_files(config, checkpoint, items) if process.is_main else None)
     run_id = identify_run(config, files)
-    found = [read_finished(out_dir, path.stem, selection, run_id, cfg.render_video) for path, selection in items]
+    found = [read_finished(out_dir, path.stem, chosen.context, run_id, cfg.render_video) for path, chosen in items]
     finished = {record.scene_name: record for record in found if record is not None and names}
     process.barrier("reading what is finished")
     if finished and process.is_main:

@@ -1,4 +1,4 @@
-"""Imports run one way: benchmarks -> entry scripts -> evaluation -> setup -> {model, data} -> utils."""
+"""Imports run one way: benchmarks -> entry scripts -> {evaluation, trainer} -> setup -> {model, data} -> utils."""
 
 import ast
 
@@ -7,13 +7,14 @@ import pytest
 from tests.helpers import ROOT
 
 ENTRIES = ("train", "inference", "preprocess_data")
-INNER = {"evaluation", "setup", "model", "data", "utils"}
+INNER = {"evaluation", "trainer", "setup", "model", "data", "utils"}
 ALLOWED = {
     "utils": {"utils"},
     "data": {"data", "utils"},
     "model": {"model", "utils"},
     "setup": {"model", "data", "utils"},
     "evaluation": {"setup", "model", "data", "utils"},
+    "trainer": {"setup", "model", "data", "utils"},
     **dict.fromkeys(ENTRIES, INNER),
     "benchmarks": {"benchmarks", *ENTRIES, *INNER},
 }

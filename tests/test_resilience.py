@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,25 @@ def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes,
     assert 0 < read_checkpoint(saved)["step"] < STEPS
     train.main(long_command(scenes, folder))
     assert largest_difference(weights(folder, STEPS), undisturbed(scenes, tmp_path)) == 0
+
+
+def children(pid):
+    return [
+        int(child) for child in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    ]
+
+
+def test_loader_processes_end_with_a_killed_run(scenes, tmp_path):
+    folder = tmp_path / "run"
+    process = start(scenes, folder, "training.num_workers=2", "training.prefetch_factor=64")
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text())
+    loaders = children(process.pid)
+    assert len(loaders) >= 2
+    # By now they have filled their pipes, which nobody will empty.
+    time.sleep(1)
+    process.kill()
+    wait_for(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders), 10)
+    process.communicate(timeout=10)
 
 
 def two_process_result(scenes, tmp_path):

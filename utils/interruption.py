@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.distributed import Process
+from utils.parallel import exit_with_parent
 
 log = logging.getLogger("lvsm")
 
@@ -78,8 +79,10 @@ def signals_blocked() -> Iterator[None]:
 def shield_worker(_worker: int) -> None:
     """Let a loader process outlive signals to the whole process group, but not SIGTERM from its own parent.
 
-    Schedulers signal every process of a job; without its loaders, the run could not finish its step.
+    Schedulers signal every process of a job; without its loaders, the run could not finish its step. If the parent is
+    killed, the loader process ends too, also while it holds more batches than a pipe takes.
     """
+    exit_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     parent = os.getppid()
 

@@ -1,0 +1,218 @@
+"""The training loop: one update, and what happens around it."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data.dataset import Batch
+from data.loader import TrainingLoader
+from model import LVSM
+from model.loss import Loss
+from model.weights import published_state
+from setup import TrainingConfig, autocast
+from utils.checkpoint import CheckpointWriter
+from utils.distributed import Process
+from utils.interruption import Interruption
+from utils.journal import Journal, RunningMean, describe
+from utils.media import NamedViews, save_comparison
+from utils.optim import clip_and_step, lr_at
+from utils.random_state import random_state
+from utils.tracking import Tracker
+from utils.watch import Watch
+
+log = logging.getLogger("lvsm")
+
+# Scenes of a batch that a picture shows.
+_SHOWN_SCENES = 4
+
+
+class Trainer:
+    """Runs updates, from wherever its parts stand to `train_steps`.
+
+    Args:
+        model: the bare model, on the process's device; wrapped for data-parallel training here.
+        loss: the loss, on the same device.
+        loader: batches, from the position where training goes on.
+        journal: what the run says of itself.
+        interruption: tells when to stop early.
+        watch: is told what this process does, for when it hangs.
+        origin: what the checkpoints say of the run besides its state.
+        validation: scores of held-out scenes by name, computed by all ranks together.
+        step: updates done before.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainingConfig,
+        process: Process,
+        *,
+        model: LVSM,
+        loss: Loss,
+        optimizer: torch.optim.AdamW,
+        loader: TrainingLoader,
+        tracker: Tracker,
+        journal: Journal,
+        interruption: Interruption,
+        watch: Watch,
+        origin: dict[str, Any],
+        validation: Callable[[], dict[str, float]] | None = None,
+        step: int = 0,
+    ) -> None:
+        self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
+        self.folder, self.validation, self.watch = Path(cfg.checkpoint_dir), validation, watch
+        self.writer = CheckpointWriter(cfg) if process.is_main else None
+        self._parallel: nn.Module = model
+        if process.world_size > 1:
+            self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._wandb_means, self._line = RunningMean(), dict[str, float]()
+
+    def run(self) -> None:
+        """Train to the end, or to the update after which all ranks agree to stop; log and save on the way."""
+        self.model.train()
+        # None: silent unless a person is watching.
+        silent = None if self.process.is_main else True
+        with self.watch, tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent) as bar:
+            while self.step < self.cfg.train_steps:
+                self.update()
+                bar.update()
+                self._log(bar)
+                if self.validation is not None and self._due(self.cfg.validate_every):
+                    self._validate(self.validation)
+                stop = self.interruption.agreed()
+                if stop or self._due(self.cfg.checkpoint_every):
+                    self.save()
+                if stop:
+                    log.warning("stopped after step %d; the same command goes on from there", self.step)
+                    break
+            if self.writer is not None:
+                self.writer.wait()
+            self.process.barrier("saving")
+
+    def update(self) -> dict[str, Tensor]:
+        """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
+        batches, waited = self._next_batches()
+        parts = []
+        for number, batch in enumerate(batches):
+            with self._communicate(number == len(batches) - 1):
+                terms = self._forward(batch.to(self.process.device), show=number == 0)
+                (terms["loss"] / len(batches)).backward()
+            parts.append({name: value.detach() for name, value in terms.items()})
+        lr, details = lr_at(self.step, self.cfg), self._grad_norm_details()
+        norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.cfg)
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
+        self.step += 1
+        scenes = [scene for batch in batches for scene in batch.scenes]
+        failures = [failure for batch in batches for failure in batch.failures]
+        self.journal.add(self.step, numbers, scenes, failures, waited)
+        self._wandb_means.add(numbers)
+        return numbers
+
+    def save(self) -> None:
+        """Write a checkpoint to the run folder: every rank gives its random state, the main process writes."""
+        self.watch.note(f"saving after step {self.step}")
+        states = self.process.gather(random_state())
+        if self.writer is not None:
+            state = {
+                "model": published_state(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "samples": self.loader.position,
+                "random_states": states,
+                **self.origin,
+            }
+            self.writer.save(self.step, state)
+        self.process.barrier("saving")
+
+    def _validate(self, validation: Callable[[], dict[str, float]]) -> None:
+        self.watch.note(f"validating after step {self.step}")
+        numbers = {f"validation/{name}": value for name, value in validation().items()}
+        self.tracker.write(self.step, numbers)
+        self.tracker.write_wandb(self.step, numbers)
+        if self.process.is_main:
+            log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+
+    def _next_batches(self) -> tuple[list[Batch], float]:
+        """The batches of one update, and the seconds spent waiting for them."""
+        self.watch.note(f"step {self.step + 1}, waiting for data")
+        start = time.perf_counter()
+        batches = [next(self.loader) for _ in range(self.cfg.grad_accum_steps)]
+        self.watch.note(f"step {self.step + 1}, computing")
+        return batches, time.perf_counter() - start
+
+    def _communicate(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        """Forward and backward inside this all-reduce gradients only if `wanted`."""
+        if isinstance(self._parallel, DistributedDataParallel) and not wanted:
+            return self._parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
+        num_inputs = self._num_inputs()
+        inputs, targets = batch.split(num_inputs)
+        with autocast(self.cfg, self.process.device):
+            renders = self._parallel(inputs, targets.cameras)
+            terms = self.loss(renders, targets.images)
+        if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
+            self._show(batch, num_inputs, targets.images, renders)
+        return terms
+
+    def _show(self, batch: Batch, num_inputs: int, images: Tensor, renders: Tensor) -> None:
+        """Write a picture of the batch's first scenes, targets [b, t] above renders."""
+        path = self.folder / "visuals" / f"{self.step + 1:08d}.png"
+        frames = batch.frames.tolist()
+        shown = [
+            NamedViews(
+                f"{scene}, inputs {', '.join(map(str, frames[i][:num_inputs]))}",
+                [f"frame {frames[i][view]}" for view in batch.targets[i].tolist()],
+                images[i],
+                renders[i],
+            )
+            for i, scene in enumerate(batch.scenes[:_SHOWN_SCENES])
+        ]
+        save_comparison(path, shown)
+        self.tracker.write_picture(self.step + 1, path)
+
+    def _grad_norm_details(self) -> dict[str, Tensor]:
+        """Gradient norms by part of the model, if asked for, before clipping."""
+        if not self.cfg.log_grad_norm_details:
+            return {}
+        return {
+            f"grad_norm/{name}": torch.nn.utils.get_total_norm(
+                [p.grad for p in part.parameters() if p.grad is not None]
+            )
+            for name, part in self.model.named_children()
+        }
+
+    def _num_inputs(self) -> int:
+        """The number of input views of this update, the same on all ranks."""
+        if not self.cfg.dynamic_input_view_num:
+            return self.cfg.num_input_views
+        return int(np.random.default_rng([self.cfg.seed, 2, self.step]).integers(2, 5))
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.cfg.train_steps
+
+    def _log(self, bar: tqdm) -> None:
+        """Averages since the last line go out when one is due; only then are they read from the device."""
+        lr = {"lr": lr_at(self.step - 1, self.cfg)}
+        if self._due(self.cfg.print_every):
+            line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
+            line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
+            self.tracker.write(self.step, line)
+            self._line = line
+            bar.set_postfix_str(describe(line))
+            if self.process.is_main and bar.disable:
+                log.info("step %d/%d %s", self.step, self.cfg.train_steps, describe(line))
+        if self._due(self.cfg.wandb_log_every):
+            self.tracker.write_wandb(self.step, self._line | self._wandb_means.read(self.process) | lr)
