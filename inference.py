@@ -44,7 +44,7 @@ from utils.errors import InputError
 from utils.files import remove_stale, sha256
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
-from utils.parallel import Background
+from utils.parallel import Background, cores_of_process
 from utils.paths import camera_path
 from utils.provenance import provenance
 from utils.report import SceneRecord
@@ -55,6 +55,8 @@ log = logging.getLogger("lvsm")
 
 # Where the time of an evaluation goes: waiting for scenes to be read, what is done with them, waiting for files.
 STAGES = ("data", "render", "metrics", "pictures", "video", "writing")
+# Threads that write pictures and videos, at most: each takes a core.
+_WRITERS = 8
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
@@ -268,7 +270,7 @@ def evaluate_share(
     cfg, tokenizer = config.training, config.model.image_tokenizer
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
-    records, start, background = [], time.perf_counter(), Background()
+    records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
     evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), run_id, background)
     with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
         for batch in evaluator.watch.waiting("data", batches):

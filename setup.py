@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import difflib
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +28,7 @@ from utils.checkpoint import CheckpointConfig, check_checkpoint_config
 from utils.errors import InputError
 from utils.metrics import check_metric_names
 from utils.optim import OptimConfig, check_optim_config
+from utils.parallel import cores_of_process
 from utils.paths import VideoConfig, check_video_config
 
 log = logging.getLogger("lvsm")
@@ -250,8 +250,7 @@ def _check_values(config: Config) -> None:
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:
     """CPU threads (never more than this process's share of the cores) and TF32 on GPUs."""
-    share = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    torch.set_num_threads(min(cfg.num_threads, share))
+    torch.set_num_threads(min(cfg.num_threads, cores_of_process()))
     torch.set_float32_matmul_precision("high" if cfg.use_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.use_tf32
 

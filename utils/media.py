@@ -64,7 +64,8 @@ def _text_line(texts: Sequence[str], width: int) -> UInt8[np.ndarray, "h w 3"]:
 def _save(path: Path, lines: Sequence[np.ndarray]) -> None:
     """Write lines [h w 3] of one width below one another."""
     with atomic_path(path) as temporary:
-        Image.fromarray(np.concatenate(lines)).save(temporary)
+        # A higher level takes nine times as long and saves a tenth of the bytes.
+        Image.fromarray(np.concatenate(lines)).save(temporary, compress_level=1)
 
 
 def write_video(path: Path, chunks: Iterable[UInt8[np.ndarray, "n h w 3"]], fps: int = 30) -> None:

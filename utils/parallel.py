@@ -11,6 +11,11 @@ from types import TracebackType
 from typing import Any
 
 
+def cores_of_process() -> int:
+    """This process's share of the cores that the processes of its machine may use, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def exit_with_parent() -> None:
     """Make this worker end when its parent is gone; pass it to a pool as `initializer`.
 
