@@ -1,12 +1,13 @@
 """Real training runs beside one another, with the loader, on a data set of yours: do two settings learn the same?
 
     python -m benchmarks.loss_curve --config configs/LVSM_scene_decoder_only.yaml --output_dir curves \\
-        --run "bf16:" --run "fp32: training.amp_dtype=fp32" training.dataset_path=LIST training.train_steps=200
+        --setting "bf16:" --setting "fp32: training.amp_dtype=fp32" training.dataset_path=LIST training.train_steps=200
 
 Prints losses averaged between lines, and for the whole run the share of time waiting for data. The perceptual loss
 runs on seeded weights.
 """
 
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ import train
 from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
 
 
-def run(config: Path, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    """Train in `folder`; the lines of numbers that came of it."""
+def run(config: Path, folder: Path, overrides: list[str]) -> None:
+    """Train in `folder`, which gets the lines of numbers."""
     train.prepare_loss = lambda cfg, process: seeded_loss(cfg).to(process.device)
     train.main(["--config", str(config), *overrides, f"training.checkpoint_dir={folder}"])
-    return last_lines(folder)
 
 
 def describe(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -41,15 +41,15 @@ def main() -> None:
     parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="gets a run folder for each")
-    parser.add_argument("--run", action="append", required=True, metavar='"NAME: key=value ..."')
+    parser.add_argument("--setting", action="append", required=True, metavar='"NAME: key=value ..."')
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
-    rows = []
-    for text in given.run:
-        name, _, own = text.partition(":")
-        lines = run(given.config, given.output_dir / name, [*given.overrides, *own.split()])
-        rows.append(describe(name, lines))
-    show(rows, given.json)
+    runs = {name: own.split() for name, _, own in (text.partition(":") for text in given.setting)}
+    for name, own in runs.items():
+        run(given.config, given.output_dir / name, [*given.overrides, *own])
+    # Under torchrun, one process tells.
+    if int(os.environ.get("RANK", 0)) == 0:
+        show([describe(name, last_lines(given.output_dir / name)) for name in runs], given.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ export WANDB_MODE=disabled
 n=1
 while [ "$n" -le "$gpus" ]; do
     torchrun --standalone --nproc_per_node "$n" -m benchmarks.loss_curve --config "$config" --output_dir "$out/$n" \
-        --run "gpus$n:" --json "$out/$n.json" training.dataset_path="$list" training.train_steps="$updates" \
+        --setting "gpus$n:" --json "$out/$n.json" training.dataset_path="$list" training.train_steps="$updates" \
         training.print_every=$((updates / 6)) training.checkpoint_every="$updates" >"$out/$n.log" 2>&1 ||
         { tail -20 "$out/$n.log"; exit 1; }
     n=$((n * 2))

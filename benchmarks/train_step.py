@@ -82,7 +82,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
         tracker=Tracker(Path(cfg.checkpoint_dir), process),
         journal=train.build_journal(config, process, train.Start()),
         interruption=Interruption(process),
-        watch=Watch(process, stalled_after=300),
+        watch=Watch(process, stalled_after=300.0),
         origin={},
     )
 

@@ -1,0 +1,77 @@
+"""The benchmarks run and say what they promise, at the size of a test."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import loader, loss_curve, preprocess, recipes, render, train_step
+from tests.helpers import ROOT, small_overrides
+
+CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path, capsys):
+    """Runs a benchmark with arguments and gives its rows back, those of its table checked against its JSON."""
+
+    def run(benchmark, *arguments):
+        path = tmp_path / "numbers.json"
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments), "--json", str(path)])
+        benchmark.main()
+        written = json.loads(path.read_text())
+        printed = capsys.readouterr().out
+        assert written["device"] in printed and "torch" in written["packages"]
+        assert all(name in printed for row in written["rows"] for name in row)
+        return written["rows"]
+
+    return run
+
+
+def test_training_steps(measured):
+    shares = ["--vary", "training.keep_activations=0", "--vary", "training.keep_activations=1"]
+    few = ["--calls", 1, "--warmup", 0]
+    rows = measured(train_step, "--config", CONFIG, *small_overrides("decoder_only"), *shares, *few, "--bare")
+    assert [row["with"] for row in rows] == ["keep_activations=0", "keep_activations=1"]
+    for row in rows:
+        assert row["scenes"] == 2 and row["scenes/s"] == pytest.approx(2 / row["s/update"])
+        assert row["bare s"] > 0 and row["watching"].endswith("%") and 0 < row["first update s"] < row["since start s"]
+
+
+def test_recipes(measured, tmp_path):
+    small = tmp_path / "small.yaml"
+    small.write_text("model: {transformer: {d: 64, d_head: 32, n_layer: 1}}\ntraining: {perceptual_loss_weight: 0}\n")
+    text = small.read_text().replace("model: {", "model: {image_tokenizer: {image_size: 16}, ")
+    small.write_text(text.replace("model: {", "model: {target_pose_tokenizer: {image_size: 16, in_channels: 6}, "))
+    (row,) = measured(recipes, small)
+    assert row["config"] == "small" and row["scenes"] == 8
+
+
+def test_rendering(measured, monkeypatch):
+    monkeypatch.setattr(render, "FRAMES", 9)
+    rows = measured(render, "--config", CONFIG, *small_overrides("decoder_only"), "--calls", 1)
+    assert [row["work"] for row in rows][2:] == ["video, 9 frames", "one frame"]
+    assert all(row["images/s"] == pytest.approx(1000 / row["ms/image"]) for row in rows)
+
+
+def test_loading(measured, monkeypatch):
+    monkeypatch.setattr(loader, "FRAMES", 2)
+    rows = measured(loader)
+    assert len(rows) == 4 and all(row["images/s a core"] > 0 for row in rows)
+
+
+def test_preprocessing(measured, monkeypatch):
+    monkeypatch.setattr(loader, "FRAMES", 2)
+    monkeypatch.setattr(preprocess, "CLIPS", 1)
+    png, jpeg = measured(preprocess)
+    assert png["bytes written per byte read"] > 2 > 1.3 > jpeg["bytes written per byte read"]
+    assert jpeg["times PNG"] == pytest.approx(jpeg["clips/s a core"] / png["clips/s a core"])
+
+
+def test_loss_curves(measured, scenes, tmp_path):
+    settings = ["--setting", "plain:", "--setting", "no warmup: training.lr=1e-3"]
+    places = ["--output_dir", tmp_path / "curves", f"training.dataset_path={scenes}", "training.train_steps=3"]
+    rows = measured(loss_curve, "--config", CONFIG, *small_overrides("decoder_only"), *places, *settings)
+    assert [row["run"] for row in rows] == ["plain", "no warmup"]
+    first, last = ([row[name] for row in rows] for name in ("loss@1", "loss@3"))
+    assert first[0] == first[1] and last[0] != last[1]
