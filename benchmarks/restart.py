@@ -1,0 +1,95 @@
+"""A run of which one process is killed, beside the same run left alone: is anything lost, and how long does it take?
+
+    python -m benchmarks.restart --config configs/rooms.yaml --output_dir restart --processes 2 \\
+        training.train_steps=200 training.checkpoint_every=20
+
+One process a GPU where there are GPUs. The row says how many seconds passed from the kill to the next update that was
+written down, how often torchrun started the run, and how far the final weights are apart (0 on CPUs; on GPUs as far as
+two runs of the same seed are).
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.common import benchmark_parser, last_lines, show
+from utils.checkpoint import newest_readable, numbered_checkpoints, read_checkpoint
+from utils.errors import InputError
+
+_PATIENCE = 600.0
+
+
+def launch(config: Path, folder: Path, processes: int, overrides: list[str]) -> subprocess.Popen[str]:
+    """Start training under torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    training = ["train.py", "--config", str(config), *overrides, f"training.checkpoint_dir={folder}"]
+    folder.mkdir(parents=True)
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        return subprocess.Popen([*torchrun, "--max-restarts", "3", *training], stderr=log, stdout=log, text=True)
+
+
+def workers(launcher: int) -> list[int]:
+    """Process ids of torchrun's workers."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+            command = status.with_name("cmdline").read_text()
+        except (OSError, ValueError):
+            continue
+        if parent == launcher and "train.py" in command:
+            found.append(int(status.parent.name))
+    return found
+
+
+def wait_for(condition: Callable[[], object], run: subprocess.Popen[str], what: str) -> None:
+    """Raises InputError if the run ends, or ten minutes pass, before `condition` holds."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        if run.poll() is not None or time.monotonic() > deadline:
+            raise InputError(f"the run ended or hung before {what}: see its log.txt, or train for more updates")
+        time.sleep(0.05)
+
+
+def kill_one(run: subprocess.Popen[str], folder: Path) -> float:
+    """Kill a worker after the first checkpoint; seconds until the restarted run writes down an update."""
+    wait_for(lambda: numbered_checkpoints(folder), run, "its first checkpoint")
+    os.kill(random.choice(workers(run.pid)), signal.SIGKILL)
+    start, before = time.monotonic(), len(last_lines(folder))
+    starts = folder / "starts.jsonl"
+    wait_for(lambda: len(starts.read_text().splitlines()) > 1, run, "it was started again")
+    wait_for(lambda: len(last_lines(folder)) > before, run, "it went on")
+    return time.monotonic() - start
+
+
+def main() -> None:
+    """Run both and compare."""
+    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets both run folders; must not exist")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args()
+    alone, killed = given.output_dir / "alone", given.output_dir / "killed"
+    codes = [launch(given.config, alone, given.processes, given.overrides).wait()]
+    run = launch(given.config, killed, given.processes, given.overrides)
+    seconds = kill_one(run, killed)
+    codes.append(run.wait())
+    newest = [newest_readable(folder) for folder in (alone, killed)]
+    weights = [read_checkpoint(path)["model"] for path in newest if path is not None]
+    difference = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
+    row = {
+        "processes": given.processes,
+        "exit codes": codes,
+        "starts": len((killed / "starts.jsonl").read_text().splitlines()),
+    }
+    show([row | {"s to go on": seconds, "largest weight difference": difference}], given.json)
+
+
+if __name__ == "__main__":
+    main()
