@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import loader, loss_curve, preprocess, recipes, render, train_step
+from benchmarks import loader, loss_curve, preprocess, recipes, render, restart, train_step
 from tests.helpers import ROOT, small_overrides
 
 CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
@@ -75,3 +75,11 @@ def test_loss_curves(measured, scenes, tmp_path):
     assert [row["run"] for row in rows] == ["plain", "no warmup"]
     first, last = ([row[name] for row in rows] for name in ("loss@1", "loss@3"))
     assert first[0] == first[1] and last[0] != last[1]
+
+
+def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = ["training.train_steps=300", "training.checkpoint_every=20", f"training.dataset_path={scenes}"]
+    places = ["--config", CONFIG, "--output_dir", tmp_path / "runs"]
+    (row,) = measured(restart, *places, *small_overrides("decoder_only"), *run)
+    assert row["exit codes"] == [0, 0] and row["starts"] == 2 and row["largest weight difference"] == 0
