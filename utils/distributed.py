@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
 
 def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
     """Meet the other processes at the address in torchrun's environment variables."""
-    shared, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    shared, rank, world_size = next(rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(_agree_on_name(shared, rank, world_size, timeout), shared)
     # Naming the device binds NCCL to it; gloo takes none.
     bound = device if device.type == "cuda" else None
