@@ -29,5 +29,6 @@ means = json.loads((folder / "results.json").read_text())["averages"]
 print(f"\nOn views of rooms it was not trained on: PSNR {means['psnr']:.2f} dB; copying the nearest input view gives "
       f"{means['psnr_nearest_input']:.2f} dB.")
 print(f"Open {(folder / 'index.html').resolve().as_uri()}")
-sys.exit(means["psnr"] <= means["psnr_nearest_input"])
+if means["psnr"] <= means["psnr_nearest_input"]:
+    sys.exit("The model does not beat copying: was the training stopped early? Run it again.")
 END

@@ -171,6 +171,10 @@ class Evaluator:
 
         def write(chunks: Iterator[np.ndarray]) -> None:
             folder = self.out_dir / record.folder
+            for name, made in (("rendered_video.mp4", path is not None), ("metrics.json", bool(self.metrics))):
+                if not made:
+                    # An earlier run with other settings may have left one, which is not of these pictures.
+                    (folder / name).unlink(missing_ok=True)
             for file, rows in pictures.items():
                 save_grid(folder / file, rows)
             if path is not None:

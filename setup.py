@@ -40,6 +40,14 @@ _AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fro
     ["num_workers", "seed", "validate_every", "total_batch_size"], 0
 )
 _SECTIONS = ("model", "training", "inference")
+# What other projects call our keys.
+_OTHER_NAMES = {
+    "learning_rate": "training.lr",
+    "batch_size": "training.batch_size_per_gpu",
+    "epochs": "training.train_steps",
+    "save_every": "training.checkpoint_every",
+    "output_dir": "inference_out_dir",
+}
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
@@ -114,7 +122,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. training.lr=1e-4")
     arguments = parser.parse_intermixed_args(argv)
     overrides = parse_overrides(arguments.overrides)
-    config = build_config(_read_yaml(arguments.config), overrides)
+    config = build_config(read_yaml(arguments.config), overrides)
     return config, set(overrides)
 
 
@@ -180,7 +188,12 @@ def _parse_value(key: str, text: str) -> Any:
         raise InputError(f"{key}: {text!r} is not a list") from None
 
 
-def _read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The content of a configuration file.
+
+    Raises:
+        InputError: it is missing, or not a YAML file with keys.
+    """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -211,12 +224,18 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
 
 
 def _nearest(key: str) -> str:
-    """A hint at the known key that resembles `key` most: by its whole name, else by its last part."""
-    known = list(_leaves(Config))
-    last = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    close = close or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.5)]
-    return f"; did you mean {close[0]}?" if close else f"; the sections are {', '.join(get_type_hints(Config))}"
+    """A hint at the known key that is meant: the last part decides, and of like ones those of the same section."""
+    section, last, leaves = key.split(".")[0], key.rsplit(".", 1)[-1], list(_leaves(Config))
+    known = {name: name for leaf in leaves for name in (leaf, leaf.rsplit(".", 1)[0])} | _OTHER_NAMES
+
+    def likeness(name: str) -> float:
+        ratio = difflib.SequenceMatcher(None, last, name.rsplit(".", 1)[-1]).ratio()
+        return ratio + 0.1 * known[name].startswith(f"{section}.")
+
+    close = max(known, key=likeness)
+    if likeness(close) < 0.7:
+        return f"; the sections are {', '.join(get_type_hints(Config))}"
+    return f"; did you mean {known[close]}?"
 
 
 def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:

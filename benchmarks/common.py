@@ -8,6 +8,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor
 from data.dataset import Batch
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
-from setup import Config, TrainingConfig, build_config, parse_overrides
+from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml
 from utils.camera import Cameras, Views
+from utils.errors import InputError
 from utils.files import write_json
 from utils.provenance import provenance
 
@@ -35,11 +37,21 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A configuration file with dotted overrides."""
-    import yaml
+def run_benchmark(main: Callable[[], None]) -> None:
+    """Run a benchmark's `main`; bad input ends in one line and exit code 1, as for the entry scripts."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
-    return build_config(yaml.safe_load(path.read_text(encoding="utf-8")), parse_overrides(overrides))
+
+def read_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A configuration file with dotted overrides.
+
+    Raises:
+        InputError: names the file or key that is missing, unknown or of the wrong type.
+    """
+    return build_config(read_yaml(path), parse_overrides(overrides))
 
 
 def seeded_vgg19() -> dict[str, Tensor]:

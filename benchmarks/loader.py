@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import benchmark_parser, show, spread, timed
+from benchmarks.common import benchmark_parser, run_benchmark, show, spread, timed
 from data.dataset import DataConfig, ViewLoader
 from data.scene import Scene, read_scene
 from data.transforms import plan_crop, read_image, to_planes
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import train
-from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
+from benchmarks.common import benchmark_parser, last_lines, run_benchmark, seeded_loss, show
 
 
 def run(config: Path, folder: Path, overrides: list[str]) -> None:
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import preprocess_data
-from benchmarks.common import benchmark_parser, show, spread, timed
+from benchmarks.common import benchmark_parser, run_benchmark, show, spread, timed
 from benchmarks.loader import drawn_frames
 from utils.files import write_json
 
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -5,7 +5,7 @@ python -m benchmarks.recipes [CONFIG ...]
 
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, read_config, show, with_training
+from benchmarks.common import benchmark_parser, read_config, run_benchmark, show, with_training
 from benchmarks.train_step import measure
 
 
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import benchmark_parser, read_config, seeded_batch, show, spread, timed
+from benchmarks.common import benchmark_parser, read_config, run_benchmark, seeded_batch, show, spread, timed
 from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
 from model import build_model
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -24,6 +24,7 @@ from benchmarks.common import (
     matrix_rate,
     read_config,
     release_memory,
+    run_benchmark,
     seconds_since_start,
     seeded_batch,
     seeded_loss,
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -145,5 +145,5 @@ def read_scene_list(path: Path) -> list[Path]:
         ) from None
     scenes = [path.parent / line.strip() for line in lines if line.strip()]
     if not scenes:
-        raise InputError(f"the scene list {path} is empty")
+        raise InputError(f"the scene list {path} is empty: preprocess_data.py makes it anew from the chunks")
     return scenes

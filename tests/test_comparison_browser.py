@@ -262,6 +262,15 @@ def test_nothing_is_wider_than_the_window(browser, triple, width, scheme) -> Non
     assert run(browser, f"{root}.scrollWidth <= {root}.clientWidth")
 
 
+def test_a_long_key_breaks_on_a_phone_instead_of_being_cut(browser, triple) -> None:
+    emulate(browser, 390, 844)
+    browser.get(triple.as_uri())
+    key = "document.querySelector('.differing tbody th')"
+    browser.execute_script(f"{key}.textContent = 'config.inference.render_video_config.cameras_path.and_more'")
+    browser.execute_script("document.querySelector('.differing').closest('details').open = true")
+    assert run(browser, f"{key}.clientWidth > 0 && {key}.scrollWidth <= {key}.clientWidth")
+
+
 def many(scene: dict, number: int) -> dict:
     """A scene like the given one of three runs, with another name and other numbers."""
     values = [[20 + (number * step) % 971 / 100, 0.512345, 0.112345] for step in (7, 11, 13)]

@@ -7,6 +7,7 @@ import yaml
 from setup import Config, build_config, load_config, parse_overrides
 from tests.helpers import ROOT
 from utils.errors import InputError
+from utils.tracking import start_wandb
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
 
@@ -63,6 +64,12 @@ def test_an_empty_value_is_empty():
             "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?",
         ),
         ("batch_size_per_gpu", 1, "unknown key batch_size_per_gpu; did you mean training.batch_size_per_gpu?"),
+        ("training.learning_rate", 1, "unknown key training.learning_rate; did you mean training.lr?"),
+        ("training.batch_size", 1, "unknown key training.batch_size; did you mean training.batch_size_per_gpu?"),
+        ("training.patch_size", 1, "unknown key training.patch_size; did you mean model.image_tokenizer.patch_size?"),
+        ("training.save_every", 1, "unknown key training.save_every; did you mean training.checkpoint_every?"),
+        ("model.n_layers", 1, "unknown key model.n_layers; did you mean model.transformer.n_layer?"),
+        ("training.zzz", 1, "unknown key training.zzz; the sections are model, training, inference, inference_out_dir"),
         ("model.transfomer.d", 1, "unknown key model.transfomer; did you mean model.transformer"),
         ("training.lr", "fast", "training.lr: Value 'fast'"),
         ("training.batch_size_per_gpu", 2.5, "training.batch_size_per_gpu: Value '2.5'"),
@@ -139,3 +146,9 @@ def test_configurations_are_frozen():
     config = build_config({})
     with pytest.raises(AttributeError):
         config.training.lr = 1.0
+
+
+def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lvsm"):
+        assert start_wandb(project="p", name="n", folder=tmp_path, config={}, key_file=tmp_path / "none.yaml") is None
+    assert [record.getMessage() for record in caplog.records] == ["wandb is off: WANDB_MODE=disabled"]

@@ -169,6 +169,15 @@ def test_what_another_run_left_is_evaluated_anew(place, caplog):
     assert scores(place, "out").keys() == before.keys() and scores(place, "out") != pytest.approx(before)
 
 
+def test_files_that_a_run_does_not_make_are_not_left_beside_its_pictures(place):
+    save_model(place)
+    inference.main(command(place, "inference.render_video=true", "inference.render_video_config.num_frames=2"))
+    scene = place / "out" / "scene0"
+    assert {"rendered_video.mp4", "metrics.json"} <= {path.name for path in scene.iterdir()}
+    inference.main(command(place, "inference.compute_metrics=false"))
+    assert {path.name for path in scene.iterdir()} == {"input.png", "gt_vs_pred.png"}
+
+
 def scores(place, out):
     return {row["scene_name"]: float(row["psnr"]) for row in csv.DictReader((place / out / "summary.csv").open())}
 

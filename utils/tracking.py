@@ -67,7 +67,10 @@ def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any]
     """
     mode = os.environ.get("WANDB_MODE", "")
     key = _read_key(key_file) or os.environ.get("WANDB_API_KEY", "")
-    if mode == "disabled" or not (key or mode in ("offline", "dryrun") or _logged_in()):
+    if mode == "disabled":
+        log.info("wandb is off: WANDB_MODE=disabled")
+        return None
+    if not (key or mode in ("offline", "dryrun") or _logged_in()):
         log.info("wandb is off: put a key into %s, or set WANDB_API_KEY or WANDB_MODE=offline", key_file)
         return None
     try:
