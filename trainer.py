@@ -203,8 +203,8 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.cfg.train_steps
 
-    def _log(self, bar: tqdm, last: bool) -> None:
-        """Averages since the last line go out when one is due or the run stops; only then are they read from the device."""
+    def _log(self, bar: tqdm, last: bool = False) -> None:
+        """Averages since the last line go out when one is due or at the `last` step; else no device is waited for."""
         lr = {"lr": lr_at(self.step - 1, self.cfg)}
         if last or self._due(self.cfg.print_every):
             line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr

@@ -44,8 +44,8 @@ class Process:
     def barrier(self, what: str) -> None:
         """Wait until all processes are here, while one may be busy for long (`what` says with what, for the message).
 
-        It goes through the store, not through a collective, whose timeout is meant for ranks that are lost. The store is
-        asked again and again, since one long wait would keep all other threads (the watch is one) from using it.
+        It goes through the store, not through a collective, whose timeout is meant for ranks that are lost. The store
+        is asked again and again, since one long wait would keep all other threads (the watch is one) from using it.
 
         Raises:
             RuntimeError: names the ranks that did not come within half an hour.
