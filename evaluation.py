@@ -63,7 +63,8 @@ class Renderer:
         with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
             result = self.render(encoded, place)
 
-        def play(cameras: Cameras) -> Tensor:
+        # The recorded kernels read the weights and `encoded` where they lie, so `play` keeps both alive.
+        def play(cameras: Cameras, _read: object = (self.model, encoded)) -> Tensor:
             with torch.inference_mode():
                 place.c2w.copy_(cameras.c2w)
                 place.fxfycxcy.copy_(cameras.fxfycxcy)

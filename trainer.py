@@ -86,10 +86,10 @@ class Trainer:
             while self.step < self.cfg.train_steps:
                 self.update()
                 bar.update()
-                self._log(bar)
+                stop = self.interruption.agreed()
+                self._log(bar, stop)
                 if self.validation is not None and self._due(self.cfg.validate_every):
                     self._validate(self.validation)
-                stop = self.interruption.agreed()
                 if stop or self._due(self.cfg.checkpoint_every):
                     self.save()
                 if stop:
@@ -203,10 +203,10 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.cfg.train_steps
 
-    def _log(self, bar: tqdm) -> None:
-        """Averages since the last line go out when one is due; only then are they read from the device."""
+    def _log(self, bar: tqdm, last: bool = False) -> None:
+        """Averages since the last line go out when one is due or at the `last` step; else no device is waited for."""
         lr = {"lr": lr_at(self.step - 1, self.cfg)}
-        if self._due(self.cfg.print_every):
+        if last or self._due(self.cfg.print_every):
             line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
             line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
             self.tracker.write(self.step, line)

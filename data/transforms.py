@@ -132,20 +132,20 @@ def has_fast_lanczos() -> bool:
 def read_pixels(path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
+    What torchvision cannot read is left to `read_image`, and so is a JPEG file without its end marker at the end:
+    it may be truncated, which torchvision would not say.
+
     Raises:
-        InputError: as `read_image` does. That it ends early is seen by its end marker, which JPEG files must have.
+        InputError: as `read_image` does.
     """
     try:
         content = path.read_bytes()
-        if content.startswith(b"\xff\xd8") and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise ValueError("image file is truncated")
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
-    except FileNotFoundError:
-        raise InputError(f"{where}: image not found: {path}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where}: image cannot be decoded: {path}: {reason}") from None
+        if not content.startswith(b"\xff\xd8") or content.rstrip(b"\0").endswith(b"\xff\xd9"):
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
+    except (OSError, ValueError, RuntimeError):
+        pass
+    return torch.from_numpy(to_planes(read_image(path, where)))
 
 
 def to_planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:

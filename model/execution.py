@@ -40,6 +40,10 @@ _ATTENTION_OPS = {
 _ATTENTION_UNITS, _PRODUCT_UNITS = 1, 8
 
 
+# Compiled variants of one function before torch gives up and runs further ones as they are.
+_VARIANTS = 32
+
+
 @dataclass(frozen=True)
 class ExecutionConfig:
     """Choices that leave the numbers alone but for rounding; part of the `training` section of a configuration file.
@@ -81,6 +85,8 @@ def compiled(function: F, cfg: ExecutionConfig) -> F:
     """
     if not compiles(cfg):
         return function
+    # One function serves all blocks: kept activations, first and last, with gradients and without, one scene and more.
+    torch._dynamo.config.cache_size_limit = max(_VARIANTS, torch._dynamo.config.cache_size_limit)
     # Warns of in-place operations in checkpointed layers, of which there are none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     return torch.compile(function)  # type: ignore[return-value]

@@ -133,6 +133,28 @@ assert not torch._dynamo.utils.counters["graph_break"]
 """
 
 
+EVERY_USE = """
+import torch
+compile = torch.compile
+torch.compile = lambda function: compile(function, backend="eager")
+from model.execution import ExecutionConfig
+from tests.helpers import random_cameras, random_views, small_model
+execution = ExecutionConfig(1, 0.75, compile="on")
+model = small_model("encoder_decoder", execution=execution, encoder_n_layer=3, decoder_n_layer=3).train()
+for views in (2, 3):
+    model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
+for scenes in (4, 3, 1):
+    with torch.inference_mode():
+        model.decode(model.encode(random_views(scenes, 2)), random_cameras(scenes, 11, seed=1), max_views=8)
+"""
+
+
+def test_training_and_validating_leaves_nothing_uncompiled():
+    result = run("-c", EVERY_USE)
+    assert result.returncode == 0, result.stderr
+    assert "_limit" not in result.stderr
+
+
 def test_other_shapes_do_not_compile_for_ever():
     # In a process of its own, where no type checks stand between.
     result = run("-c", SHAPES)

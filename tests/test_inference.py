@@ -1,9 +1,12 @@
 import csv
+import gc
 import hashlib
 import json
 import re
 import shutil
 import signal
+import weakref
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -368,6 +371,18 @@ def test_copying_the_nearest_input_never_copies_the_target():
 def test_selections_are_plain(place):
     items = inference.choose_items(load_config(command(place))[0], set())
     assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]
+
+
+def test_recorded_kernels_keep_what_they_read(monkeypatch):
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    renderer = Renderer(small_model("decoder_only"), TrainingConfig(use_amp=False), torch.device("cuda"))
+    encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)
+    play, kept, model = renderer.fixed(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)
+    del encoded, renderer
+    gc.collect()
+    assert kept() is not None and model() is not None
+    assert play(targets).shape == (1, 3, 3, 16, 24)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -23,7 +23,7 @@ from data import dataset
 from setup import load_config
 from tests.helpers import ROOT, run, write_toy_set
 from tests.test_train import build, command, largest_difference, weights
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.checkpoint import (
     CheckpointConfig,
     CheckpointWriter,
@@ -33,10 +33,10 @@ from utils.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from utils.distributed import _agree_on_name, process_group
+from utils.distributed import Process, _agree_on_name, process_group
 from utils.errors import InputError
 from utils.random_state import random_state, seed_everything, set_random_state
-from utils.watch import describe
+from utils.watch import Watch, describe
 
 STEPS = 12
 
@@ -251,6 +251,21 @@ def test_a_nan_on_one_rank_is_skipped_by_all_and_written_down(scenes, tmp_path):
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", 4).values())
 
 
+def test_what_happened_before_a_signal_is_written_down(scenes, tmp_path, signals, monkeypatch):
+    trainer = build(scenes, tmp_path, "training.print_every=100", "training.train_steps=100")
+    forward = trainer._forward
+
+    def spoiled(batch, show):
+        os.kill(os.getpid(), signal.SIGTERM)
+        terms = forward(batch, show)
+        return terms | {"loss": terms["loss"] * float("nan")}
+
+    monkeypatch.setattr(trainer, "_forward", spoiled)
+    trainer.run()
+    assert trainer.step == 1
+    assert json.loads((tmp_path / "run" / "skipped.jsonl").read_text())["step"] == 1
+
+
 def joined(store, world_size):
     """The names that as many processes agree on, each a thread here."""
     names = dict.fromkeys(range(world_size), "")
@@ -318,6 +333,27 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(scenes, tmp_path, place, me
     result = run(script, *arguments, processes=2, HANGS_IN=place)
     assert result.returncode != 0
     assert re.search(message, result.stderr), result.stderr
+
+
+def test_a_rank_is_told_that_the_main_one_did_not_come():
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match=r"rank 0 did not come within 0:00:00.1"):
+        _agree_on_name(store, 1, 2, timedelta(seconds=0.1))
+
+
+def test_the_main_process_tells_of_a_stall_while_it_waits_at_a_barrier(monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "_PATIENCE", timedelta(seconds=3))
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    process = Process(0, 0, 2, torch.device("cpu"), store)
+    told = []
+    with Watch(process, stalled_after=0.5) as watch, pytest.raises(RuntimeError, match=r"saving: ranks \[1\]"):
+        watch.note("saving after step 2")
+        checker = threading.Timer(2, lambda: told.append("NO PROGRESS" in caplog.text))
+        checker.start()
+        process.barrier("saving")
+    checker.join()
+    assert told == [True]
 
 
 def test_the_state_of_few_ranks_is_told_first():
@@ -406,6 +442,18 @@ def test_a_background_save_holds_the_state_of_its_moment(tmp_path):
     writer.wait()
     state = read_checkpoint(tmp_path / checkpoint_name(1))
     assert not state["model"]["a"].any() and not state["optimizer"]["state"][0].any()
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_unforeseen_error_while_saving_is_not_lost(tmp_path, monkeypatch, background):
+    def broken(*_):
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", broken)
+    writer = CheckpointWriter(CheckpointConfig(str(tmp_path), save_in_background=background, on_full_disk="continue"))
+    with pytest.raises(RuntimeError, match="nobody expected this"):
+        writer.save(1, {"model": {}})
+        writer.wait()
 
 
 def test_saving_in_the_background_changes_nothing(scenes, tmp_path):

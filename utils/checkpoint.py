@@ -159,7 +159,7 @@ class CheckpointWriter:
         self.cfg, self.folder = cfg, Path(cfg.checkpoint_dir)
         remove_stale(self.folder)
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, or start to; the state may change as soon as this returns.
@@ -193,6 +193,8 @@ class CheckpointWriter:
         except OSError as error:
             log.error("CHECKPOINT OF STEP %d NOT SAVED: %s; earlier ones are kept", step, error)
             self._error = error if self.cfg.on_full_disk == "stop" else None
+        except Exception as error:  # in a thread nobody else would hear of it
+            self._error = error
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # How long a barrier waits: for downloads and for writing to slow disks, not for ever.
 _PATIENCE = timedelta(minutes=30)
+# Seconds between two looks at the store.
+_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Process:
     def barrier(self, what: str) -> None:
         """Wait until all processes are here, while one may be busy for long (`what` says with what, for the message).
 
-        It goes through the store, not through a collective, whose timeout is meant for ranks that are lost.
+        It goes through the store, not through a collective, whose timeout is meant for ranks that are lost. The store
+        is asked again and again, since one long wait would keep all other threads (the watch is one) from using it.
 
         Raises:
             RuntimeError: names the ranks that did not come within half an hour.
@@ -53,11 +56,12 @@ class Process:
         number = next(self._barriers)
         keys = [f"barrier/{number}/{rank}" for rank in range(self.world_size)]
         self.store.set(keys[self.rank], "")
-        try:
-            self.store.wait(keys, _PATIENCE)
-        except RuntimeError as error:
-            missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
-            raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}") from error
+        deadline = time.monotonic() + _PATIENCE.total_seconds()
+        while not self.store.check(keys):
+            if time.monotonic() > deadline:
+                missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+                raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
+            time.sleep(_PAUSE)
 
     def first_on_machine(self, make: Callable[[], T]) -> T:
         """`make()`, run by one process of each machine before the others, which find what it downloaded."""
@@ -143,6 +147,10 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
     if rank > 0:
         word = uuid.uuid4().hex
         store.set(f"hello/{rank}", word)
+        try:
+            store.wait([f"name/{word}"], timeout)
+        except RuntimeError as error:
+            raise RuntimeError(f"rank 0 did not come within {timeout}") from error
         name = store.get(f"name/{word}").decode()
         store.set(f"{name}/here/{rank}", "")
         return name
@@ -154,5 +162,5 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
             # The word may still be that of a dead process; then the living one's is answered next time.
             if store.check([f"hello/{other}"]):
                 store.set(f"name/{store.get(f'hello/{other}').decode()}", name)
-        time.sleep(0.02)
+        time.sleep(_PAUSE)
     return name
