@@ -7,6 +7,7 @@ The run folder is `training.checkpoint_dir`; running the same command again goes
 """
 
 import dataclasses
+import datetime
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,13 +110,15 @@ def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
     return process.first_on_machine(make).to(process.device)
 
 
-def prepare_folder(config: Config, process: Process, origin: dict[str, Any]) -> Tracker:
+def prepare_folder(config: Config, process: Process, origin: dict[str, Any], start: Start) -> Tracker:
     """Record the start in the run folder and open the places where numbers go."""
     cfg, wandb_run = config.training, None
     folder = Path(cfg.checkpoint_dir)
     if process.is_main:
         write_text(folder / "config.yaml", origin["config"])
-        append_json_line(folder / "starts.jsonl", {"processes": process.world_size, **origin["provenance"]})
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        begun = {"time": now, "step": start.step, "processes": process.world_size}
+        append_json_line(folder / "starts.jsonl", begun | origin["provenance"])
         wandb_run = start_wandb(
             project=cfg.wandb_project,
             name=cfg.wandb_exp_name,
@@ -145,7 +148,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     optimizer = build_optimizer(model, cfg)
     start = restore(cfg, process, model, optimizer)
     origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(given)), "provenance": provenance()}
-    tracker = prepare_folder(config, process, origin)
+    tracker = prepare_folder(config, process, origin, start)
     if process.is_main:
         _say(cfg, process, model, len(dataset.scenes))
     return Trainer(

@@ -14,6 +14,7 @@ from typing import Any
 
 import train
 from benchmarks.common import benchmark_parser, last_lines, run_benchmark, seeded_loss, show
+from utils.errors import InputError
 
 
 def run(config: Path, folder: Path, overrides: list[str]) -> None:
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
     runs = {name: own.split() for name, _, own in (text.partition(":") for text in given.setting)}
+    for name in runs:
+        if (given.output_dir / name / "metrics.jsonl").exists():
+            raise InputError(f"{given.output_dir / name} holds an earlier run, which would go on: choose another place")
     for name, own in runs.items():
         run(given.config, given.output_dir / name, [*given.overrides, *own])
     # Under torchrun, one process tells.

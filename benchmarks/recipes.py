@@ -3,10 +3,13 @@
 python -m benchmarks.recipes [CONFIG ...]
 """
 
+import logging
 from pathlib import Path
 
 from benchmarks.common import benchmark_parser, read_config, run_benchmark, show, with_training
 from benchmarks.train_step import measure
+
+log = logging.getLogger("lvsm")
 
 
 def main() -> None:
@@ -18,7 +21,7 @@ def main() -> None:
     for path in given.configs:
         config = with_training(read_config(path, []), grad_accum_steps=1, total_batch_size=0)
         rows.append({"config": path.stem} | measure(config, calls=3, warmup=2))
-        show(rows[-1:])
+        log.info("measured %s", path.stem)
     show(rows, given.json)
 
 

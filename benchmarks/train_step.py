@@ -7,6 +7,7 @@
 signals, no notes. The difference is what watching costs.
 """
 
+import logging
 import statistics
 import tempfile
 import time
@@ -44,6 +45,8 @@ from utils.optim import build_optimizer
 from utils.random_state import seed_everything
 from utils.tracking import Tracker
 from utils.watch import Watch
+
+log = logging.getLogger("lvsm")
 
 # Parts of kernel names, by what they do; the first that fits counts.
 KERNELS = {
@@ -115,6 +118,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row: seconds an update, their spread, memory, arithmetic; with `bare`, the cost of watching."""
     release_memory()
+    config = train.with_accumulation(config, world_size=1)
     with tempfile.TemporaryDirectory() as folder, process_group() as process, tqdm(disable=True) as bar:
         trainer = seeded_trainer(with_training(config, checkpoint_dir=folder, warmup=0), process)
         start = time.perf_counter()
@@ -192,7 +196,7 @@ def main() -> None:
             config = read_config(path, [*given.overrides, *own.split()])
             name = {"config": path.stem.removeprefix("LVSM_scene_"), "with": own.replace("training.", "")}
             rows.append(name | measure(config, given.bare, given.profile, given.calls, given.warmup))
-            show(rows[-1:])
+            log.info("measured %s %s", path.stem, own)
     show(rows, given.json)
 
 

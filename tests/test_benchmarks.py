@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import loader, loss_curve, preprocess, recipes, render, restart, train_step
 from tests.helpers import ROOT, small_overrides
+from utils.cli import run_main
 
 CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
 
@@ -75,6 +76,8 @@ def test_loss_curves(measured, scenes, tmp_path):
     assert [row["run"] for row in rows] == ["plain", "no warmup"]
     first, last = ([row[name] for row in rows] for name in ("loss@1", "loss@3"))
     assert first[0] == first[1] and last[0] != last[1]
+    with pytest.raises(SystemExit, match="error: .*plain holds an earlier run, which would go on"):
+        run_main(lambda _: measured(loss_curve, "--config", CONFIG, *places, *settings))
 
 
 def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch):

@@ -42,6 +42,8 @@ def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in lines)
+    (begun,) = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert begun["step"] == 0 and begun["processes"] == 1 and begun["time"].startswith("20") and begun["packages"]
     (picture,) = (folder / "visuals").iterdir()
     assert picture.name == "00000002.png"
     # Two scenes of six targets: a title, the views' names, targets, renders.
