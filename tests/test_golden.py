@@ -31,4 +31,4 @@ def test_loss_curve(variant, scenes, tmp_path):
     assert len(curve) == 20 and curve[-1] < 0.9 * curve[0]
     # Kernels of other releases round otherwise, which training at this rate amplifies.
     assert curve[:3] == pytest.approx(golden[variant][:3], rel=1e-3)
-    assert curve == pytest.approx(golden[variant], rel=1e-3 if release == golden["torch"] else 1e-2)
+    assert curve == pytest.approx(golden[variant], rel=1e-3 if release == golden["torch"] else 3e-2)
