@@ -421,9 +421,12 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(scenes, tmp_path, caplo
     (folder / checkpoint_name(2)).write_bytes(whole[: len(whole) // 2])
     assert newest_readable(folder) == folder / checkpoint_name(1)
     assert "SKIPPED checkpoint cannot be read" in caplog.text and checkpoint_name(2) in caplog.text
+    assert caplog.text.count("; taking the checkpoint before it") == 1
     (folder / checkpoint_name(1)).write_bytes(b"")
+    caplog.clear()
     with pytest.raises(InputError, match="none of the 2 checkpoints .* can be read"):
         train.main(command(scenes, folder))
+    assert caplog.text.count("SKIPPED") == 2 and caplog.text.count("; taking the checkpoint before it") == 1
     assert newest_readable(tmp_path / "empty") is None
 
 

@@ -101,7 +101,7 @@ def newest_readable(folder: Path) -> Path | None:
         try:
             read_checkpoint(path)
         except InputError as error:
-            log.error("SKIPPED %s; taking the checkpoint before it", error)
+            log.error("SKIPPED %s%s", error, "" if path is found[0] else "; taking the checkpoint before it")
         else:
             return path
     if found:
