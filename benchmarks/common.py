@@ -8,7 +8,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,26 +22,17 @@ from model.loss import Loss
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml
 from utils.camera import Cameras, Views
-from utils.errors import InputError
 from utils.files import write_json
 from utils.provenance import provenance
 
 REPEATS = 3
 
 
-def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes; `doc` is its module's docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     return parser
-
-
-def run_benchmark(main: Callable[[], None]) -> None:
-    """Run a benchmark's `main`; bad input ends in one line and exit code 1, as for the entry scripts."""
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> Config:

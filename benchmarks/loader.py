@@ -7,6 +7,7 @@ Without a scene, frames of 640 x 360 are drawn and stored as JPEG and as PNG.
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import benchmark_parser, run_benchmark, show, spread, timed
+from benchmarks.common import benchmark_parser, show, spread, timed
 from data.dataset import DataConfig, ViewLoader
 from data.scene import Scene, read_scene
 from data.transforms import plan_crop, read_image, to_planes
+from utils.cli import run_main
 
 FRAMES = 48
 
@@ -46,11 +48,11 @@ def read_whole(scene: Scene) -> None:
         to_planes(image.resize(crop.resized, Image.Resampling.LANCZOS).crop(crop.box))
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure the plain way and both of ours."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--scene", type=Path, help="metadata of a preprocessed scene of JPEG frames")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

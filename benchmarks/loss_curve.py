@@ -9,11 +9,13 @@ runs on seeded weights.
 
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import train
-from benchmarks.common import benchmark_parser, last_lines, run_benchmark, seeded_loss, show
+from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
+from utils.cli import run_main
 from utils.errors import InputError
 
 
@@ -37,14 +39,14 @@ def describe(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Train every run."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="gets a run folder for each")
     parser.add_argument("--setting", action="append", required=True, metavar='"NAME: key=value ..."')
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_intermixed_args()
+    given = parser.parse_intermixed_args(argv)
     runs = {name: own.split() for name, _, own in (text.partition(":") for text in given.setting)}
     for name in runs:
         if (given.output_dir / name / "metrics.jsonl").exists():
@@ -57,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

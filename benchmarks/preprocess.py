@@ -7,14 +7,16 @@ Without a folder of RealEstate10K chunks, drawn clips are stored as one. PNG is 
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import preprocess_data
-from benchmarks.common import benchmark_parser, run_benchmark, show, spread, timed
+from benchmarks.common import benchmark_parser, show, spread, timed
 from benchmarks.loader import drawn_frames
+from utils.cli import run_main
 from utils.files import write_json
 
 CLIPS = 4
@@ -50,11 +52,11 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure both formats."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--chunks", type=Path, help="folder with train/*.torch and train/index.json")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -76,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

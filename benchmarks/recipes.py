@@ -4,19 +4,21 @@ python -m benchmarks.recipes [CONFIG ...]
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, read_config, run_benchmark, show, with_training
+from benchmarks.common import benchmark_parser, read_config, show, with_training
 from benchmarks.train_step import measure
+from utils.cli import run_main
 
 log = logging.getLogger("lvsm")
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure the recipes one after another."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("configs", nargs="*", type=Path, default=sorted(Path("configs").glob("LVSM*.yaml")))
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     rows = []
     for path in given.configs:
         config = with_training(read_config(path, []), grad_accum_steps=1, total_batch_size=0)
@@ -26,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

@@ -7,17 +7,19 @@ frame of a scene that is already encoded, with its kernels recorded.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import benchmark_parser, read_config, run_benchmark, seeded_batch, show, spread, timed
+from benchmarks.common import benchmark_parser, read_config, seeded_batch, show, spread, timed
 from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
 from model import build_model
 from setup import Config, set_threads_and_precision
+from utils.cli import run_main
 from utils.distributed import process_group
 from utils.media import to_uint8
 from utils.metrics import build_metrics
@@ -81,14 +83,14 @@ def measure(path: Path, config: Config, calls: int) -> list[dict[str, Any]]:
         ]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure the published variants, or those named."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in ("decoder_only", "encoder_decoder")]
     parser.add_argument("--config", type=Path, action="append")
     parser.add_argument("--calls", type=int, default=5, help="videos a repeat; other work in proportion")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_intermixed_args()
+    given = parser.parse_intermixed_args(argv)
     rows = []
     for path in given.config or published:
         rows += measure(path, read_config(path, given.overrides), given.calls)
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, last_lines, show
+from benchmarks.common import benchmark_parser, last_lines, read_config, show
 from utils.checkpoint import newest_readable, numbered_checkpoints, read_checkpoint
+from utils.cli import run_main
 from utils.errors import InputError
 
 _PATIENCE = 600.0
@@ -67,14 +68,16 @@ def kill_one(run: subprocess.Popen[str], folder: Path) -> float:
     return time.monotonic() - start
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run both and compare."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="gets both run folders; must not exist")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_intermixed_args()
+    given = parser.parse_intermixed_args(argv)
+    # Refused here, once, rather than by every start of both runs.
+    read_config(given.config, given.overrides)
     alone, killed = given.output_dir / "alone", given.output_dir / "killed"
     codes = [launch(given.config, alone, given.processes, given.overrides).wait()]
     run = launch(given.config, killed, given.processes, given.overrides)
@@ -92,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from benchmarks.common import (
     matrix_rate,
     read_config,
     release_memory,
-    run_benchmark,
     seconds_since_start,
     seeded_batch,
     seeded_loss,
@@ -39,6 +38,7 @@ from data.dataset import Batch
 from model import build_model
 from model.flops import peak_flops, training_flops
 from setup import Config, autocast, set_threads_and_precision
+from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.interruption import Interruption
 from utils.optim import build_optimizer
@@ -179,9 +179,9 @@ def describe(config: Config, seconds: float, process: Process) -> dict[str, Any]
     return row
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure one configuration, or variations of it."""
-    parser = benchmark_parser(__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, action="append")
     parser.add_argument("--vary", action="append", metavar='"key=value ..."', help="measure with these too; repeatable")
     parser.add_argument("--bare", action="store_true", help="also time updates that nothing watches")
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5, help="updates a repeat")
     parser.add_argument("--warmup", type=int, default=3, help="updates before")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_intermixed_args()
+    given = parser.parse_intermixed_args(argv)
     rows = []
     for path in given.config:
         for own in given.vary or [""]:
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_main(main)

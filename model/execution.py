@@ -38,8 +38,6 @@ _ATTENTION_OPS = {
 # Memory of what a block may keep, in outputs of one token: attention, then the products (3 for q k v, 1 behind
 # attention, 4 in the MLP).
 _ATTENTION_UNITS, _PRODUCT_UNITS = 1, 8
-
-
 # Compiled variants of one function before torch gives up and runs further ones as they are.
 _VARIANTS = 32
 

@@ -15,6 +15,10 @@ CONFIG = ROOT / "configs" / "demo.yaml"
         (["render", "--config", CONFIG, "training.compile=maybe"], "error: training.compile is 'maybe'"),
         (["loader", "--scene", "nowhere.json"], "error: scene metadata not found: nowhere.json"),
         (["preprocess", "--chunks", "nowhere"], "error: "),
+        (
+            ["restart", "--config", "nowhere.yaml", "--output_dir", "OUT"],
+            "error: configuration not found: nowhere.yaml",
+        ),
     ],
 )
 def test_bad_input_to_a_benchmark_ends_in_one_line(arguments, message):

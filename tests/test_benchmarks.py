@@ -1,7 +1,6 @@
 """The benchmarks run and say what they promise, at the size of a test."""
 
 import json
-import sys
 
 import pytest
 
@@ -13,13 +12,12 @@ CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path, capsys):
+def measured(tmp_path, capsys):
     """Runs a benchmark with arguments and gives its rows back, those of its table checked against its JSON."""
 
     def run(benchmark, *arguments):
         path = tmp_path / "numbers.json"
-        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments), "--json", str(path)])
-        benchmark.main()
+        benchmark.main([*map(str, arguments), "--json", str(path)])
         written = json.loads(path.read_text())
         printed = capsys.readouterr().out
         assert written["device"] in printed and "torch" in written["packages"]

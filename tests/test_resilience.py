@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 import inference
 import train
+from benchmarks.restart import workers
 from data import dataset
 from setup import load_config
 from tests.helpers import ROOT, run, write_toy_set
@@ -185,13 +186,6 @@ def two_process_result(scenes, tmp_path):
     return weights(tmp_path / "two", STEPS)
 
 
-def workers(process):
-    """The process ids of torchrun's workers."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    commands = {pid: open(f"/proc/{pid}/cmdline").read() for pid in children}  # noqa: PTH123, SIM115
-    return [int(pid) for pid, line in commands.items() if "slow_train" in line]
-
-
 def lines(path):
     return len(path.read_text().splitlines())
 
@@ -200,11 +194,11 @@ def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
     process = start(scenes, folder, processes=2, launcher=["--max-restarts", "1"])
     wait_for(lambda: numbered_checkpoints(folder))
-    os.kill(random.Random(0).choice(workers(process)), signal.SIGKILL)
+    os.kill(random.Random(0).choice(workers(process.pid)), signal.SIGKILL)
     before = lines(folder / "metrics.jsonl")
     wait_for(lambda: lines(folder / "starts.jsonl") == 2 and lines(folder / "metrics.jsonl") > before, 150)
     # A scheduler tells one process alone; both agree.
-    os.kill(workers(process)[1], signal.SIGUSR1)
+    os.kill(workers(process.pid)[1], signal.SIGUSR1)
     _, said = process.communicate(timeout=150)
     assert process.returncode == 0, said
     newest = numbered_checkpoints(folder)[-1]
