@@ -35,6 +35,8 @@ _ATTENTION_OPS = {
     _ATEN._scaled_dot_product_efficient_attention.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
 }
+# Means and variances of the tokens, where they are results of their own: small, and kept always.
+_STATISTICS = _ATEN.var_mean.correction
 # Memory of what a block may keep, in outputs of one token: attention, then the products (3 for q k v, 1 behind
 # attention, 4 in the MLP).
 _ATTENTION_UNITS, _PRODUCT_UNITS = 1, 8
@@ -127,26 +129,29 @@ def plan_keeping(num_groups: int, share: float) -> list[Keep]:
     return levels[: num_groups - products] + [Keep.PRODUCTS] * products
 
 
-def _policy(products: bool, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Keep attention and, if asked, products, but for the last of a block: nothing in backward needs its result."""
-    if op in _ATTENTION_OPS:
-        return CheckpointPolicy.MUST_SAVE
-    if products and op is _ATEN.mm.default and args[0].shape[1] <= args[1].shape[1]:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(level: Keep, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """Keep attention and products by level, but for the last product: nothing in backward needs its result."""
+    kept = op is _STATISTICS or (level >= Keep.ATTENTION and op in _ATTENTION_OPS)
+    if level >= Keep.PRODUCTS and op is _ATEN.mm.default:
+        kept = args[0].shape[1] <= args[1].shape[1]
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_nothing() -> Any:
+    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.NOTHING))
 
 
 def _keep_attention() -> Any:
-    return create_selective_checkpoint_contexts(functools.partial(_policy, False))
+    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.ATTENTION))
 
 
 def _keep_products() -> Any:
-    return create_selective_checkpoint_contexts(functools.partial(_policy, True))
+    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.PRODUCTS))
 
 
 # Arguments of torch's `checkpoint` for each level.
 CHECKPOINT_ARGUMENTS: dict[Keep, dict[str, Any]] = {
-    Keep.NOTHING: {},
+    Keep.NOTHING: {"context_fn": _keep_nothing},
     Keep.ATTENTION: {"context_fn": _keep_attention},
     Keep.PRODUCTS: {"context_fn": _keep_products},
 }
