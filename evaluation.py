@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from data.dataset import Batch
@@ -17,6 +18,7 @@ from setup import TrainingConfig, amp_dtype, autocast
 from utils.camera import Cameras, Views
 from utils.distributed import Process
 from utils.errors import InputError
+from utils.media import start_to_uint8
 from utils.metrics import Metric, psnr, score
 from utils.stopwatch import Stopwatch
 
@@ -77,6 +79,17 @@ class Renderer:
         """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
         for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
             yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
+
+    def film(self, encoded: Float[Tensor, "1 k d"], targets: Cameras) -> Iterator[UInt8[np.ndarray, "c h w 3"]]:
+        """8-bit frames of one scene from target cameras [1, t], `c` at a time, the next ones rendered meanwhile."""
+        before = None
+        for images in self.stream(encoded, targets):
+            begun = start_to_uint8(images[0])
+            if before is not None:
+                yield before()
+            before = begun
+        if before is not None:
+            yield before()
 
 
 def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[tuple[Path, Selection]]:

@@ -167,7 +167,7 @@ class Evaluator:
             }
         frames: Iterable[np.ndarray] = ()
         if path is not None:
-            frames = (to_uint8(images[0]) for images in self.renderer.stream(rendered.encoded[i : i + 1], path[None]))
+            frames = self.renderer.film(rendered.encoded[i : i + 1], path[None])
 
         def write(chunks: Iterator[np.ndarray]) -> None:
             folder = self.out_dir / record.folder

@@ -21,7 +21,6 @@ from model import build_model
 from setup import Config, set_threads_and_precision
 from utils.cli import run_main
 from utils.distributed import process_group
-from utils.media import to_uint8
 from utils.metrics import build_metrics
 from utils.random_state import seed_everything
 
@@ -68,8 +67,8 @@ def measure(path: Path, config: Config, calls: int) -> list[dict[str, Any]]:
         video = cameras[:, torch.arange(FRAMES) % TARGETS]
 
         def film() -> None:
-            for chunk in renderer.stream(renderer.encode(scene), video):
-                to_uint8(chunk)
+            for _ in renderer.film(renderer.encode(scene), video):
+                pass
 
         filmed = timed(film, calls, 2)
         one = cameras[:, :1]

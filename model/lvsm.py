@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.execution import ExecutionConfig, compiled
-from model.transformer import Transformer, TransformerConfig, init_linears
+from model.transformer import LayerNorm, Transformer, TransformerConfig, init_linears
 from utils.camera import Cameras, Views, plucker
 
 
@@ -48,13 +48,13 @@ class LVSM(nn.Module):
         self.patch_size = p
         self.image_tokenizer = nn.Linear(9 * p * p, d, bias=False)
         self.pose_tokenizer = nn.Linear(6 * p * p, d, bias=False)
-        self.input_norm = nn.LayerNorm(d, bias=False)
-        self.head_norm = nn.LayerNorm(d, bias=False)
+        self.input_norm, self.head_norm = LayerNorm(d), LayerNorm(d)
         self.head = nn.Linear(d, 3 * p * p, bias=False)
         init_linears(self)
         self._build(cfg.transformer, execution)
         self._tokenize_inputs = compiled(self._tokenize_inputs, execution)  # type: ignore[method-assign]
         self._tokenize_targets = compiled(self._tokenize_targets, execution)  # type: ignore[method-assign]
+        self._join = compiled(self._join, execution)  # type: ignore[method-assign]
         self._paint = compiled(self._paint, execution)  # type: ignore[method-assign]
 
     def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
@@ -64,7 +64,7 @@ class LVSM(nn.Module):
         """Turn input views [b, v] (float images in [0, 1]) into what `decode` keeps of a scene."""
         raise NotImplementedError
 
-    def _transform(self, encoded: Tensor, target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def _transform(self, encoded: Tensor, target: Float[Tensor, "bt n d"]) -> Float[Tensor, "bt n d"]:
         raise NotImplementedError
 
     def decode(
@@ -80,10 +80,14 @@ class LVSM(nn.Module):
         return self.decode(self.encode(inputs), targets)
 
     def _decode(self, encoded: Tensor, targets: Cameras) -> Tensor:
-        num_targets = targets.shape[1]
-        shared = repeat(encoded, "b k d -> (b t) k d", t=num_targets)
-        images = self._paint(self._transform(shared, self._tokenize_targets(targets)), targets.height, targets.width)
-        return rearrange(images, "(b t) c h w -> b t c h w", t=num_targets)
+        tokens = self._transform(encoded, self._tokenize_targets(targets))
+        images = self._paint(tokens, targets.height, targets.width)
+        return rearrange(images, "(b t) c h w -> b t c h w", t=targets.shape[1])
+
+    def _join(self, encoded: Tensor, target: Tensor, target_first: bool) -> Float[Tensor, "bt n d"]:
+        """Normalised sequences of what is kept of a scene, the same for all its targets, and the tokens of one."""
+        shared = repeat(encoded, "b k d -> (b t) k d", t=target.shape[0] // encoded.shape[0])
+        return self.input_norm(torch.cat([target, shared] if target_first else [shared, target], dim=1))
 
     def _tokenize_targets(self, targets: Cameras) -> Float[Tensor, "bt n d"]:
         return rearrange(self.pose_tokenizer(self._patchify(plucker(targets))), "b t n d -> (b t) n d")
@@ -114,7 +118,7 @@ class DecoderOnly(LVSM):
         return self._tokenize_inputs(inputs)
 
     def _transform(self, encoded: Tensor, target: Tensor) -> Tensor:
-        sequence = self.input_norm(torch.cat([encoded, target], dim=1))
+        sequence = self._join(encoded, target, target_first=False)
         return self.transformer(sequence, keep=slice(encoded.shape[1], None))
 
 
@@ -134,5 +138,5 @@ class EncoderDecoder(LVSM):
         return self.encoder(sequence, keep=slice(0, len(self.latents)))
 
     def _transform(self, encoded: Tensor, target: Tensor) -> Tensor:
-        sequence = self.input_norm(torch.cat([target, encoded], dim=1))
+        sequence = self._join(encoded, target, target_first=True)
         return self.decoder(sequence, keep=slice(0, target.shape[1]))

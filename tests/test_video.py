@@ -16,7 +16,7 @@ from setup import TrainingConfig
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
 from tests.test_inference import command, save_model
 from utils.errors import InputError
-from utils.media import write_video
+from utils.media import to_uint8, write_video
 
 KINDS = {"interpolate": 2 * 6, "spiral": 2 * 6, "wobble": 2 * 6, "through": 6}
 
@@ -80,6 +80,15 @@ def test_long_paths_are_rendered_a_few_frames_at_a_time(monkeypatch):
         chunks.append(chunk)
     assert [chunk.shape[1] for chunk in chunks] == [8, 8, 5]
     torch.testing.assert_close(torch.cat(chunks, dim=1), render(renderer, encoded, path))
+    # A film hands out a chunk once the next one is ordered.
+    rendered.clear()
+    ordered, frames = [], []
+    for chunk in renderer.film(encoded, path):
+        ordered.append(len(rendered))
+        frames.append(chunk)
+    assert ordered == [2, 3, 3]
+    np.testing.assert_array_equal(np.concatenate(frames), to_uint8(torch.cat(chunks, dim=1)[0]))
+    assert not list(renderer.film(encoded, path[:, :0]))
 
 
 @pytest.mark.parametrize("normalization", ["all_views", "input_views"])

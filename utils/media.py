@@ -1,6 +1,6 @@
 """Pictures and videos."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,25 @@ _TEXT_HEIGHT = 14
 
 def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
     """Images in [0, 1] as 8-bit arrays, channels last."""
+    return start_to_uint8(images)()
+
+
+def start_to_uint8(images: Float[Tensor, "*n 3 h w"]) -> Callable[[], UInt8[np.ndarray, "*n h w 3"]]:
+    """Begin what `to_uint8` does; the function returned waits for it, but not for what the GPU was given since."""
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
+    pixels = rearrange(pixels, "... c h w -> ... h w c").contiguous()
+    if pixels.device.type != "cuda":
+        return pixels.numpy
+    place = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    place.copy_(pixels, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return place.numpy()
+
+    return wait
 
 
 def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
