@@ -129,10 +129,6 @@ def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
     store = dist.PrefixStore(_agree_on_name(shared, rank, world_size, timeout), shared)
     # Naming the device binds NCCL to it; gloo takes none.
     bound = device if device.type == "cuda" else None
-    # Unless collectives are recorded, a process that lost a peer would spend half a minute on dumping nothing before it
-    # ends and lets torchrun start anew.
-    if int(os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", 0)) == 0:
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     dist.init_process_group(
         "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
     )
