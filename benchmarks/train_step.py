@@ -124,10 +124,10 @@ def measure(
         start = time.perf_counter()
         whole_update(trainer, bar)
         synchronize()
-        first = time.perf_counter() - start
+        first, since_start = time.perf_counter() - start, seconds_since_start()
         seconds = timed(lambda: whole_update(trainer, bar), calls, warmup)
         row = describe(config, statistics.median(seconds), process)
-        row |= {"spread": f"{spread(seconds):.1%}", "first update s": first, "since start s": seconds_since_start()}
+        row |= {"spread": f"{spread(seconds):.1%}", "first update s": first, "since start s": since_start}
         if bare:
             row |= watching(trainer, bar, calls)
         if profile:

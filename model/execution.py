@@ -149,9 +149,11 @@ def _keep_products() -> Any:
     return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.PRODUCTS))
 
 
-# Arguments of torch's `checkpoint` for each level.
-CHECKPOINT_ARGUMENTS: dict[Keep, dict[str, Any]] = {
-    Keep.NOTHING: {"context_fn": _keep_nothing},
-    Keep.ATTENTION: {"context_fn": _keep_attention},
-    Keep.PRODUCTS: {"context_fn": _keep_products},
-}
+_CONTEXTS = {Keep.NOTHING: _keep_nothing, Keep.ATTENTION: _keep_attention, Keep.PRODUCTS: _keep_products}
+
+
+def checkpoint_arguments(level: Keep) -> dict[str, Any]:
+    """Arguments of torch's `checkpoint` for a level; only compiled code has statistics to keep."""
+    if level == Keep.NOTHING and not torch.compiler.is_compiling():
+        return {}
+    return {"context_fn": _CONTEXTS[level]}

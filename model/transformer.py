@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.execution import CHECKPOINT_ARGUMENTS, ExecutionConfig, Keep, attention_backends, compiled, plan_keeping
+from model.execution import ExecutionConfig, Keep, attention_backends, checkpoint_arguments, compiled, plan_keeping
 from model.fused import gelu, layer_norm
 
 _INIT_STD = 0.02
@@ -133,7 +133,7 @@ class Transformer(nn.ModuleList):
         for number, level in enumerate(self.levels):
             start = number * self.every
             stop = min(start + self.every, len(self))
-            x = checkpoint(self._run, start, stop, x, keep, use_reentrant=False, **CHECKPOINT_ARGUMENTS[level])
+            x = checkpoint(self._run, start, stop, x, keep, use_reentrant=False, **checkpoint_arguments(level))
         return x
 
     def _run(self, start: int, stop: int, x: Tensor, keep: slice | None) -> Tensor:
@@ -149,7 +149,7 @@ def _run_block(block: nn.Module, x: Tensor, kept: Tensor | None, level: Keep | N
     """One block, checkpointed unless `level` is None; compiled once for all blocks of a shape."""
     if level is None:
         return block(x, kept)
-    return checkpoint(block, x, kept, use_reentrant=False, preserve_rng_state=False, **CHECKPOINT_ARGUMENTS[level])
+    return checkpoint(block, x, kept, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:

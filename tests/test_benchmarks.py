@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from benchmarks import loader, loss_curve, preprocess, recipes, render, restart, train_step
+from benchmarks import agreement, loader, loss_curve, preprocess, recipes, render, restart, train_step
 from tests.helpers import ROOT, small_overrides
 from utils.cli import run_main
 
@@ -35,6 +36,22 @@ def test_training_steps(measured):
     for row in rows:
         assert row["scenes"] == 2 and row["scenes/s"] == pytest.approx(2 / row["s/update"])
         assert row["bare s"] > 0 and row["watching"].endswith("%") and 0 < row["first update s"] < row["since start s"]
+
+
+def test_fast_and_plain_agree(measured, monkeypatch):
+    config = ["--config", CONFIG, *small_overrides("decoder_only"), "training.use_amp=true", "training.num_views=8"]
+    plain, fast = measured(agreement, *config, "training.perceptual_loss_weight=0.5")
+    assert 0 < fast["renders"] < 0.01 and 0 < plain["worst"] < 0.2
+    # Something wrong in one place of the fast path is found and named.
+    results = agreement.results
+
+    def broken(config, process, **training):
+        found = results(config, process, **training)
+        return found if training else found | {"transformer.1.mlp.up.weight": torch.zeros(256, 64)}
+
+    monkeypatch.setattr(agreement, "results", broken)
+    with pytest.raises(SystemExit, match=r"1 tensors .* too far off: transformer.1.mlp.up.weight by 1, the plain"):
+        measured(agreement, *config)
 
 
 def test_recipes(measured, tmp_path):

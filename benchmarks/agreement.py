@@ -1,0 +1,93 @@
+"""Does the fast path compute on this device what the plain one does? Renders, losses and gradients on seeded noise.
+
+    python -m benchmarks.agreement --config configs/LVSM_scene_decoder_only.yaml [key=value ...]
+
+Both run in the configured precision, the plain one without compilation and with all activations kept, and are compared
+with the plain one in float32. Rows: relative distances, the worst and the median of all tensors. Exits with 1 where the
+fast path is clearly further off than rounding takes the plain one.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.common import (
+    benchmark_parser,
+    read_config,
+    release_memory,
+    seeded_batch,
+    seeded_loss,
+    show,
+    with_training,
+)
+from model import build_model
+from setup import Config, autocast, set_threads_and_precision
+from utils.cli import run_main
+from utils.distributed import Process, process_group
+from utils.random_state import seed_everything
+
+SCENES = 2
+PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every": 0}
+EXACT = PLAIN | {"use_amp": False, "use_tf32": False, "attention_backend": "math"}
+# Kernels differ in the order of sums: how much further off than the plain path the fast one may be.
+TIMES, MORE = 2.0, 1e-3
+
+
+def results(config: Config, process: Process, **training: Any) -> dict[str, Tensor]:
+    """Renders, loss and the gradients of all parameters, by name, with other values in the `training` section."""
+    release_memory()
+    config = with_training(config, **training)
+    cfg = config.training
+    set_threads_and_precision(cfg)
+    seed_everything(cfg.seed)
+    model, loss = build_model(config.model, cfg).to(process.device).train(), seeded_loss(cfg).to(process.device)
+    batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
+    inputs, targets = batch.split(cfg.num_input_views)
+    with autocast(cfg, process.device):
+        renders = model(inputs, targets.cameras)
+        value = loss(renders, targets.images)["loss"]
+    value.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: t.detach().float().cpu() for name, t in {"renders": renders, "loss": value, **gradients}.items()}
+
+
+def distances(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """How far each tensor is from the exact one, relative to its size."""
+    return {name: ((found[name] - exact[name]).norm() / exact[name].norm()).item() for name in exact}
+
+
+def too_far(fast: dict[str, float], plain: dict[str, float]) -> list[str]:
+    """Names of tensors whose distance rounding does not explain, worst first; NaN is too far."""
+    excess = {name: fast[name] - (TIMES * plain[name] + MORE) for name in plain}
+    return sorted((name for name in excess if not excess[name] <= 0), key=lambda name: -excess[name])
+
+
+def describe(name: str, far: dict[str, float]) -> dict[str, Any]:
+    """One line of the table."""
+    gradients = [value for key, value in far.items() if key not in ("renders", "loss")]
+    row: dict[str, Any] = {"path": name, "renders": far["renders"], "loss": far["loss"]}
+    return row | {"gradients, median": statistics.median(gradients), "worst": max(gradients)}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compare, and say which tensor is off."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args(argv)
+    config = read_config(given.config, given.overrides)
+    with process_group() as process:
+        exact = results(config, process, **EXACT)
+        plain = distances(results(config, process, **PLAIN), exact)
+        fast = distances(results(config, process), exact)
+    show([describe("plain", plain), describe("fast", fast)], given.json)
+    if off := too_far(fast, plain):
+        worst = f"{off[0]} by {fast[off[0]]:.2g}, the plain path by {plain[off[0]]:.2g}"
+        raise SystemExit(f"{len(off)} tensors of the fast path are too far off: {worst}")
+
+
+if __name__ == "__main__":
+    run_main(main)
