@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import DataConfig, check_image_config
 from data.loader import LoaderConfig
-from model import ModelConfig, check_model_config
+from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, check_execution_config
 from model.loss import LossConfig
 from utils.checkpoint import CheckpointConfig, check_checkpoint_config
@@ -265,6 +265,8 @@ def _check_values(config: Config) -> None:
     for key in _WITHOUT_EFFECT:
         if getattr(training, key) is not None:
             log.warning("training.%s has no effect and is ignored", key)
+    for key in unread_keys(config.model):
+        log.warning("%s has no effect on this variant", key)
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

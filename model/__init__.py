@@ -2,6 +2,7 @@
 
 from model.execution import ExecutionConfig
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
+from model.transformer import TransformerConfig
 from utils.errors import InputError
 
 VARIANTS: dict[str, type[LVSM]] = {
@@ -32,6 +33,13 @@ def check_model_config(cfg: ModelConfig) -> None:
     for key in ("n_layer", "encoder_n_layer", "decoder_n_layer", "n_latent_vectors"):
         if getattr(transformer, key) < 1:
             raise InputError(f"model.transformer.{key} is {getattr(transformer, key)}; at least 1 is needed")
+
+
+def unread_keys(cfg: ModelConfig) -> list[str]:
+    """Keys that were given a value although the variant of `cfg` does not read them."""
+    unread = VARIANTS[cfg.class_name].unread
+    changed = [key for key in unread if getattr(cfg.transformer, key) != getattr(TransformerConfig, key)]
+    return [f"model.transformer.{key}" for key in changed]
 
 
 def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> LVSM:

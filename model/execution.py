@@ -4,9 +4,13 @@ import functools
 import importlib.util
 import logging
 import math
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -72,10 +76,24 @@ def check_execution_config(cfg: ExecutionConfig) -> None:
 
 
 def compiles(cfg: ExecutionConfig) -> bool:
-    """Whether to compile: as asked, else where there is a GPU and Triton to write its kernels."""
+    """Whether to compile: as asked, else where there is a GPU and all that Triton needs to write its kernels."""
     if cfg.compile != "auto":
         return cfg.compile == "on"
-    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return False
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler and Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return True
+    _warn_once(
+        "Triton needs a C compiler and Python's headers (gcc and python3-dev, say), which are not here: nothing is "
+        "compiled, and an update takes half as long again"
+    )
+    return False
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def compiled(function: F, cfg: ExecutionConfig) -> F:

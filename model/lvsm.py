@@ -5,6 +5,7 @@ is rendered on its own: the result does not depend on which other targets are as
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -41,6 +42,9 @@ class LVSM(nn.Module):
     Args:
         execution: how it runs; the numbers are the same but for rounding.
     """
+
+    # Keys of `model.transformer` that the variant does not read.
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, cfg: ModelConfig, execution: ExecutionConfig) -> None:
         super().__init__()
@@ -110,6 +114,8 @@ class LVSM(nn.Module):
 class DecoderOnly(LVSM):
     """One stack over [all input tokens, the tokens of one target] (24 layers, 171 M parameters)."""
 
+    unread = ("encoder_n_layer", "decoder_n_layer", "n_latent_vectors")
+
     def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
         self.transformer = Transformer(cfg, cfg.n_layer, execution)
 
@@ -124,6 +130,8 @@ class DecoderOnly(LVSM):
 
 class EncoderDecoder(LVSM):
     """A scene becomes a fixed set of latents; a second stack renders from them (12 + 12 layers, 173 M)."""
+
+    unread = ("n_layer",)
 
     def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
         self.encoder = Transformer(cfg, cfg.encoder_n_layer, execution)

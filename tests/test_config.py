@@ -115,6 +115,15 @@ def test_keys_without_effect_warn_once(caplog):
     ]
 
 
+def test_sizes_of_the_other_variant_warn(caplog):
+    section = {"class_name": "model.LVSM_scene_encoder_decoder.Images2LatentScene"}
+    with caplog.at_level(logging.WARNING, "lvsm"):
+        build_config({"model": section}, {"model.transformer.n_layer": 6, "model.transformer.encoder_n_layer": 6})
+    assert [record.getMessage() for record in caplog.records] == [
+        "model.transformer.n_layer has no effect on this variant"
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a: [1", "is not YAML"), ("- 1", "holds no keys"), (None, "configuration not found")],

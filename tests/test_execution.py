@@ -1,8 +1,10 @@
 """How a model runs must not matter: kept activations, kernels and compilation leave the numbers alone."""
 
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.execution import (
     ExecutionConfig,
     Keep,
+    _warn_once,
     attention_backends,
     check_execution_config,
     compiles,
@@ -54,7 +57,23 @@ def test_the_attention_kernel_follows_the_card(monkeypatch, caplog, available, c
 def test_compilation_is_for_gpus_unless_asked_for(monkeypatch):
     assert not compiles(ExecutionConfig()) and compiles(ExecutionConfig(compile="on"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name == "Python.h")
+    monkeypatch.setenv("CC", "cc")
     assert compiles(ExecutionConfig()) and not compiles(ExecutionConfig(compile="off"))
+
+
+@pytest.mark.parametrize("missing", ["compiler", "headers"])
+def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch, caplog, missing):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None if missing == "compiler" else f"/usr/bin/{name}")
+    monkeypatch.setattr(Path, "is_file", lambda path: missing != "headers")
+    _warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "lvsm"):
+        assert not compiles(ExecutionConfig()) and not compiles(ExecutionConfig())
+    (record,) = caplog.records
+    assert "gcc and python3-dev" in record.getMessage()
+    assert compiles(ExecutionConfig(compile="on"))
 
 
 @pytest.mark.parametrize(
