@@ -36,7 +36,7 @@ def check_model_config(cfg: ModelConfig) -> None:
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:
-    """Keys that were given a value although the variant of `cfg` does not read them."""
+    """Keys that differ from their defaults although the variant of `cfg` does not read them."""
     unread = VARIANTS[cfg.class_name].unread
     changed = [key for key in unread if getattr(cfg.transformer, key) != getattr(TransformerConfig, key)]
     return [f"model.transformer.{key}" for key in changed]

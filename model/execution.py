@@ -105,6 +105,8 @@ def compiled(function: F, cfg: ExecutionConfig) -> F:
         return function
     # One function serves all blocks: kept activations, first and last, with gradients and without, one scene and more.
     torch._dynamo.config.cache_size_limit = max(_VARIANTS, torch._dynamo.config.cache_size_limit)
+    # Else DDP has compiled blocks cut at the borders of its buckets, which they know nothing of.
+    torch._dynamo.config.optimize_ddp = False
     # Warns of in-place operations in checkpointed layers, of which there are none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     return torch.compile(function)  # type: ignore[return-value]
@@ -148,7 +150,7 @@ def plan_keeping(num_groups: int, share: float) -> list[Keep]:
 
 
 def _policy(level: Keep, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Keep attention and products by level, but for the last product: nothing in backward needs its result."""
+    """Keep statistics, and by level attention and products; not a block's last product, which backward never reads."""
     kept = op is _STATISTICS or (level >= Keep.ATTENTION and op in _ATTENTION_OPS)
     if level >= Keep.PRODUCTS and op is _ATEN.mm.default:
         kept = args[0].shape[1] <= args[1].shape[1]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+_HALF = (torch.bfloat16, torch.float16)
 # The normal distribution's upper tail for a >= 0: density(a) * polynomial(1 / (1 + _P a)), within 7.5e-8
 # (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.2.17).
 _P = 0.2316419
@@ -23,7 +24,7 @@ def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     Compiled for 16-bit numbers its error function is a polynomial that differs by less than they can tell; the usual
     one takes the GPU longer than reading and writing.
     """
-    if x.dtype == torch.float32 or not torch.compiler.is_compiling():
+    if x.dtype not in _HALF or not torch.compiler.is_compiling():
         return F.gelu(x)
     return _Gelu.apply(x)
 
@@ -65,6 +66,8 @@ def layer_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, "d"], eps: float)
     """
     if not torch.compiler.is_compiling():
         return F.layer_norm(x, weight.shape, weight, None, eps)
-    x = x.float()
-    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + eps) * weight
+    wide = x.float() if x.dtype in _HALF else x
+    variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+    normalized = (wide - mean) * torch.rsqrt(variance + eps) * weight
+    # Under autocast the result stays wide, as that of torch's own does.
+    return normalized if torch.is_autocast_enabled(x.device.type) else normalized.to(x.dtype)

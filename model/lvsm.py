@@ -89,7 +89,7 @@ class LVSM(nn.Module):
         return rearrange(images, "(b t) c h w -> b t c h w", t=targets.shape[1])
 
     def _join(self, encoded: Tensor, target: Tensor, target_first: bool) -> Float[Tensor, "bt n d"]:
-        """Normalised sequences of what is kept of a scene, the same for all its targets, and the tokens of one."""
+        """Normalised sequences: a scene's tokens, repeated for each target, joined with the tokens of that target."""
         shared = repeat(encoded, "b k d -> (b t) k d", t=target.shape[0] // encoded.shape[0])
         return self.input_norm(torch.cat([target, shared] if target_first else [shared, target], dim=1))
 

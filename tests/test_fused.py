@@ -20,9 +20,10 @@ def every_bfloat16():
 
 
 def values_and_slopes(function, x):
+    """Values, and slopes times 2: gradients for an outer one that is not 1."""
     x = x.clone().requires_grad_()
     y = function(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
+    (slope,) = torch.autograd.grad(2 * y.sum(), x)
     return y.detach().double(), slope.double()
 
 
@@ -35,6 +36,15 @@ def test_compiled_gelu_is_as_near_to_the_formula_as_torchs_own():
     assert ((ours - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all()
     assert (ours != theirs).double().mean() < 0.01
     assert (slope - exact_slope).abs().max() <= (their_slope - exact_slope).abs().max() + 1e-6
+
+
+def test_compiled_forms_keep_the_type_of_their_input():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        x, weight = torch.linspace(-3, 3, 64, dtype=dtype), torch.ones(64, dtype=dtype)
+        for function, arguments in ((gelu, ()), (layer_norm, (weight, 1e-5))):
+            ours, theirs = compiled(function)(x, *arguments), function(x, *arguments)
+            assert ours.dtype == theirs.dtype == dtype
+            torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(dtype).eps, atol=2e-6)
 
 
 def test_gelu_is_torchs_own_where_nothing_is_compiled_or_rounded():
