@@ -3,11 +3,12 @@
     python -m benchmarks.restart --config configs/rooms.yaml --output_dir restart --processes 2 \\
         training.train_steps=200 training.checkpoint_every=20
 
-One process a GPU where there are GPUs. The row says how many seconds passed from the kill to the next update that was
+One process a GPU where there are GPUs; with `--one_gpu` all share the first. The row says how many seconds passed from the kill to the next update that was
 written down, how often torchrun started the run, and how far the final weights are apart (0 on CPUs; on GPUs as far as
 two runs of the same seed are).
 """
 
+import argparse
 import os
 import random
 import signal
@@ -25,10 +26,11 @@ from utils.errors import InputError
 _PATIENCE = 600.0
 
 
-def launch(config: Path, folder: Path, processes: int, overrides: list[str]) -> subprocess.Popen[str]:
+def launch(folder: Path, given: argparse.Namespace) -> subprocess.Popen[str]:
     """Start training under torchrun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    training = ["train.py", "--config", str(config), *overrides, f"training.checkpoint_dir={folder}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(given.processes)]
+    script = ["-m", "benchmarks.one_gpu"] if given.one_gpu else ["train.py"]
+    training = [*script, "--config", str(given.config), *given.overrides, f"training.checkpoint_dir={folder}"]
     folder.mkdir(parents=True)
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         return subprocess.Popen([*torchrun, "--max-restarts", "3", *training], stderr=log, stdout=log, text=True)
@@ -43,7 +45,7 @@ def workers(launcher: int) -> list[int]:
             command = status.with_name("cmdline").read_text()
         except (OSError, ValueError):
             continue
-        if parent == launcher and "train.py" in command:
+        if parent == launcher and "training.checkpoint_dir" in command:
             found.append(int(status.parent.name))
     return found
 
@@ -74,13 +76,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="gets both run folders; must not exist")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--one_gpu", action="store_true", help="all processes on the first GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
     # Refused here, once, rather than by every start of both runs.
     read_config(given.config, given.overrides)
     alone, killed = given.output_dir / "alone", given.output_dir / "killed"
-    codes = [launch(given.config, alone, given.processes, given.overrides).wait()]
-    run = launch(given.config, killed, given.processes, given.overrides)
+    codes = [launch(alone, given).wait()]
+    run = launch(killed, given)
     seconds = kill_one(run, killed)
     codes.append(run.wait())
     newest = [newest_readable(folder) for folder in (alone, killed)]
