@@ -3,9 +3,9 @@
     python -m benchmarks.restart --config configs/rooms.yaml --output_dir restart --processes 2 \\
         training.train_steps=200 training.checkpoint_every=20
 
-One process a GPU where there are GPUs; with `--one_gpu` all share the first. The row says how many seconds passed from the
-kill to the next update that was written down, how often torchrun started the run, and how far the final weights are apart
-(0 on CPUs; on GPUs as far as two runs of the same seed are).
+One process a GPU where there are GPUs; with `--one_gpu` all share the first. The row says how many seconds passed from
+the kill to the next update that was written down, how often torchrun started the run, and how far the final weights are
+apart (0 on CPUs; on GPUs as far as two runs of the same seed are).
 """
 
 import argparse
