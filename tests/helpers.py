@@ -110,8 +110,8 @@ def write_run(
 
 def small_overrides(variant: str) -> list[str]:
     """Overrides that shrink a published configuration to the size of a test."""
-    layers = ["n_layer=2"] if variant == "decoder_only" else ["encoder_n_layer=1", "decoder_n_layer=1"]
-    sizes = ["d=64", "d_head=32", "n_latent_vectors=8", *layers]
+    both = ["encoder_n_layer=1", "decoder_n_layer=1", "n_latent_vectors=8"]
+    sizes = ["d=64", "d_head=32", *(["n_layer=2"] if variant == "decoder_only" else both)]
     tokenizers = [f"model.{t}.{s}" for t in ("image_tokenizer", "target_pose_tokenizer") for s in ("image_size=16",)]
     training = [
         "view_selector.min_frame_dist=8",
