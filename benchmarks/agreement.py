@@ -20,14 +20,13 @@ from benchmarks.common import (
     release_memory,
     seeded_batch,
     seeded_loss,
+    seeded_model,
     show,
     with_training,
 )
-from model import build_model
-from setup import Config, autocast, set_threads_and_precision
+from setup import Config, autocast
 from utils.cli import run_main
 from utils.distributed import Process, process_group
-from utils.random_state import seed_everything
 
 SCENES = 2
 PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every": 0}
@@ -43,9 +42,7 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
     release_memory()
     config = with_training(config, **training)
     cfg = config.training
-    set_threads_and_precision(cfg)
-    seed_everything(cfg.seed)
-    model, loss = build_model(config.model, cfg).to(process.device).train(), seeded_loss(cfg).to(process.device)
+    model, loss = seeded_model(config).to(process.device).train(), seeded_loss(cfg).to(process.device)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
     inputs, targets = batch.split(cfg.num_input_views)
     with autocast(cfg, process.device):

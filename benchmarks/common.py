@@ -18,12 +18,14 @@ import torchvision
 from torch import Tensor
 
 from data.dataset import Batch
+from model import LVSM, build_model
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
-from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml
+from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml, set_threads_and_precision
 from utils.camera import Cameras, Views
 from utils.files import write_json
 from utils.provenance import provenance
+from utils.random_state import seed_everything
 
 REPEATS = 3
 
@@ -60,6 +62,13 @@ def seeded_vgg19() -> dict[str, Tensor]:
 def seeded_loss(cfg: TrainingConfig) -> Loss:
     """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
     return Loss(cfg, None, PerceptualLoss(seeded_vgg19(), cfg) if cfg.perceptual_loss_weight else None)
+
+
+def seeded_model(config: Config) -> LVSM:
+    """The configured model with fresh weights on the CPU, threads and precision set as its run would."""
+    set_threads_and_precision(config.training)
+    seed_everything(config.training.seed)
+    return build_model(config.model, config.training)
 
 
 def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:

@@ -14,24 +14,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import benchmark_parser, read_config, seeded_batch, show, spread, timed
+from benchmarks.common import benchmark_parser, read_config, seeded_batch, seeded_model, show, spread, timed
 from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
-from model import build_model
-from setup import Config, set_threads_and_precision
+from setup import Config
 from utils.cli import run_main
 from utils.distributed import process_group
 from utils.metrics import build_metrics
-from utils.random_state import seed_everything
 
 SCENES, TARGETS, FRAMES = 4, 3, 120
 
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
     """A renderer as inference builds it, with fresh weights."""
-    set_threads_and_precision(config.training)
-    seed_everything(config.training.seed)
-    model = round_products(build_model(config.model, config.training), config.training)
+    model = round_products(seeded_model(config), config.training)
     return Renderer(model.to(device).eval(), config.training, device)
 
 

@@ -28,6 +28,7 @@ from benchmarks.common import (
     seconds_since_start,
     seeded_batch,
     seeded_loss,
+    seeded_model,
     show,
     spread,
     synchronize,
@@ -35,14 +36,12 @@ from benchmarks.common import (
     with_training,
 )
 from data.dataset import Batch
-from model import build_model
 from model.flops import peak_flops, training_flops
-from setup import Config, autocast, set_threads_and_precision
+from setup import Config, autocast
 from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.interruption import Interruption
 from utils.optim import build_optimizer
-from utils.random_state import seed_everything
 from utils.tracking import Tracker
 from utils.watch import Watch
 
@@ -73,9 +72,7 @@ class OneBatch:
 def seeded_trainer(config: Config, process: Process) -> train.Trainer:
     """A trainer with all its parts, fed with noise."""
     cfg = config.training
-    set_threads_and_precision(cfg)
-    seed_everything(cfg.seed)
-    model = build_model(config.model, cfg).to(process.device)
+    model = seeded_model(config).to(process.device)
     return train.Trainer(
         cfg,
         process,

@@ -157,19 +157,9 @@ def _policy(level: Keep, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> 
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _keep_nothing() -> Any:
-    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.NOTHING))
-
-
-def _keep_attention() -> Any:
-    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.ATTENTION))
-
-
-def _keep_products() -> Any:
-    return create_selective_checkpoint_contexts(functools.partial(_policy, Keep.PRODUCTS))
-
-
-_CONTEXTS = {Keep.NOTHING: _keep_nothing, Keep.ATTENTION: _keep_attention, Keep.PRODUCTS: _keep_products}
+_CONTEXTS = {
+    level: functools.partial(create_selective_checkpoint_contexts, functools.partial(_policy, level)) for level in Keep
+}
 
 
 def checkpoint_arguments(level: Keep) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from utils.distributed import Process
+from utils.host_copy import HostCopy
 from utils.parallel import exit_with_parent
 
 log = logging.getLogger("lvsm")
@@ -33,7 +33,7 @@ class Interruption:
 
     def __init__(self, process: Process) -> None:
         self._process, self._requested = process, False
-        self._exchanged: deque[_HostCopy] = deque()
+        self._exchanged: deque[HostCopy] = deque()
         for number in _SIGNALS:
             signal.signal(number, self._request)
 
@@ -47,23 +47,8 @@ class Interruption:
             return self._requested
         flag = torch.tensor(float(self._requested), device=self._process.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        self._exchanged.append(_HostCopy(flag))
-        return len(self._exchanged) > _LAG and self._exchanged.popleft().value() > 0
-
-
-class _HostCopy:
-    """A device scalar on its way to the host; only `value` waits for it."""
-
-    def __init__(self, scalar: Tensor) -> None:
-        self._event = torch.cuda.Event() if scalar.is_cuda else None
-        self._host = torch.empty((), pin_memory=scalar.is_cuda).copy_(scalar, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
-
-    def value(self) -> float:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.item()
+        self._exchanged.append(HostCopy(flag))
+        return len(self._exchanged) > _LAG and self._exchanged.popleft().read().item() > 0
 
 
 @contextmanager

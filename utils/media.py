@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from utils.files import atomic_path
+from utils.host_copy import HostCopy
 
 _TEXT_HEIGHT = 14
 
@@ -23,21 +24,11 @@ def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]
 
 
 def start_to_uint8(images: Float[Tensor, "*n 3 h w"]) -> Callable[[], UInt8[np.ndarray, "*n h w 3"]]:
-    """Begin what `to_uint8` does; the function returned waits for it, but not for what the GPU was given since."""
+    """Begin what `to_uint8` does; the function returned waits for it alone."""
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels = rearrange(pixels, "... c h w -> ... h w c").contiguous()
-    if pixels.device.type != "cuda":
-        return pixels.numpy
-    place = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-    place.copy_(pixels, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def wait() -> np.ndarray:
-        copied.synchronize()
-        return place.numpy()
-
-    return wait
+    copy = HostCopy(pixels)
+    return lambda: copy.read().numpy()
 
 
 def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
