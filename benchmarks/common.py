@@ -8,6 +8,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,7 +116,9 @@ def spread(values: Sequence[float]) -> float:
 
 def release_memory() -> None:
     """Forget what earlier measurements left on the GPU and in its peak, compiled code included."""
-    torch._dynamo.reset()
+    if "torch._inductor.compile_fx" in sys.modules:
+        # Where nothing was compiled, this alone would load the compiler.
+        torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

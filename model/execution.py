@@ -31,6 +31,7 @@ _BACKENDS = {
 }
 ATTENTION_BACKENDS = ("auto", *_BACKENDS)
 COMPILE_MODES = ("auto", "on", "off")
+RESIDUAL_DTYPES = ("fp32", "amp")
 
 _ATEN = torch.ops.aten
 _ATTENTION_OPS = {
@@ -55,13 +56,15 @@ class ExecutionConfig:
     `grad_checkpoint_every` layers make a group of which only the input is kept for backward (0: everything is kept).
     `keep_activations` from 0 to 1 is the share of what is worth keeping that is kept all the same: first the results
     of attention, then those of matrix products. `attention_backend` names a kernel; `compile` fuses what lies between
-    the products, "auto" where there is a GPU.
+    the products, "auto" where there is a GPU. `residual_dtype` is the precision of the tokens from block to block:
+    float32 as published, or with "amp" that of the products: less to read and write, but rounded at every block.
     """
 
     grad_checkpoint_every: int = 1
     keep_activations: float = 0.4
     attention_backend: str = "auto"
     compile: str = "auto"
+    residual_dtype: str = "fp32"
 
 
 def check_execution_config(cfg: ExecutionConfig) -> None:
@@ -70,7 +73,8 @@ def check_execution_config(cfg: ExecutionConfig) -> None:
         raise InputError(f"training.grad_checkpoint_every is {cfg.grad_checkpoint_every}; it must be at least 0")
     if not 0 <= cfg.keep_activations <= 1:
         raise InputError(f"training.keep_activations is {cfg.keep_activations}; it must be from 0 to 1")
-    for key, known in (("attention_backend", ATTENTION_BACKENDS), ("compile", COMPILE_MODES)):
+    choices = {"attention_backend": ATTENTION_BACKENDS, "compile": COMPILE_MODES, "residual_dtype": RESIDUAL_DTYPES}
+    for key, known in choices.items():
         if getattr(cfg, key) not in known:
             raise InputError(f"training.{key} is {getattr(cfg, key)!r}; known: {', '.join(known)}")
 

@@ -125,7 +125,8 @@ class DecoderOnly(LVSM):
 
     def _transform(self, encoded: Tensor, target: Tensor) -> Tensor:
         sequence = self._join(encoded, target, target_first=False)
-        return self.transformer(sequence, keep=slice(encoded.shape[1], None))
+        # Counted from the end, so that the number of inputs changes nothing about it.
+        return self.transformer(sequence, keep=slice(-target.shape[1], None))
 
 
 class EncoderDecoder(LVSM):

@@ -43,9 +43,9 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
         self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
 
-    def forward(self, x: Float[Tensor, "b n d"], queries: Float[Tensor, "b m d"] | None = None) -> Tensor:
-        """Every token of `x` is a key and value; the queries are `queries`, or all of `x`. Returns [b m d]."""
-        q, k, v = (rearrange(t, "b n (h c) -> b n h c", c=self.d_head) for t in self._project(x, queries))
+    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
+        """Every token of `x` is a key and value; those in `keep`, or all, are queries."""
+        q, k, v = (rearrange(t, "b n (h c) -> b n h c", c=self.d_head) for t in self._project(x, keep))
         q, k = self._normalize(self.q_norm, q, v), self._normalize(self.k_norm, k, v)
         # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -54,11 +54,11 @@ class Attention(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(self.d_head))
         return self.out(rearrange(attended, "b h n c -> b n (h c)"))
 
-    def _project(self, x: Tensor, queries: Tensor | None) -> tuple[Tensor, ...]:
-        if queries is None:
+    def _project(self, x: Tensor, keep: slice | None) -> tuple[Tensor, ...]:
+        if keep is None:
             return self.qkv(x).chunk(3, dim=-1)
         d = x.shape[-1]
-        q = F.linear(queries, self.qkv.weight[:d])
+        q = F.linear(x[:, keep], self.qkv.weight[:d])
         return q, *F.linear(x, self.qkv.weight[d:]).chunk(2, dim=-1)
 
     @staticmethod
@@ -100,10 +100,9 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(cfg.d)
         self.mlp = MLP(cfg.d)
 
-    def forward(self, x: Float[Tensor, "b n d"], kept: Float[Tensor, "b m d"] | None = None) -> Tensor:
-        """All tokens, or only those in `kept`, a part of `x`; the others then serve as keys and values alone."""
-        queries = None if kept is None else self.norm1(kept)
-        x = (x if kept is None else kept) + self.attn(self.norm1(x), queries)
+    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
+        """All tokens, or only those in `keep`; the others then serve as keys and values alone."""
+        x = (x if keep is None else x[:, keep]) + self.attn(self.norm1(x), keep)
         return x + self.mlp(self.norm2(x))
 
 
@@ -120,15 +119,18 @@ class Transformer(nn.ModuleList):
             init_linears(block, block_init_std(cfg, index, n_layer))
         self.every = execution.grad_checkpoint_every
         self.levels = plan_keeping(math.ceil(n_layer / max(1, self.every)), execution.keep_activations)
+        self.narrow = execution.residual_dtype == "amp"
         self._run_block = compiled(_run_block, execution)
 
     def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
         """Run all blocks and return the tokens in `keep`; the last block computes no others."""
+        narrow = self.narrow and torch.is_autocast_enabled(x.device.type)
+        x = x.to(torch.get_autocast_dtype(x.device.type) if narrow else torch.float32)
         if not (self.every and self.training and torch.is_grad_enabled()):
             return self._run(0, len(self), x, keep)
         if self.every == 1:
             for index, level in enumerate(self.levels):
-                x = self._run_block(self[index], x, self._kept(index, x, keep), level)
+                x = self._run_block(self[index], x, *self._bounds(index, keep), level)
             return x
         for number, level in enumerate(self.levels):
             start = number * self.every
@@ -138,18 +140,22 @@ class Transformer(nn.ModuleList):
 
     def _run(self, start: int, stop: int, x: Tensor, keep: slice | None) -> Tensor:
         for index in range(start, stop):
-            x = self._run_block(self[index], x, self._kept(index, x, keep), None)
+            x = self._run_block(self[index], x, *self._bounds(index, keep), None)
         return x
 
-    def _kept(self, index: int, x: Tensor, keep: slice | None) -> Tensor | None:
-        return None if keep is None or index < len(self) - 1 else x[:, keep]
+    def _bounds(self, index: int, keep: slice | None) -> tuple[int | None, int | None]:
+        return (None, None) if keep is None or index < len(self) - 1 else (keep.start, keep.stop)
 
 
-def _run_block(block: nn.Module, x: Tensor, kept: Tensor | None, level: Keep | None) -> Tensor:
-    """One block, checkpointed unless `level` is None; compiled once for all blocks of a shape."""
+def _run_block(block: nn.Module, x: Tensor, start: int | None, stop: int | None, level: Keep | None) -> Tensor:
+    """One block, its results cut to tokens `start` to `stop`, checkpointed unless `level` is None.
+
+    Compiled once for all blocks of a shape. Tokens are cut in here: compilers mistake a part of `x` beside `x`.
+    """
+    keep = None if start is None and stop is None else slice(start, stop)
     if level is None:
-        return block(x, kept)
-    return checkpoint(block, x, kept, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
+        return block(x, keep)
+    return checkpoint(block, x, keep, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:
