@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data.dataset import Batch
 from model import LVSM, build_model
+from model.flops import peak_flops
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml, set_threads_and_precision
@@ -132,6 +133,23 @@ def matrix_rate() -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = statistics.median(timed(lambda: a @ b, 20, 5))
     return 2 * size**3 / seconds
+
+
+def rates(flops: float, seconds: float) -> dict[str, Any]:
+    """Columns of a table: TFLOP/s, and on a GPU peak memory and the shares of its data sheet and of what it reached."""
+    row: dict[str, Any] = {"TFLOP/s": flops / seconds / 1e12}
+    if torch.cuda.is_available():
+        row["GB"] = torch.cuda.max_memory_allocated() / 1e9
+        peak = peak_flops(torch.device("cuda"))
+        row["mfu"] = f"{flops / seconds / peak:.0%}" if peak else "?"
+        row["of matrix rate"] = f"{flops / seconds / matrix_rate():.0%}"
+    return row
+
+
+def tokens_per_view(config: Config) -> int:
+    """Patches of a square image."""
+    tokenizer = config.model.image_tokenizer
+    return (tokenizer.image_size // tokenizer.patch_size) ** 2
 
 
 def seconds_since_start() -> float:

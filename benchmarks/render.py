@@ -7,16 +7,28 @@ frame of a scene that is already encoded, with its kernels recorded.
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import benchmark_parser, read_config, seeded_batch, seeded_model, show, spread, timed
+from benchmarks.common import (
+    benchmark_parser,
+    rates,
+    read_config,
+    release_memory,
+    seeded_batch,
+    seeded_model,
+    show,
+    spread,
+    timed,
+    tokens_per_view,
+)
 from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
+from model.flops import decoding_flops, encoding_flops
 from setup import Config
 from utils.cli import run_main
 from utils.distributed import process_group
@@ -38,44 +50,55 @@ def evaluation_batch(config: Config) -> Batch:
     return replace(batch, targets=torch.arange(2, 2 + TARGETS).repeat(SCENES, 1))
 
 
-def row(config: Path, work: str, images: int, seconds: list[float]) -> dict[str, Any]:
-    """One line of the table."""
-    middle = statistics.median(seconds)
-    return {
-        "config": config.stem,
-        "work": work,
-        "images/s": images / middle,
-        "ms/image": 1000 * middle / images,
-        "spread": f"{spread(seconds):.1%}",
-    }
+@dataclass(frozen=True)
+class Work:
+    """Something to time: a call of `run` renders `images` at the cost of `flops`."""
+
+    name: str
+    images: int
+    flops: float
+    run: Callable[[], object]
+    calls: int
+
+    def row(self) -> dict[str, Any]:
+        """Its line of the table."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        seconds = timed(self.run, self.calls, warmup=3)
+        middle = statistics.median(seconds)
+        row = {"work": self.name, "images/s": self.images / middle, "ms/image": 1000 * middle / self.images}
+        return row | {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle)}
 
 
-def measure(path: Path, config: Config, calls: int) -> list[dict[str, Any]]:
+def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
+    """What is timed of one configuration."""
+    tokens = tokens_per_view(config)
+    encoding, decoding = encoding_flops(config.model, 2, tokens), decoding_flops(config.model, 2, tokens)
+    renderer, batch, images = seeded_renderer(config, device), evaluation_batch(config), SCENES * TARGETS
+    flops = SCENES * encoding + images * decoding
+    metrics = build_metrics(["psnr", "ssim"], device)
+    name = f"{SCENES} scenes x {TARGETS} targets"
+    yield Work(name, images, flops, lambda: render_batch(renderer, {}, batch), 4 * calls)
+    yield Work("the same with PSNR, SSIM", images, flops, lambda: render_batch(renderer, metrics, batch), 4 * calls)
+
+    inputs, targets = batch.to(device).split(2)
+    scene, cameras = inputs[:1], targets.cameras[:1]
+    path, one = cameras[:, torch.arange(FRAMES) % TARGETS], cameras[:, :1]
+
+    def film() -> None:
+        for _ in renderer.film(renderer.encode(scene), path):
+            pass
+
+    yield Work(f"video, {FRAMES} frames", FRAMES, encoding + FRAMES * decoding, film, calls)
+    frame = renderer.fixed(renderer.encode(scene), one)
+    yield Work("one frame", 1, decoding, lambda: frame(one), 20 * calls)
+
+
+def measure(name: str, config: Config, calls: int) -> list[dict[str, Any]]:
     """All rows of one configuration."""
+    release_memory()
     with process_group() as process, torch.inference_mode():
-        renderer, batch = seeded_renderer(config, process.device), evaluation_batch(config)
-        metrics = build_metrics(["psnr", "ssim"], process.device)
-        images = SCENES * TARGETS
-        plain = timed(lambda: render_batch(renderer, {}, batch), 4 * calls, 3)
-        scored = timed(lambda: render_batch(renderer, metrics, batch), 4 * calls, 3)
-        inputs, targets = batch.to(process.device).split(2)
-        scene, cameras = inputs[:1], targets.cameras[:1]
-        video = cameras[:, torch.arange(FRAMES) % TARGETS]
-
-        def film() -> None:
-            for _ in renderer.film(renderer.encode(scene), video):
-                pass
-
-        filmed = timed(film, calls, 2)
-        one = cameras[:, :1]
-        frame = renderer.fixed(renderer.encode(scene), one)
-        single = timed(lambda: frame(one), 20 * calls, 5)
-        return [
-            row(path, f"{SCENES} scenes x {TARGETS} targets", images, plain),
-            row(path, "the same with PSNR, SSIM", images, scored),
-            row(path, f"video, {FRAMES} frames", FRAMES, filmed),
-            row(path, "one frame", 1, single),
-        ]
+        return [{"config": name, **work.row()} for work in works(config, process.device, calls)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,7 +111,8 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(argv)
     rows = []
     for path in given.config or published:
-        rows += measure(path, read_config(path, given.overrides), given.calls)
+        name = path.stem.removeprefix("LVSM_scene_")
+        rows += measure(name, read_config(path, given.overrides), given.calls)
     show(rows, given.json)
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import train
 from benchmarks.common import (
     benchmark_parser,
-    matrix_rate,
+    rates,
     read_config,
     release_memory,
     seconds_since_start,
@@ -33,10 +33,11 @@ from benchmarks.common import (
     spread,
     synchronize,
     timed,
+    tokens_per_view,
     with_training,
 )
 from data.dataset import Batch
-from model.flops import peak_flops, training_flops
+from model.flops import training_flops
 from setup import Config, autocast
 from utils.cli import run_main
 from utils.distributed import Process, process_group
@@ -123,7 +124,7 @@ def measure(
         synchronize()
         first, since_start = time.perf_counter() - start, seconds_since_start()
         seconds = timed(lambda: whole_update(trainer, bar), calls, warmup)
-        row = describe(config, statistics.median(seconds), process)
+        row = describe(config, statistics.median(seconds))
         row |= {"spread": f"{spread(seconds):.1%}", "first update s": first, "since start s": since_start}
         if bare:
             row |= watching(trainer, bar, calls)
@@ -156,24 +157,12 @@ def kernel_shares(work: Callable[[], object]) -> dict[str, Any]:
     return {f"{kind} ms": value for kind, value in sorted(sums.items(), key=lambda item: -item[1])}
 
 
-def describe(config: Config, seconds: float, process: Process) -> dict[str, Any]:
+def describe(config: Config, seconds: float) -> dict[str, Any]:
     """Speed, memory and arithmetic of an update that takes `seconds`."""
-    cfg, tokenizer = config.training, config.model.image_tokenizer
+    cfg = config.training
     scenes = cfg.batch_size_per_gpu * cfg.grad_accum_steps
-    tokens = (tokenizer.image_size // tokenizer.patch_size) ** 2
-    flops = scenes * training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens)
-    row: dict[str, Any] = {
-        "scenes": scenes,
-        "s/update": seconds,
-        "scenes/s": scenes / seconds,
-        "TFLOP/s": flops / seconds / 1e12,
-    }
-    if process.device.type == "cuda":
-        row["GB"] = torch.cuda.max_memory_allocated() / 1e9
-        peak = peak_flops(process.device)
-        row["mfu"] = f"{flops / seconds / peak:.0%}" if peak else "?"
-        row["of matrix rate"] = f"{flops / seconds / matrix_rate():.0%}"
-    return row
+    flops = scenes * training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens_per_view(config))
+    return {"scenes": scenes, "s/update": seconds, "scenes/s": scenes / seconds, **rates(flops, seconds)}
 
 
 def main(argv: Sequence[str]) -> None:

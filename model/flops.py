@@ -1,4 +1,6 @@
-"""Arithmetic of training, for the share of a card's peak that a run uses (model FLOP utilisation)."""
+"""Arithmetic of training and rendering, for the share of a card's peak that they use (model FLOP utilisation)."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -28,18 +30,42 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What one evaluation of the model costs, in forward passes: of matrix products, of attention."""
+
+    products: float = 1.0
+    attention: float = 1.0
+
+
+FORWARD = Passes()
+# Backward costs twice the forward for matrix products, 2.5 times for attention, which recomputes its scores.
+TRAINING = Passes(3.0, 3.5)
+
+
 def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int, tokens_per_view: int) -> float:
     """FLOP of forward and backward for one scene: what the formulas ask for, nothing recomputed, nothing saved."""
-    sizes, inputs, target = cfg.transformer, num_inputs * tokens_per_view, tokens_per_view
+    encoder = encoding_flops(cfg, num_inputs, tokens_per_view, TRAINING)
+    return encoder + num_targets * decoding_flops(cfg, num_inputs, tokens_per_view, TRAINING)
+
+
+def encoding_flops(cfg: ModelConfig, num_inputs: int, tokens_per_view: int, passes: Passes = FORWARD) -> float:
+    """FLOP that a scene costs once, whatever is rendered of it."""
     if VARIANTS[cfg.class_name] is DecoderOnly:
-        return num_targets * _stack_flops(sizes.d, sizes.n_layer, inputs + target)
-    latents = sizes.n_latent_vectors
-    decoder = num_targets * _stack_flops(sizes.d, sizes.decoder_n_layer, latents + target)
-    return _stack_flops(sizes.d, sizes.encoder_n_layer, latents + inputs) + decoder
+        return 0.0
+    sizes = cfg.transformer
+    return _stack_flops(sizes.d, sizes.encoder_n_layer, sizes.n_latent_vectors + num_inputs * tokens_per_view, passes)
 
 
-def _stack_flops(d: int, n_layer: int, tokens: int) -> float:
-    """Backward costs twice the forward for matrix products, 2.5 times for attention, which recomputes its scores."""
-    products = 3 * 2 * 12 * d * d * tokens
-    attention = 3.5 * 4 * tokens * tokens * d
+def decoding_flops(cfg: ModelConfig, num_inputs: int, tokens_per_view: int, passes: Passes = FORWARD) -> float:
+    """FLOP of one target."""
+    sizes = cfg.transformer
+    if VARIANTS[cfg.class_name] is DecoderOnly:
+        return _stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * tokens_per_view, passes)
+    return _stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + tokens_per_view, passes)
+
+
+def _stack_flops(d: int, n_layer: int, tokens: int, passes: Passes) -> float:
+    products = passes.products * 2 * 12 * d * d * tokens
+    attention = passes.attention * 4 * tokens * tokens * d
     return n_layer * (products + attention)

@@ -575,9 +575,10 @@ def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
     assert line["skipped"] == line["unusable"] == 0
     # 267 TFLOP for 8 scenes, counted by hand for the published decoder-only model: 2 inputs, 6 targets of 1024 tokens.
     from model import ModelConfig
-    from model.flops import training_flops
+    from model.flops import decoding_flops, training_flops
 
     products = 3 * 2 * 24 * 12 * 768**2 * 3072 * 48
     attention = 3.5 * 24 * 4 * 3072**2 * 768 * 48
     assert 8 * training_flops(ModelConfig(), 2, 6, 1024) == pytest.approx(products + attention)
     assert products + attention == pytest.approx(267e12, rel=0.01)
+    assert 48 * decoding_flops(ModelConfig(), 2, 1024) == pytest.approx(products / 3 + attention / 3.5)
