@@ -68,7 +68,14 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     state = read_checkpoint(path)
-    load_published(model, state["model"], path)
+    try:
+        load_published(model, state["model"], path)
+    except InputError as error:
+        if own is None:
+            raise
+        raise InputError(
+            f"{error}. The run folder is that of another model: choose another training.checkpoint_dir"
+        ) from None
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()

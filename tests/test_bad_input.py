@@ -326,6 +326,12 @@ def test_training_goes_round_frames_that_were_lost(root):
             id="other model",
         ),
         pytest.param(
+            None,
+            ["training.checkpoint_dir={root}/encoder_decoder"],
+            "The run folder is that of another model: choose another training.checkpoint_dir",
+            id="run folder of another model",
+        ),
+        pytest.param(
             cut_weights,
             ["training.resume_ckpt={root}/decoder_only", "training.reset_training_state=true"],
             "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",

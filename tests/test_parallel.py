@@ -46,13 +46,20 @@ def test_few_items_wait_in_between():
 
 
 def test_an_error_in_a_thread_is_raised_and_stops_the_feeding():
-    def consume(items):
-        next(items)
+    made = []
+
+    def items():
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    def consume(received):
+        next(received)
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"), Background() as background:
-        background.feed(consume, range(1000))
-        background.finish()
+        background.feed(consume, items())
+    assert len(made) < 10
 
 
 def test_what_could_not_be_made_is_not_taken_for_finished():

@@ -59,7 +59,10 @@ class Background:
             self._pending.popleft().result()
 
     def feed(self, consume: Callable[[Iterator[Any]], None], items: Iterable[Any], buffered: int = 4) -> None:
-        """Have `consume` work through `items`, which are made here, with a few of them in between."""
+        """Have `consume` work through `items`, which are made here, with a few of them in between.
+
+        None are made any more once `consume` has ended; its error is raised then.
+        """
         self._make_room()
         queue: Queue[Any] = Queue(buffered)
         future = self._pool.submit(lambda: consume(_until_end(queue)))
@@ -67,6 +70,9 @@ class Background:
         last = _BROKEN
         try:
             for item in items:
+                if future.done():
+                    # Ended before its items did: raises what went wrong.
+                    return future.result()
                 _put(queue, item, future)
             last = _END
         finally:
