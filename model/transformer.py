@@ -1,6 +1,7 @@
 """The transformer that both variants share (paper section 3.2). Attention lives here and nowhere else."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,42 +121,39 @@ class Transformer(nn.ModuleList):
         self.every = execution.grad_checkpoint_every
         self.levels = plan_keeping(math.ceil(n_layer / max(1, self.every)), execution.keep_activations)
         self.narrow = execution.residual_dtype == "amp"
-        self._run_block = compiled(_run_block, execution)
+        self._run_group = compiled(_run_group, execution)
 
     def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
         """Run all blocks and return the tokens in `keep`; the last block computes no others."""
         narrow = self.narrow and torch.is_autocast_enabled(x.device.type)
         x = x.to(torch.get_autocast_dtype(x.device.type) if narrow else torch.float32)
-        if not (self.every and self.training and torch.is_grad_enabled()):
-            return self._run(0, len(self), x, keep)
-        if self.every == 1:
-            for index, level in enumerate(self.levels):
-                x = self._run_block(self[index], x, *self._bounds(index, keep), level)
-            return x
-        for number, level in enumerate(self.levels):
-            start = number * self.every
-            stop = min(start + self.every, len(self))
-            x = checkpoint(self._run, start, stop, x, keep, use_reentrant=False, **checkpoint_arguments(level))
+        checkpointed = self.every and self.training and torch.is_grad_enabled()
+        every, levels = (self.every, self.levels) if checkpointed else (1, [None] * len(self))
+        blocks = tuple(self)
+        for number, level in enumerate(levels):
+            bounds = (keep.start, keep.stop) if keep is not None and number == len(levels) - 1 else None
+            x = self._run_group(blocks[number * every : (number + 1) * every], x, bounds, level)
         return x
 
-    def _run(self, start: int, stop: int, x: Tensor, keep: slice | None) -> Tensor:
-        for index in range(start, stop):
-            x = self._run_block(self[index], x, *self._bounds(index, keep), None)
-        return x
 
-    def _bounds(self, index: int, keep: slice | None) -> tuple[int | None, int | None]:
-        return (None, None) if keep is None or index < len(self) - 1 else (keep.start, keep.stop)
+Bounds = tuple[int | None, int | None]
 
 
-def _run_block(block: nn.Module, x: Tensor, start: int | None, stop: int | None, level: Keep | None) -> Tensor:
-    """One block, its results cut to tokens `start` to `stop`, checkpointed unless `level` is None.
+def _run_group(blocks: Sequence[nn.Module], x: Tensor, bounds: Bounds | None, level: Keep | None) -> Tensor:
+    """Blocks in a row, of whose last only the tokens within `bounds` are computed; checkpointed unless `level` is None.
 
-    Compiled once for all blocks of a shape. Tokens are cut in here: compilers mistake a part of `x` beside `x`.
+    Compiled once for all groups of a shape. Tokens are cut in here: compilers mistake a part of `x` beside `x`.
     """
-    keep = None if start is None and stop is None else slice(start, stop)
+    keep = None if bounds is None else slice(*bounds)
+
+    def run(x: Tensor) -> Tensor:
+        for block in blocks[:-1]:
+            x = block(x)
+        return blocks[-1](x, keep)
+
     if level is None:
-        return block(x, keep)
-    return checkpoint(block, x, keep, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
+        return run(x)
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:

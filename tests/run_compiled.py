@@ -47,14 +47,30 @@ def rounds_no_worse():
         assert compiled < 1.2 * plain + 1e-3, (compiled, plain)
 
 
+def kept(execution):
+    """Shapes of what a forward pass of the decoder-only variant keeps for backward."""
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
+        forward("decoder_only", execution)
+    torch._dynamo.reset()
+    return shapes
+
+
 def keeps_statistics():
     """Means and variances stay for backward, also where all else is computed again."""
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        forward("decoder_only", ExecutionConfig(1, 0.0, compile="on"))
+    shapes = kept(ExecutionConfig(1, 0.0, compile="on"))
     # Of two sequences of 72 tokens, two norms a block; the last block's second norm sees 24 of them.
-    assert sum(shape == (2, 72, 1) for shape in kept) >= 2 * 5, kept
+    assert sum(shape == (2, 72, 1) for shape in shapes) >= 2 * 5, shapes
+
+
+def keeps_products():
+    """Groups of layers keep products as single layers do: their shares are those of three blocks."""
+    # The hidden layers of MLPs, of two sequences of 72 tokens; the last block's sees 24.
+    hidden = [(144, 256), (2, 72, 256)]
+    for every, share, least, most in ((3, 0.0, 0, 0), (3, 1.0, 2, 2), (1, 1.0, 2, 2)):
+        shapes = kept(ExecutionConfig(every, share, compile="on"))
+        assert least <= sum(shape in hidden for shape in shapes) <= most, (every, share, shapes)
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (equals_plain, rounds_no_worse, keeps_statistics)}[sys.argv[1]]()
+    {f.__name__: f for f in (equals_plain, rounds_no_worse, keeps_statistics, keeps_products)}[sys.argv[1]]()

@@ -140,8 +140,8 @@ def test_compiled_blocks_get_no_part_of_a_tensor_beside_it(variant):
     # torch 2.11 failed on it, when its cache held blocks of the other variant.
     model, calls = small_model(variant), []
     for stack in (module for module in model.modules() if isinstance(module, Transformer)):
-        plain = stack._run_block
-        stack._run_block = lambda *args, plain=plain: calls.append(args) or plain(*args)
+        plain = stack._run_group
+        stack._run_group = lambda *args, plain=plain: calls.append(args) or plain(*args)
     model(random_views(1, 2), random_cameras(1, 2, seed=1))
     assert len(calls) == (3 if variant == "decoder_only" else 4)
     for args in calls:
@@ -168,7 +168,7 @@ def test_tokens_between_blocks_are_wide_unless_asked_for(variant):
     assert torch.equal(renders["fp32"], renders["amp"])
 
 
-@pytest.mark.parametrize("claim", ["equals_plain", "rounds_no_worse", "keeps_statistics"])
+@pytest.mark.parametrize("claim", ["equals_plain", "rounds_no_worse", "keeps_statistics", "keeps_products"])
 def test_compiled(claim):
     result = run("-m", "tests.run_compiled", claim)
     assert result.returncode == 0, result.stderr[-2000:]
