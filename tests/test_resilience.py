@@ -5,10 +5,12 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -292,6 +294,7 @@ HANGING_RANK_1 = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 import train, utils.distributed
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from utils.cli import run_main
 if os.environ["HANGS_IN"] == "data":
@@ -582,3 +585,28 @@ def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
     assert 8 * training_flops(ModelConfig(), 2, 6, 1024) == pytest.approx(products + attention)
     assert products + attention == pytest.approx(267e12, rel=0.01)
     assert 48 * decoding_flops(ModelConfig(), 2, 1024) == pytest.approx(products / 3 + attention / 3.5)
+
+
+WITHOUT_TORCHRUN = """
+import os, time
+from utils import distributed
+rank = int(os.environ["RANK"])
+with distributed.process_group() as process:
+    if rank == 0:
+        time.sleep(0.5)
+    else:
+        distributed._PAUSE = 1.0
+    process.barrier("writing results")
+"""
+
+
+def test_without_torchrun_the_process_that_holds_the_store_leaves_last():
+    # As under srun: the main process serves the store; the other one looks at it for the last time a second later.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(run, "-c", WITHOUT_TORCHRUN, RANK=r, LOCAL_RANK=r, **place) for r in "01"]
+        results = [future.result() for future in started]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr

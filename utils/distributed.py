@@ -21,6 +21,8 @@ T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
 # Seconds between two looks at the store.
 _PAUSE = 0.02
+# Seconds that the main process waits at the very end for the others to leave.
+_FAREWELL = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Process:
             if time.monotonic() > deadline:
                 missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
                 raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
+            time.sleep(_PAUSE)
+
+    def leave(self) -> None:
+        """Say goodbye; the main process goes last, since the store may live in it (with torchrun it does not)."""
+        if self.store is None:
+            return
+        others = [f"left/{rank}" for rank in range(1, self.world_size)]
+        if not self.is_main:
+            self.store.set(others[self.rank - 1], "")
+            return
+        deadline = time.monotonic() + _FAREWELL
+        while not self.store.check(others) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
 
     def first_on_machine(self, make: Callable[[], T]) -> T:
@@ -115,12 +129,13 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Process(0, 0, 1, device)
         return
-    _joined = _join(local_rank, device, timedelta(minutes=timeout_minutes))
+    process = _joined = _join(local_rank, device, timedelta(minutes=timeout_minutes))
     try:
-        yield _joined
+        yield process
     finally:
         _joined = None
         dist.destroy_process_group()
+    process.leave()
 
 
 def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
