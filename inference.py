@@ -218,6 +218,7 @@ def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
         "use_amp",
         "amp_dtype",
         "use_tf32",
+        "residual_dtype",
     )
     shown = ("metrics", "nearest_input", "render_video", "render_video_config")
     parts = [dataclasses.asdict(config.model), dict(hashes)]

@@ -74,7 +74,7 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
         if own is None:
             raise
         raise InputError(
-            f"{error}. The run folder is that of another model: choose another training.checkpoint_dir"
+            f"{error}; or choose another training.checkpoint_dir, since this run folder is of another model"
         ) from None
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)

@@ -136,7 +136,7 @@ def matrix_rate() -> float:
 
 
 def rates(flops: float, seconds: float) -> dict[str, Any]:
-    """Columns of a table: TFLOP/s, and on a GPU peak memory and the shares of its data sheet and of what it reached."""
+    """Columns of a table: TFLOP/s; on a GPU peak memory, shares of the data sheet's rate and of the measured one."""
     row: dict[str, Any] = {"TFLOP/s": flops / seconds / 1e12}
     if torch.cuda.is_available():
         row["GB"] = torch.cuda.max_memory_allocated() / 1e9

@@ -62,12 +62,14 @@ class Work:
 
     def row(self) -> dict[str, Any]:
         """Its line of the table."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         seconds = timed(self.run, self.calls, warmup=3)
         middle = statistics.median(seconds)
         row = {"work": self.name, "images/s": self.images / middle, "ms/image": 1000 * middle / self.images}
-        return row | {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle)}
+        row |= {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle)}
+        if torch.cuda.is_available():
+            # Here, since recording the kernels of the next work may be what takes its memory.
+            torch.cuda.reset_peak_memory_stats()
+        return row
 
 
 def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:

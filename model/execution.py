@@ -53,7 +53,8 @@ _VARIANTS = 32
 class ExecutionConfig:
     """Choices that leave the numbers alone but for rounding; part of the `training` section of a configuration file.
 
-    `grad_checkpoint_every` layers make a group of which only the input is kept for backward (0: everything is kept).
+    `grad_checkpoint_every` layers make a group of which only the input is kept for backward (0: everything is kept);
+    a group is compiled in one piece, so that long ones take long.
     `keep_activations` from 0 to 1 is the share of what is worth keeping that is kept all the same: first the results
     of attention, then those of matrix products. `attention_backend` names a kernel; `compile` fuses what lies between
     the products, "auto" where there is a GPU. `residual_dtype` is the precision of the tokens from block to block:

@@ -32,7 +32,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class Passes:
-    """What one evaluation of the model costs, in forward passes: of matrix products, of attention."""
+    """Costs of matrix products and of attention in units of one forward pass."""
 
     products: float = 1.0
     attention: float = 1.0

@@ -125,26 +125,22 @@ class Transformer(nn.ModuleList):
 
     def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
         """Run all blocks and return the tokens in `keep`; the last block computes no others."""
-        narrow = self.narrow and torch.is_autocast_enabled(x.device.type)
-        x = x.to(torch.get_autocast_dtype(x.device.type) if narrow else torch.float32)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type) if self.narrow else torch.float32)
         checkpointed = self.every and self.training and torch.is_grad_enabled()
         every, levels = (self.every, self.levels) if checkpointed else (1, [None] * len(self))
         blocks = tuple(self)
         for number, level in enumerate(levels):
-            bounds = (keep.start, keep.stop) if keep is not None and number == len(levels) - 1 else None
-            x = self._run_group(blocks[number * every : (number + 1) * every], x, bounds, level)
+            group = blocks[number * every : (number + 1) * every]
+            x = self._run_group(group, x, keep if number == len(levels) - 1 else None, level)
         return x
 
 
-Bounds = tuple[int | None, int | None]
+def _run_group(blocks: Sequence[nn.Module], x: Tensor, keep: slice | None, level: Keep | None) -> Tensor:
+    """Blocks in a row, the last for the tokens in `keep` alone; checkpointed unless `level` is None.
 
-
-def _run_group(blocks: Sequence[nn.Module], x: Tensor, bounds: Bounds | None, level: Keep | None) -> Tensor:
-    """Blocks in a row, of whose last only the tokens within `bounds` are computed; checkpointed unless `level` is None.
-
-    Compiled once for all groups of a shape. Tokens are cut in here: compilers mistake a part of `x` beside `x`.
+    Compiled once for all groups of a shape. Tokens are cut in here: torch 2.11 fails on a tensor and a view of it.
     """
-    keep = None if bounds is None else slice(*bounds)
 
     def run(x: Tensor) -> Tensor:
         for block in blocks[:-1]:

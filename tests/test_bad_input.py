@@ -328,7 +328,7 @@ def test_training_goes_round_frames_that_were_lost(root):
         pytest.param(
             None,
             ["training.checkpoint_dir={root}/encoder_decoder"],
-            "The run folder is that of another model: choose another training.checkpoint_dir",
+            "; or choose another training.checkpoint_dir, since this run folder is of another model",
             id="run folder of another model",
         ),
         pytest.param(

@@ -177,7 +177,6 @@ def test_compiled(claim):
 SHAPES = """
 import torch
 from dataclasses import replace
-from model.transformer import Block, Transformer
 from tests.helpers import PLAIN, random_cameras, random_views, small_model
 model = small_model("decoder_only", execution=replace(PLAIN, compile="on"))
 for b, v, t in ((1, 2, 3), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (2, 4, 2), (4, 5, 1), (6, 6, 4), (7, 3, 5)):

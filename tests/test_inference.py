@@ -264,6 +264,14 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog)
     assert files == {"input.png", "gt_vs_pred.png", "metrics.json"}
 
 
+@pytest.mark.parametrize("change", ["use_amp=true", "amp_dtype=fp16", "residual_dtype=amp", "square_crop=false"])
+def test_scenes_of_other_numbers_are_not_taken_for_finished(change):
+    given = ["--config", "configs/demo.yaml"]
+    (config, _), (changed, _) = load_config(given), load_config([*given, f"training.{change}"])
+    assert inference.identify_run(config, {}) != inference.identify_run(changed, {})
+    assert inference.identify_run(config, {}) != inference.identify_run(config, {"checkpoint": "another"})
+
+
 def test_a_scene_that_was_removed_is_named(seven, tmp_path):
     root = tmp_path / "seven"
     shutil.copytree(seven, root)

@@ -207,6 +207,17 @@ def test_published_sizes():
     assert [round(count / 1e6) for count in counts.values()] == [171, 173]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_models_of_another_precision_run(variant):
+    model, inputs, targets = small_model(variant), random_views(1, 2), random_cameras(1, 2, seed=1)
+    expected = model(inputs, targets)
+    cameras = (replace(c, c2w=c.c2w.double(), fxfycxcy=c.fxfycxcy.double()) for c in (inputs.cameras, targets))
+    of_inputs, of_targets = cameras
+    found = model.double()(Views(inputs.images.double(), of_inputs), of_targets)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_autocast_stays_close():
     model, views, targets = small_model("decoder_only"), random_views(1, 2), random_cameras(1, 2, seed=1)
     with torch.no_grad():

@@ -61,7 +61,7 @@ class Background:
     def feed(self, consume: Callable[[Iterator[Any]], None], items: Iterable[Any], buffered: int = 4) -> None:
         """Have `consume` work through `items`, which are made here, with a few of them in between.
 
-        None are made any more once `consume` has ended; its error is raised then.
+        Once `consume` has ended no more are made; its error is raised then.
         """
         self._make_room()
         queue: Queue[Any] = Queue(buffered)
@@ -71,8 +71,8 @@ class Background:
         try:
             for item in items:
                 if future.done():
-                    # Ended before its items did: raises what went wrong.
-                    return future.result()
+                    future.result()
+                    return
                 _put(queue, item, future)
             last = _END
         finally:
