@@ -21,8 +21,8 @@ T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
 # Seconds between two looks at the store.
 _PAUSE = 0.02
-# Seconds that the main process waits at the very end for the others to leave.
-_FAREWELL = 30.0
+# How long the main process waits at the very end for the others to leave.
+_FAREWELL = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,29 @@ class Process:
         """
         if self.store is None:
             return
-        number = next(self._barriers)
-        keys = [f"barrier/{number}/{rank}" for rank in range(self.world_size)]
-        self.store.set(keys[self.rank], "")
-        deadline = time.monotonic() + _PATIENCE.total_seconds()
-        while not self.store.check(keys):
-            if time.monotonic() > deadline:
-                missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
-                raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
-            time.sleep(_PAUSE)
+        place = f"barrier/{next(self._barriers)}"
+        self.store.set(f"{place}/{self.rank}", "")
+        if missing := self._missing(place, _PATIENCE):
+            raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
 
     def leave(self) -> None:
         """Say goodbye; the main process goes last, since the store may live in it (with torchrun it does not)."""
         if self.store is None:
             return
-        others = [f"left/{rank}" for rank in range(1, self.world_size)]
-        if not self.is_main:
-            self.store.set(others[self.rank - 1], "")
-            return
-        deadline = time.monotonic() + _FAREWELL
-        while not self.store.check(others) and time.monotonic() < deadline:
+        self.store.set(f"left/{self.rank}", "")
+        if self.is_main:
+            self._missing("left", _FAREWELL)
+
+    def _missing(self, place: str, patience: timedelta) -> list[int]:
+        """The ranks that do not come to a place in the store within `patience`."""
+        assert self.store is not None
+        keys = [f"{place}/{rank}" for rank in range(self.world_size)]
+        deadline = time.monotonic() + patience.total_seconds()
+        while not self.store.check(keys):
+            if time.monotonic() > deadline:
+                return [rank for rank, key in enumerate(keys) if not self.store.check([key])]
             time.sleep(_PAUSE)
+        return []
 
     def first_on_machine(self, make: Callable[[], T]) -> T:
         """`make()`, run by one process of each machine before the others, which find what it downloaded."""
