@@ -68,14 +68,7 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     state = read_checkpoint(path)
-    try:
-        load_published(model, state["model"], path)
-    except InputError as error:
-        if own is None:
-            raise
-        raise InputError(
-            f"{error}; or choose another training.checkpoint_dir, since this run folder is of another model"
-        ) from None
+    load_weights(model, state, path, own is not None)
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()
@@ -86,6 +79,17 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
     if process.is_main:
         say_where(cfg, process, state, path)
     return Start(state["step"], state["samples"])
+
+
+def load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:
+    """Load a checkpoint's weights; where it is the run folder's `own`, the error tells of the folder, too."""
+    try:
+        load_published(model, state["model"], path)
+    except InputError as error:
+        if not own:
+            raise
+        hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
+        raise InputError(f"{error}; {hint}") from None
 
 
 def restore_random_state(state: dict[str, Any], process: Process) -> None:
@@ -196,9 +200,8 @@ def build_validation(config: Config, process: Process, model: LVSM) -> Callable[
 
 def build_journal(config: Config, process: Process, start: Start) -> Journal:
     """The run's journal, with the arithmetic of a square sample."""
-    cfg, tokenizer = config.training, config.model.image_tokenizer
-    tokens = (tokenizer.image_size // tokenizer.patch_size) ** 2
-    flops = training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens)
+    cfg = config.training
+    flops = training_flops(config.model, cfg.num_input_views, cfg.num_target_views)
     peak, folder = peak_flops(process.device), Path(cfg.checkpoint_dir)
     return Journal(folder, process, start.samples, flops, peak, cfg.max_unusable_share)
 

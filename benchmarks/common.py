@@ -146,12 +146,6 @@ def rates(flops: float, seconds: float) -> dict[str, Any]:
     return row
 
 
-def tokens_per_view(config: Config) -> int:
-    """Patches of a square image."""
-    tokenizer = config.model.image_tokenizer
-    return (tokenizer.image_size // tokenizer.patch_size) ** 2
-
-
 def seconds_since_start() -> float:
     """Seconds since this process was started, imports included."""
     ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])

@@ -24,7 +24,6 @@ from benchmarks.common import (
     show,
     spread,
     timed,
-    tokens_per_view,
 )
 from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
@@ -34,7 +33,7 @@ from utils.cli import run_main
 from utils.distributed import process_group
 from utils.metrics import build_metrics
 
-SCENES, TARGETS, FRAMES = 4, 3, 120
+SCENES, INPUTS, TARGETS, FRAMES = 4, 2, 3, 120
 
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
@@ -45,9 +44,9 @@ def seeded_renderer(config: Config, device: torch.device) -> Renderer:
 
 def evaluation_batch(config: Config) -> Batch:
     """Scenes of noise as an evaluation index gives them: inputs first, then the targets."""
-    cfg = replace(config.training, num_views=2 + TARGETS, num_target_views=TARGETS)
+    cfg = replace(config.training, num_views=INPUTS + TARGETS, num_target_views=TARGETS)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES)
-    return replace(batch, targets=torch.arange(2, 2 + TARGETS).repeat(SCENES, 1))
+    return replace(batch, targets=torch.arange(INPUTS, INPUTS + TARGETS).repeat(SCENES, 1))
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ class Work:
 
 def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     """What is timed of one configuration."""
-    tokens = tokens_per_view(config)
-    encoding, decoding = encoding_flops(config.model, 2, tokens), decoding_flops(config.model, 2, tokens)
+    encoding, decoding = encoding_flops(config.model, INPUTS), decoding_flops(config.model, INPUTS)
     renderer, batch, images = seeded_renderer(config, device), evaluation_batch(config), SCENES * TARGETS
     flops = SCENES * encoding + images * decoding
     metrics = build_metrics(["psnr", "ssim"], device)
@@ -83,7 +81,7 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     yield Work(name, images, flops, lambda: render_batch(renderer, {}, batch), 4 * calls)
     yield Work("the same with PSNR, SSIM", images, flops, lambda: render_batch(renderer, metrics, batch), 4 * calls)
 
-    inputs, targets = batch.to(device).split(2)
+    inputs, targets = batch.to(device).split(INPUTS)
     scene, cameras = inputs[:1], targets.cameras[:1]
     path, one = cameras[:, torch.arange(FRAMES) % TARGETS], cameras[:, :1]
 

@@ -33,7 +33,6 @@ from benchmarks.common import (
     spread,
     synchronize,
     timed,
-    tokens_per_view,
     with_training,
 )
 from data.dataset import Batch
@@ -161,7 +160,7 @@ def describe(config: Config, seconds: float) -> dict[str, Any]:
     """Speed, memory and arithmetic of an update that takes `seconds`."""
     cfg = config.training
     scenes = cfg.batch_size_per_gpu * cfg.grad_accum_steps
-    flops = scenes * training_flops(config.model, cfg.num_input_views, cfg.num_target_views, tokens_per_view(config))
+    flops = scenes * training_flops(config.model, cfg.num_input_views, cfg.num_target_views)
     return {"scenes": scenes, "s/update": seconds, "scenes/s": scenes / seconds, **rates(flops, seconds)}
 
 

@@ -43,26 +43,31 @@ FORWARD = Passes()
 TRAINING = Passes(3.0, 3.5)
 
 
-def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int, tokens_per_view: int) -> float:
-    """FLOP of forward and backward for one scene: what the formulas ask for, nothing recomputed, nothing saved."""
-    encoder = encoding_flops(cfg, num_inputs, tokens_per_view, TRAINING)
-    return encoder + num_targets * decoding_flops(cfg, num_inputs, tokens_per_view, TRAINING)
+def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int) -> float:
+    """FLOP of forward and backward for one scene of square images: nothing recomputed, nothing saved."""
+    encoder = encoding_flops(cfg, num_inputs, TRAINING)
+    return encoder + num_targets * decoding_flops(cfg, num_inputs, TRAINING)
 
 
-def encoding_flops(cfg: ModelConfig, num_inputs: int, tokens_per_view: int, passes: Passes = FORWARD) -> float:
-    """FLOP that a scene costs once, whatever is rendered of it."""
+def encoding_flops(cfg: ModelConfig, num_inputs: int, passes: Passes = FORWARD) -> float:
+    """FLOP that a scene of square images costs once, whatever is rendered of it."""
     if VARIANTS[cfg.class_name] is DecoderOnly:
         return 0.0
     sizes = cfg.transformer
-    return _stack_flops(sizes.d, sizes.encoder_n_layer, sizes.n_latent_vectors + num_inputs * tokens_per_view, passes)
+    tokens = sizes.n_latent_vectors + num_inputs * _tokens_per_view(cfg)
+    return _stack_flops(sizes.d, sizes.encoder_n_layer, tokens, passes)
 
 
-def decoding_flops(cfg: ModelConfig, num_inputs: int, tokens_per_view: int, passes: Passes = FORWARD) -> float:
-    """FLOP of one target."""
-    sizes = cfg.transformer
+def decoding_flops(cfg: ModelConfig, num_inputs: int, passes: Passes = FORWARD) -> float:
+    """FLOP of one square target."""
+    sizes, target = cfg.transformer, _tokens_per_view(cfg)
     if VARIANTS[cfg.class_name] is DecoderOnly:
-        return _stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * tokens_per_view, passes)
-    return _stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + tokens_per_view, passes)
+        return _stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * target, passes)
+    return _stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + target, passes)
+
+
+def _tokens_per_view(cfg: ModelConfig) -> int:
+    return (cfg.image_tokenizer.image_size // cfg.image_tokenizer.patch_size) ** 2
 
 
 def _stack_flops(d: int, n_layer: int, tokens: int, passes: Passes) -> float:
