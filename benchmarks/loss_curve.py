@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import train
 from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
@@ -21,8 +22,8 @@ from utils.errors import InputError
 
 def run(config: Path, folder: Path, overrides: list[str]) -> None:
     """Train in `folder`, which gets the lines of numbers."""
-    train.prepare_loss = lambda cfg, process: seeded_loss(cfg).to(process.device)
-    train.main(["--config", str(config), *overrides, f"training.checkpoint_dir={folder}"])
+    with patch.object(train, "prepare_loss", lambda cfg, process: seeded_loss(cfg).to(process.device)):
+        train.main(["--config", str(config), *overrides, f"training.checkpoint_dir={folder}"])
 
 
 def describe(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
