@@ -1,12 +1,22 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from utils.checkpoint import checkpoint_name, find_checkpoint, numbered_checkpoints, read_checkpoint, write_checkpoint
 from utils.errors import InputError
-from utils.files import atomic_path, check_plain_name, read_json, write_json
+from utils.files import (
+    atomic_path,
+    check_plain_name,
+    read_bytes,
+    read_json,
+    remove_stale,
+    temporary_path,
+    write_json,
+)
+from utils.text import printable, shown
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -103,3 +113,92 @@ def test_a_full_disk_keeps_the_folder_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(tmp_path, 2, {"model": {}})
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint_name(1)]
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError):
+            read_bytes(path, 100)
+        with pytest.raises(InputError, match=str(path)):
+            read_json(path, "file")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular"):
+        read_bytes(tmp_path / "link", 100)
+
+
+def test_files_are_read_up_to_a_bound(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4"):
+        read_bytes(tmp_path / "file", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested"),
+        ("1" * 400, "400 digits"),
+        ('{"a": [-' + "9" * 5000 + "]}", "5001 digits"),
+        ('{"a": 1, "b": 2, "a": 3}', "'a'"),
+        ('[{"\\u001b[31m": 1, "\\u001b[31m": 3}]', r"'\\x1b\[31m'"),
+        (b"\xff\xfe{}", "utf-8"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_refused_with_its_name(tmp_path, content, reason):
+    (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=reason) as refused:
+        read_json(tmp_path / "a.json", "file")
+    assert str(tmp_path / "a.json") in str(refused.value) and str(refused.value).isprintable()
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json", "file") == {"a": 1}
+
+
+def test_cleaning_removes_the_programs_own_temporaries_only(tmp_path):
+    theirs = [".anything.tmp", ".a.tmp.pt", "a.tmp", ".ckpt_1.1234abcd.tmp.pt", ".lvsm-1234abcd.tmp", ".a.lvsm-x.tmp"]
+    for name in theirs:
+        (tmp_path / name).write_text("keep")
+    (tmp_path / ".folder.tmp").mkdir()
+    for name in ("a.json", "rendered_video.mp4", "scene"):
+        temporary_path(tmp_path / name).write_text("half")
+    temporary_path(tmp_path / "folder").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("keep")
+    link = temporary_path(tmp_path / "link")
+    link.symlink_to(outside)
+    remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, ".folder.tmp", "outside", link.name}
+    assert (outside / "file").exists()
+    stale = temporary_path(outside / "a.json")
+    stale.write_text("half")
+    (tmp_path / "linked").symlink_to(outside)
+    remove_stale(tmp_path / "linked")
+    assert stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("plain, ünïcode 图", "plain, ünïcode 图"),
+        ("\x1b[31mred\n", "\\x1b[31mred\\n"),
+        ("a\u202eb\u2028c", "a\\u202eb\\u2028c"),
+        ("\ud800", "\\ud800"),
+        ("\x9b", "\\x9b"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_escaped(text, escaped):
+    assert printable(text) == escaped
+    assert shown(text) == f"'{escaped}'"
+
+
+def test_long_texts_are_cut_in_the_middle():
+    assert printable("a" * 50 + "b" * 50, 20) == "a" * 8 + "..." + "b" * 9
+    assert len(printable("\x1b" * 1000, 80)) == 80
+    assert len(shown("x" * 10**7)) <= 82
+    assert shown(10**400) == "an integer of 1329 bits"
+    assert shown([1] * 1000) == "list"

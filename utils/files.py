@@ -1,19 +1,79 @@
-"""Files appear whole or not at all."""
+"""Files: read only if they are regular files and not beyond a bound, written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.text import shown
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
+# What this project's own temporary files are called, and nothing else.
+_TEMPORARY = re.compile(r"\..+\.lvsm-[0-9a-f]{8}\.tmp(\.[A-Za-z0-9]+)?")
+# Largest text file that is read at once: metadata of a clip takes 50 kB, the published evaluation index 1 MB.
+_TEXT_LIMIT = 1 << 30
+# More digits than a frame number, a focal length or a score can have; beyond 4,300 Python gives up, too.
+_INTEGER_DIGITS = 30
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading in binary, if it is a regular file.
+
+    A pipe would wait for a writer, a device never end.
+
+    Raises:
+        OSError: as `open` does, and for anything but a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: as `open_regular` does, and for a file that is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular UTF-8 file, without a byte order mark.
+
+    Raises:
+        OSError: as `read_bytes` does.
+        ValueError: it is not UTF-8.
+    """
+    return read_bytes(path, _TEXT_LIMIT).decode("utf-8-sig")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` lies in `folder` once all links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 @contextmanager
@@ -25,20 +85,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since libraries choose the file format by it; two writers do not meet.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    temporary = temporary_path(path)
     try:
         with errors_name(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` for its content while that is not whole; `remove_stale` knows it again."""
+    return path.with_name(f".{path.stem}.lvsm-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut; Windows cannot and need not."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,9 +125,15 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed while writing left in `folder`; nobody may be writing there now."""
-    for path in folder.glob(".*.tmp*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove what processes that were killed while writing left in `folder`; nobody may be writing there now.
+
+    Only names of `temporary_path` go; links are neither followed nor removed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,8 +148,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's content, in hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -91,14 +164,34 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file; `what` names its role in error messages.
 
     Raises:
-        InputError: the file is missing, unreadable or not JSON.
+        InputError: the file is missing, unreadable, not JSON, nested beyond reason, or names a key twice in an object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path), parse_int=_parse_integer, object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path}") from None
+    except RecursionError:
+        raise InputError(f"{what} cannot be read: {path}: it is nested too deep") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{what} cannot be read: {path}: {error}") from None
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > _INTEGER_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"{shown(name)} stands there twice")
+        seen.add(name)
+    raise AssertionError("a dictionary lost no key")
 
 
 def is_plain_name(name: object) -> bool:
@@ -114,4 +207,4 @@ def check_plain_name(name: Any, where: str) -> str:
     """
     if is_plain_name(name):
         return name
-    raise InputError(f"{where}: {name!r} is not a plain name (letters, digits, '_', '-', '.')")
+    raise InputError(f"{where}: {shown(name)} is not a plain name (letters, digits, '_', '-', '.')")
