@@ -1,3 +1,4 @@
+import argparse
 import errno
 import os
 from pathlib import Path
@@ -6,10 +7,12 @@ import pytest
 import torch
 
 from utils.checkpoint import checkpoint_name, find_checkpoint, numbered_checkpoints, read_checkpoint, write_checkpoint
+from utils.cli import path_argument
 from utils.errors import InputError
 from utils.files import (
     atomic_path,
     check_plain_name,
+    expand_path,
     read_bytes,
     read_json,
     remove_stale,
@@ -202,3 +205,41 @@ def test_long_texts_are_cut_in_the_middle():
     assert len(shown("x" * 10**7)) <= 82
     assert shown(10**400) == "an integer of 1329 bits"
     assert shown([1] * 1000) == "list"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("~", "/home/me"),
+        ("~/a", "/home/me/a"),
+        ("a/~", "a/~"),
+        ("./~b", "./~b"),
+        ("$PLACE/a", "/some where/a"),
+        ("${PLACE}_2/$NUMBER", "/some where_2/7"),
+        ("$HOME_BASED/a", "/home/me/x/a"),
+        ("cost$/5$", "cost$/5$"),
+        ("", "."),
+    ],
+)
+def test_paths_are_expanded(text, path, monkeypatch):
+    for name, value in {"HOME": "/home/me", "PLACE": "/some where", "NUMBER": "7", "HOME_BASED": "~/x"}.items():
+        monkeypatch.setenv(name, value)
+    assert expand_path(text) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ("$NOT_SET/a", "NOT_SET"),
+        ("~/${NOT_SET}", "NOT_SET"),
+        ("~nobody_of_this_name/a", "~nobody_of_this_name"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_paths_that_mean_nothing_are_refused(text, culprit, monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(InputError, match=culprit) as refused:
+        expand_path(text)
+    assert str(refused.value).isprintable()
+    with pytest.raises(argparse.ArgumentTypeError, match=culprit):
+        path_argument(text)

@@ -1,12 +1,15 @@
 """Running a script's `main`: logging to stderr, and bad input told in one line."""
 
+import argparse
 import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from utils.errors import InputError
+from utils.files import expand_path
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
@@ -25,3 +28,11 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
 def _fail(message: str) -> None:
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     sys.exit(f"{rank}error: {' '.join(message.split())}")
+
+
+def path_argument(text: str) -> Path:
+    """`expand_path` as the `type` of an argument of `argparse`, which would hide the reason of another error."""
+    try:
+        return expand_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

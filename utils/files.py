@@ -17,6 +17,7 @@ from typing import Any
 from utils.errors import InputError
 from utils.text import shown
 
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
 # What this project's own temporary files are called, and nothing else.
 _TEMPORARY = re.compile(r"\..+\.lvsm-[0-9a-f]{8}\.tmp(\.[A-Za-z0-9]+)?")
@@ -69,6 +70,28 @@ def read_text(path: Path) -> str:
         ValueError: it is not UTF-8.
     """
     return read_bytes(path, _TEXT_LIMIT).decode("utf-8-sig")
+
+
+def expand_path(text: str) -> Path:
+    """The path that a user's text means: `~` (`~name`) at its beginning, `$NAME` and `${NAME}` anywhere are replaced.
+
+    Raises:
+        InputError: a variable is not set, there is no such user, or the text holds a null byte.
+    """
+    if "\0" in text:
+        raise InputError(f"the path {shown(text)} holds a null byte: write it anew")
+    replaced = _VARIABLE.sub(lambda match: _variable(match[1] or match[2], text), text)
+    # Path would drop the ./ of ./~ before.
+    path = os.path.expanduser(replaced)  # noqa: PTH111
+    if text.startswith("~") and path.startswith("~"):
+        raise InputError(f"{shown(text)} names the home folder of a user that does not exist: ./~ means a plain ~")
+    return Path(path)
+
+
+def _variable(name: str, text: str) -> str:
+    if name not in os.environ:
+        raise InputError(f"{shown(text)}: the environment variable {name} is not set: set it or write the path out")
+    return os.environ[name]
 
 
 def is_inside(path: Path, folder: Path) -> bool:
