@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import skimage
 from jaxtyping import Float, UInt8
-from PIL import Image
+
+from data.transforms import open_image
 
 PATTERN_SIZE = 256
 PHOTOS = (
@@ -43,7 +44,7 @@ Grey = Float[np.ndarray, "n n"]
 def _read(name: str) -> UInt8[np.ndarray, "h w 3"]:
     """A photograph of the scikit-image package, at most 512 pixels on its longer side."""
     path = Path(skimage.__file__).parent / "data" / name
-    with Image.open(path) as file:
+    with open_image(path) as file:
         image = file.convert("RGB")
     image.thumbnail((512, 512))
     return np.asarray(image)

@@ -2,7 +2,9 @@
 
 import functools
 import math
+import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,30 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.files import read_bytes
+from utils.text import printable
 
 Box = tuple[int, int, int, int]
 
+# Where the header of a PNG file has the bits a channel.
+_PNG_BITS = 24
 # Pixels on either side that Lanczos weighs, of the coarser of the two grids.
 _LANCZOS_REACH = 3
 
-# What Pillow raises for files that are not whole images.
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# What `open_image` and Pillow raise for what is not a whole image.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error)
+# Pillow knows many more, some of which start programs (PostScript), fetch or unpack without end.
+IMAGE_FORMATS = ("JPEG", "PNG")
+MAX_IMAGE_BYTES = 512 << 20
+MAX_IMAGE_PIXELS = 100_000_000
+# Of the longer side to the shorter one.
+MAX_IMAGE_ASPECT = 16
+# Pillow's own bound only warns at first; `open_image` has one that holds.
+Image.MAX_IMAGE_PIXELS = None
 
 
 def resized_shape(width: int, height: int, image_size: int, patch_size: int) -> tuple[int, int]:
@@ -101,22 +115,64 @@ def plan_crop(width: int, height: int, image_size: int, patch_size: int, square_
     return Crop(resized, box, scale, np.array([0.0, 0.0, *box[:2]]))
 
 
+def open_image(source: Path | bytes) -> Image.Image:
+    """Open a JPEG or PNG image, a file or its bytes; only the header is decoded. The one way to images of others.
+
+    Raises:
+        IMAGE_ERRORS: there is no such file, it is not a regular one, or not an image of a format and size that is read.
+    """
+    content = read_bytes(source, MAX_IMAGE_BYTES) if isinstance(source, Path) else source
+    try:
+        image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"not a {' or '.join(IMAGE_FORMATS)} image") from None
+    check_image_size(*image.size)
+    return image
+
+
+def check_image_size(width: int, height: int) -> None:
+    """Raises ValueError, saying the bound, for an image that is too large or too narrow."""
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than {MAX_IMAGE_PIXELS // 10**6} million")
+    if max(width, height) > MAX_IMAGE_ASPECT * min(width, height):
+        raise ValueError(f"{width}x{height} pixels are narrower than 1:{MAX_IMAGE_ASPECT}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB; of 16 bits a channel the upper 8 are kept, and transparency is left out.
+
+    Raises:
+        IMAGE_ERRORS: the image is not whole.
+    """
+    if image.mode.startswith("I"):
+        # 16-bit gray, which Pillow would clip; it takes the upper bits of 16-bit colours itself.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    image.info.pop("transparency", None)  # else Pillow warns of what is meant here
+    return image.convert("RGB")
+
+
 def read_image(path: Path, where: str) -> Image.Image:
-    """Decode an image file to RGB.
+    """Decode an image file to 8-bit RGB.
 
     Args:
         where: scene and frame, for the message.
 
     Raises:
-        InputError: the file is missing, truncated or not an image.
+        InputError: the file is missing, truncated or not an image that is read.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with open_image(path) as image:
+            return to_rgb(image)
     except FileNotFoundError:
-        raise InputError(f"{where}: image not found: {path}") from None
+        raise InputError(f"{where}: image not found: {printable(str(path))}") from None
     except IMAGE_ERRORS as error:
-        raise InputError(f"{where}: image cannot be decoded: {path}: {error}") from None
+        raise InputError(f"{where}: image cannot be decoded: {printable(str(path))}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a file that the message names already."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return printable(text, 200)
 
 
 @functools.lru_cache
@@ -132,20 +188,34 @@ def has_fast_lanczos() -> bool:
 def read_pixels(path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
-    What torchvision cannot read is left to `read_image`, and so is a JPEG file without its end marker at the end:
-    it may be truncated, which torchvision would not say.
+    What only `read_image` reads, or what torchvision cannot, is left to it.
 
     Raises:
         InputError: as `read_image` does.
     """
     try:
-        content = path.read_bytes()
-        if not content.startswith(b"\xff\xd8") or content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        content = read_bytes(path, MAX_IMAGE_BYTES)
+        with open_image(content) as image:
+            plain = is_plain(image, content)
+        if plain:
             data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
-    except (OSError, ValueError, RuntimeError):
-        pass
+    except (*IMAGE_ERRORS, RuntimeError):
+        pass  # `read_image` says what is wrong, or reads it after all
     return torch.from_numpy(to_planes(read_image(path, where)))
+
+
+def is_plain(image: Image.Image, content: bytes) -> bool:
+    """Whether every decoder makes the same of the file `content` that holds `image`, or fails.
+
+    8 bits of gray or RGB. Not a JPEG file without its end marker at the end: it may be truncated, which torchvision
+    would not say.
+    """
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        return False
+    if image.format == "PNG":
+        return content[_PNG_BITS] == 8
+    return content.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def to_planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:

@@ -110,11 +110,10 @@ def test_the_fast_path_differs_by_two_of_255_at_most(tmp_path, suffix):
     assert 0 < np.abs(exact - fast).max() <= 2
 
 
-@pytest.mark.parametrize(("suffix", "trailer"), [(".jpg", b"written behind by a camera"), (".bmp", b"")])
-def test_the_fast_path_reads_what_the_exact_one_does(tmp_path, suffix, trailer):
-    path = tmp_path / f"image{suffix}"
+def test_the_fast_path_reads_what_the_exact_one_does(tmp_path):
+    path = tmp_path / "image.jpg"
     noise(64, 48).save(path)
-    path.write_bytes(path.read_bytes() + trailer)
+    path.write_bytes(path.read_bytes() + b"written behind by a camera")
     np.testing.assert_array_equal(read_pixels(path, "here").numpy(), to_planes(read_image(path, "here")))
 
 
