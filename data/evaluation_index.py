@@ -8,7 +8,6 @@ To make one for any preprocessed set, by frame distance as in training:
 
 import argparse
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.scene import Scene, read_scene, read_scene_list
 from data.views import ViewSelectorConfig, choose_window
 from utils.cli import run_main
+from utils.download import DownloadError, download
 from utils.errors import InputError
-from utils.files import atomic_path, read_json, sha256, write_json
+from utils.files import read_json, write_json
 
 log = logging.getLogger("lvsm")
 
@@ -33,6 +32,8 @@ _WINDOW_TRIES = 20
 INDEX_NAME = "evaluation_index_re10k.json"
 INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets/{INDEX_NAME}"
 INDEX_SHA256 = "fbcff9b4b13139227d809af45b84bb5a7a9cdb1c7a55bced85b6c66556a219cc"
+# Bytes; it has 1 MB.
+_INDEX_LIMIT = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,8 @@ def fetch_evaluation_index(path: Path) -> None:
     if path.exists() or path.name != INDEX_NAME:
         return
     try:
-        with atomic_path(path) as temporary:
-            torch.hub.download_url_to_file(INDEX_URL, str(temporary), progress=os.isatty(2))
-            digest = sha256(temporary)
-            if digest != INDEX_SHA256:
-                raise InputError(f"{INDEX_URL} has SHA-256 {digest}, expected {INDEX_SHA256}: nothing was stored")
-    except OSError as error:
+        download(INDEX_URL, path, INDEX_SHA256, limit=_INDEX_LIMIT)
+    except (DownloadError, OSError) as error:
         raise InputError(
             f"evaluation index not found: {path}, and it cannot be fetched ({error}): "
             f"get {INDEX_URL} elsewhere and put it there"

@@ -1,13 +1,9 @@
 """The VGG-19 perceptual loss, and where its weights come from."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -16,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.execution import ExecutionConfig, compiled
+from utils.download import DownloadError, download
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import file_digest
 
 log = logging.getLogger("lvsm")
 
@@ -117,7 +114,7 @@ def load_vgg19(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"the perceptual loss needs VGG-19 weights: fetch {VGG19_URL} and put it at {path}, {_OFF}")
-    digest = _md5(path)
+    digest = file_digest(path, "md5")
     if digest != VGG19_MD5:
         raise InputError(f"{path}: MD5 {digest}, expected {VGG19_MD5}: fetch it again from {VGG19_URL}, {_OFF}")
     return read_vgg19(path)
@@ -137,16 +134,8 @@ def read_vgg19(path: Path) -> dict[str, Tensor]:
 
 
 def fetch_vgg19(path: Path) -> None:
-    """Download the VGG-19 file to `path`, whole or not at all; without a network, say so and go on."""
+    """Download the VGG-19 file to `path`, whole or not at all; where it cannot be had, say so and go on."""
     try:
-        with atomic_path(path) as temporary:
-            torch.hub.download_url_to_file(VGG19_URL, str(temporary), progress=os.isatty(2))
-            if _md5(temporary) != VGG19_MD5:
-                raise HTTPException("the download is damaged")
-    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        download(VGG19_URL, path, VGG19_MD5, "md5")
+    except DownloadError as error:
         log.warning("cannot fetch %s: %s", VGG19_URL, error)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

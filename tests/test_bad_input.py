@@ -20,6 +20,7 @@ from model import build_model, perceptual
 from model.weights import published_state
 from setup import load_config
 from tests.helpers import ROOT, run, small_overrides, write_toy_set
+from utils import download
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 
@@ -34,7 +35,7 @@ def a_process_without_a_network(tmp_path, monkeypatch):
     def no_network(*_args, **_kwargs):
         raise URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(download, "urlopen", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -438,13 +439,14 @@ def test_training_names_a_value_that_cannot_be(root, override, message):
 def test_two_machines_may_fetch_vgg19_to_one_place(tmp_path, monkeypatch):
     path, fetching = tmp_path / "shared" / "vgg.mat", []
 
-    def download_while_another_does(_url, temporary, **_options):
-        Path(temporary).write_bytes(b"whole")
-        fetching.append(temporary)
+    def receive_while_another_does(url, _limit):
+        fetching.append(url)
+        yield b"wh"
         if len(fetching) == 1:
             perceptual.fetch_vgg19(path)
+        yield b"ole"
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download_while_another_does)
+    monkeypatch.setattr(download, "_receive", receive_while_another_does)
     monkeypatch.setattr(perceptual, "VGG19_MD5", hashlib.md5(b"whole").hexdigest())
     perceptual.fetch_vgg19(path)
     assert path.read_bytes() == b"whole" and len(fetching) == 2

@@ -21,6 +21,7 @@ from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_scene, read_scene_list
 from data.views import ViewSelectorConfig, choose_targets, choose_window
 from tests.helpers import write_toy_scene, write_toy_set
+from utils import download
 from utils.errors import InputError
 from utils.files import read_json
 
@@ -255,7 +256,7 @@ def test_a_missing_index_says_where_to_get_it(tmp_path, monkeypatch):
     def offline(*_args, **_kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(download, "urlopen", offline)
     path = tmp_path / "evaluation_index_re10k.json"
     with pytest.raises(InputError, match=r"cannot be fetched \(no network\): get https://raw.* and put it there"):
         fetch_evaluation_index(path)
@@ -264,11 +265,7 @@ def test_a_missing_index_says_where_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_downloaded_index_is_checked(tmp_path, monkeypatch):
-    def wrong(_url, path, **_kwargs):
-        with open(path, "w") as file:  # noqa: PTH123
-            file.write("{}")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", wrong)
+    monkeypatch.setattr(download, "_receive", lambda _url, _limit: [b"{}"])
     with pytest.raises(InputError, match="SHA-256"):
         fetch_evaluation_index(tmp_path / "evaluation_index_re10k.json")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,4 @@
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from scipy.io import savemat
 import model.perceptual as perceptual
 from model.loss import Loss, LossConfig, build_loss
 from model.perceptual import PerceptualLoss, load_vgg19, read_vgg19
+from utils import download
 from utils.errors import InputError
 
 # out, in of the convolutions of vgg19().features[:32], by their index there.
@@ -140,10 +140,7 @@ def test_vgg19_file_is_read_and_checked(weights, tmp_path, monkeypatch):
 
 
 def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
-    def cut_short(_url, path, **_kwargs):
-        Path(path).write_bytes(b"half")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", cut_short)
+    monkeypatch.setattr(download, "_receive", lambda _url, _limit: [b"half"])
     perceptual.fetch_vgg19(tmp_path / "vgg.mat")
     assert not list(tmp_path.iterdir())
 

@@ -174,8 +174,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a regular file's content, in hexadecimal."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """A digest of a regular file's content, in hexadecimal."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def append_json_line(path: Path, value: Any) -> None:

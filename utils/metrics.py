@@ -1,16 +1,14 @@
 """Image metrics of the evaluation (spec section 11), per image and in full precision."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.lpips_network import build_lpips
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 METRIC_NAMES = ("psnr", "ssim", "lpips")
@@ -66,33 +64,17 @@ class Lpips(nn.Module):
     """LPIPS 0.1 with the VGG-16 backbone of the `lpips` package (Zhang et al., CVPR 2018).
 
     Raises:
-        InputError: the backbone's weights are neither on disk nor to be had.
+        InputError: the backbone's weights are neither on disk nor to be had, or not what they should be.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = _lpips_network()
+        self.network = build_lpips()
         self.requires_grad_(False).eval()
 
     def forward(self, render: Float[Tensor, "b 3 h w"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Distance per image, inputs in [0, 1]."""
         return self.network(render * 2 - 1, image * 2 - 1).flatten()
-
-
-def _lpips_network() -> nn.Module:
-    import lpips  # slow to import and needed only here
-
-    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package asks torchvision for weights in an old way
-            return lpips.LPIPS(net="vgg", verbose=False)
-    except Exception as error:  # no network, or a damaged file, which fails in many ways
-        raise InputError(
-            f"LPIPS needs VGG-16 weights ({type(error).__name__}: {error}): fetch {url} and put it at {path}, "
-            "or leave lpips out of inference.metrics (in training, set training.lpips_loss_weight=0)"
-        ) from None
 
 
 def build_metrics(names: Sequence[str], device: torch.device) -> dict[str, Metric]:
