@@ -72,13 +72,14 @@ class Worker:
         return json.loads(line) if line else None
 
     def abort(self) -> str:
-        """End it and all that it started; the last lines of its errors, and where it stood."""
+        """End it and all that it started; where it stood, by its errors."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGABRT)
             self.process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return " | ".join(self._errors.read_text(errors="replace").split("\n")[-12:])[:600]
+        stood = self._errors.read_text(errors="replace").split("Extension modules")[0]
+        return " | ".join(stood.rsplit("Current thread", 1)[-1].splitlines())[:800]
 
 
 def run_seeds(folder: Path, seeds: list[int]) -> list[dict]:
