@@ -1,7 +1,7 @@
 """A scene on disk: `metadata/<key>.json` beside its frames, and the list files that name scenes.
 
 Paths inside a file are relative to that file; absolute ones work too. A frame that was lost keeps its place in the
-list with no image, so that frame numbers mean the same everywhere.
+list with no image, so that frame numbers mean the same everywhere; if its camera was of no use, that is null, too.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from utils.errors import InputError
 from utils.files import check_plain_name, read_json, write_json
@@ -25,8 +25,8 @@ class Scene:
     Attributes:
         name: the scene's key.
         image_paths: one a frame; None for a frame whose image was lost.
-        fxfycxcy: intrinsics [n, 4] in pixels of the stored image.
-        w2c: world-to-camera matrices [n, 4, 4], OpenCV axes.
+        fxfycxcy: intrinsics [n, 4] in pixels of the stored image; NaN for a lost frame without a camera.
+        w2c: world-to-camera matrices [n, 4, 4], OpenCV axes; likewise.
         source: the metadata file, for messages.
     """
 
@@ -64,7 +64,7 @@ def read_scene(path: Path) -> Scene:
         name, frames = record["scene_name"], record["frames"]
         images = [_image_path(frame, path.parent) for frame in frames]
     check_plain_name(name, f"{path}: scene_name")
-    w2c, fxfycxcy = _read_frames(record, path, "scene metadata")
+    w2c, fxfycxcy = _read_frames(record, path, "scene metadata", [image is None for image in images])
     return Scene(name, images, fxfycxcy, w2c, path)
 
 
@@ -76,16 +76,18 @@ def read_cameras(path: Path) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarr
     Raises:
         InputError: the file is missing or not such a list; the message names file and frame.
     """
-    return _read_frames(read_json(path, "list of cameras"), path, "a list of cameras")
+    return _read_frames(read_json(path, "list of cameras"), path, "a list of cameras", [])
 
 
-def _read_frames(record: Any, path: Path, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_frames(record: Any, path: Path, what: str, lost: list[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """w2c and intrinsics; frames that are `lost` need not have any."""
     with _errors_say(path, what):
         numbers = [_frame_numbers(frame) for frame in record["frames"]]
     if not numbers:
         raise InputError(f"{path} is not {what}: it has no frames")
     fxfycxcy, w2c = (np.stack(columns) for columns in zip(*numbers, strict=True))
-    check_cameras(fxfycxcy, w2c, path)
+    known = np.array([not (any(lost[n : n + 1]) and _has_no_camera(frame)) for n, frame in enumerate(record["frames"])])
+    check_cameras(fxfycxcy, w2c, path, known)
     return w2c, fxfycxcy
 
 
@@ -98,7 +100,13 @@ def _errors_say(path: Path, what: str) -> Iterator[None]:
         raise InputError(f"{path} is not {what}: {type(error).__name__}: {error}") from None
 
 
+def _has_no_camera(frame: dict[str, Any]) -> bool:
+    return frame["fxfycxcy"] is None and frame["w2c"] is None
+
+
 def _frame_numbers(frame: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    if _has_no_camera(frame):
+        return np.full(4, np.nan), np.full((4, 4), np.nan)
     fxfycxcy = np.asarray(frame["fxfycxcy"], dtype=np.float64)
     w2c = np.asarray(frame["w2c"], dtype=np.float64)
     return fxfycxcy.reshape(4), w2c.reshape(4, 4)
@@ -108,22 +116,33 @@ def _image_path(frame: dict[str, Any], folder: Path) -> Path | None:
     return None if frame["image_path"] is None else folder / frame["image_path"]
 
 
-def check_cameras(fxfycxcy: Float[np.ndarray, "n 4"], w2c: Float[np.ndarray, "n 4 4"], source: object) -> None:
-    """Raises InputError, naming `source` and the frame, for a camera that is infinite, flat or singular."""
+def check_cameras(
+    fxfycxcy: Float[np.ndarray, "n 4"],
+    w2c: Float[np.ndarray, "n 4 4"],
+    source: object,
+    known: Bool[np.ndarray, " n"] | None = None,
+) -> None:
+    """Raises InputError, naming `source` and the frame, for a camera that is infinite, flat or singular.
+
+    Args:
+        known: the frames that must have a camera; None for all.
+    """
     usable = np.isfinite(fxfycxcy).all(1) & np.isfinite(w2c).all((1, 2)) & (fxfycxcy[:, :2] > 0).all(1)
     usable[usable] = np.abs(np.linalg.det(w2c[usable])) > 1e-9
+    if known is not None:
+        usable |= ~known
     if not usable.all():
         raise InputError(f"{source}: frame {int(np.argmin(usable))} has no usable camera (zero, infinite or singular)")
 
 
 def write_scene(scene: Scene) -> None:
-    """Write `scene.source`, image paths relative to it."""
+    """Write `scene.source`, image paths relative to it; a camera that is not finite becomes null."""
     folder = scene.source.parent
     frames = [
         {
             "image_path": None if image is None else Path(relpath(image, folder)).as_posix(),
-            "fxfycxcy": fxfycxcy.tolist(),
-            "w2c": w2c.tolist(),
+            "fxfycxcy": fxfycxcy.tolist() if np.isfinite(fxfycxcy).all() else None,
+            "w2c": w2c.tolist() if np.isfinite(w2c).all() else None,
         }
         for image, fxfycxcy, w2c in zip(scene.image_paths, scene.fxfycxcy, scene.w2c, strict=True)
     ]

@@ -618,8 +618,8 @@ def test_an_unknown_metric_is_named(root):
         (None, 1, r"no chunks (*.torch) in {root}/re10k/test: --base_path must hold the folders train and test"),
         ("{", 1, "chunk index cannot be read: {root}/re10k/test/index.json"),
         ("[]", 1, "{root}/re10k/test/index.json is not a chunk index"),
-        ('{"a": "../../a.torch"}', 1, "{root}/re10k/test/index.json: '../../a.torch' is not a plain name"),
-        ('{"a": 3}', 1, "{root}/re10k/test/index.json: 3 is not a plain name"),
+        ('{"a": "../../a.torch"}', 1, "{root}/re10k/test/index.json: clip 'a': '../../a.torch' is not a plain name"),
+        ('{"a": 3}', 1, "{root}/re10k/test/index.json: clip 'a': 3 is not a plain name"),
         (None, 0, "--num_processes is 0; at least 1 is needed"),
     ],
 )

@@ -166,7 +166,7 @@ def test_cleaning_removes_the_programs_own_temporaries_only(tmp_path):
     for name in theirs:
         (tmp_path / name).write_text("keep")
     (tmp_path / ".folder.tmp").mkdir()
-    for name in ("a.json", "rendered_video.mp4", "scene"):
+    for name in ("a.json", "rendered_video.mp4", "scene", "key.with-dots.and_more"):
         temporary_path(tmp_path / name).write_text("half")
     temporary_path(tmp_path / "folder").mkdir()
     outside = tmp_path / "outside"

@@ -23,8 +23,9 @@ from data.scene import read_scene, read_scene_list
 from data.transforms import read_image
 from tests.helpers import ROOT, run
 from utils.errors import InputError
+from utils.lock import LOCK_NAME
 
-CHUNKS = ("000000.torch", "000001.torch")
+CHUNKS = tuple(f"{number:06d}.torch" for number in range(4))
 
 
 def jpeg(width=64, height=36, seed=0):
@@ -248,7 +249,7 @@ def test_a_lost_frame_keeps_a_camera_in_pixels_of_the_first_good_one(tmp_path):
 def test_a_clip_without_a_good_frame_is_lost_and_named(tmp_path):
     base = write_chunks(tmp_path, [make_clip("a", images=[jpeg()[:200], b"x"]), make_clip("b")])
     lost = preprocess_with_losses(base, tmp_path / "out")
-    assert list(lost.values()) == ["clip a: none of its 2 frames can be decoded"]
+    assert list(lost) == ["clip a"] and "none of its 2 frames" in lost["clip a"]
     assert names_in(tmp_path / "out") == names(tmp_path / "out" / "train" / "images") == ["b"]
 
 
@@ -319,7 +320,8 @@ def test_keys_that_are_no_plain_names_are_refused(tmp_path, key):
     base, out = write_chunks(tmp_path, [make_clip(key), make_clip("good")]), tmp_path / "deep" / "out"
     before = contents(tmp_path)
     lost = preprocess_with_losses(base, out)
-    assert list(lost) == ["000000.torch, clip 0"] and f"{key!r} is not a plain name" in lost["000000.torch, clip 0"]
+    name = "list" if isinstance(key, list) else repr(key)
+    assert list(lost) == ["000000.torch, clip 0"] and f"{name} is not a plain name" in lost["000000.torch, clip 0"]
     inside = {f"deep/out/train/{name}": digest for name, digest in contents(out / "train").items()}
     assert contents(tmp_path) == before | inside
     assert names_in(out) == names(out / "train" / "images") == ["good"]
@@ -352,17 +354,19 @@ def test_a_clip_of_the_same_name_in_another_chunk_is_lost_and_named(tmp_path):
 )
 def test_a_clip_that_cannot_be_used_is_lost_and_named(tmp_path, change):
     base = write_chunks(tmp_path, [make_clip("bad", **change), make_clip("good")])
-    (reason,) = preprocess_with_losses(base, tmp_path / "out").values()
-    assert "clip bad: " in reason and ("camera" in reason or "images must be a list" in reason)
+    ((name, reason),) = preprocess_with_losses(base, tmp_path / "out").items()
+    assert name == "clip bad" and ("camera" in reason or "images must be a list" in reason)
     assert names_in(tmp_path / "out") == names(tmp_path / "out" / "train" / "images") == ["good"]
 
 
-@pytest.mark.parametrize("record", [3, None, "text", {"key": "a"}])
+@pytest.mark.parametrize("record", [3, None, "text", {}, {"key": "a"}])
 def test_a_record_that_is_no_clip_is_lost_and_named(tmp_path, record):
-    base = write_chunks(tmp_path, [make_clip("good")])
+    base = write_chunks(tmp_path, [make_clip("good"), *([make_clip("a")] if record == {"key": "a"} else [])])
     torch.save([record, make_clip("good")], base / "train" / CHUNKS[0])
     lost = preprocess_with_losses(base, tmp_path / "out")
-    assert lost == {"000000.torch, clip 0": "000000.torch, clip 0: a clip needs key, cameras and images"}
+    name = "clip a" if record == {"key": "a"} else "000000.torch, clip 0"
+    assert lost == {name: "a clip needs key, cameras and images"}
+    assert names_in(tmp_path / "out") == ["good"]
 
 
 # Going on where a run stopped
@@ -398,7 +402,7 @@ def test_a_complete_set_needs_its_chunks_no_more(tmp_path):
     base, out = two_chunks(tmp_path), tmp_path / "out"
     preprocess(base, out)
     before = contents(out)
-    for name in CHUNKS:
+    for name in CHUNKS[:2]:
         (base / "train" / name).unlink()
     preprocess(base, out)
     assert contents(out) == before
@@ -442,8 +446,8 @@ def test_a_killed_run_started_again_gives_the_same_files(tmp_path):
     arguments = ["--base_path", base, "--output_dir", out, "--mode", "train", "--num_processes", 1]
     assert run("-c", script, *arguments).returncode == -signal.SIGKILL
     assert names(out / "train" / "metadata") == ["a.json", "b.json"]
-    (left,) = out.rglob(".*")
-    assert left.match(".c.*.tmp")
+    left = [path.name for path in out.rglob(".*") if path.name != LOCK_NAME]
+    assert len(left) == 1 and left[0].startswith(".c.lvsm-") and left[0].endswith(".tmp")
     complete = states(out / "train" / "metadata")
     preprocess(base, out, processes=2)
     assert contents(out) == contents(tmp_path / "undisturbed")
@@ -451,28 +455,43 @@ def test_a_killed_run_started_again_gives_the_same_files(tmp_path):
     assert complete.items() <= states(out).items()
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches workers by fork alone")
-@pytest.mark.parametrize(
-    "method",
-    [
-        "rename",
-        "replace",
-    ],
+FORK = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the patch reaches workers by fork alone"
 )
-def test_what_a_killed_worker_leaves_is_cleared_by_the_next_run(tmp_path, monkeypatch, method):
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@FORK
+@pytest.mark.parametrize("method", ["rename", "replace"])
+def test_what_a_worker_that_died_once_leaves_is_cleared_and_done_again(tmp_path, monkeypatch, method, caplog):
     base, out = two_chunks(tmp_path), tmp_path / "out"
     preprocess(base, tmp_path / "undisturbed")
-    strike = on_the_third_move(getattr(Path, method), lambda: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(Path, method, strike)
-    with pytest.raises(
-        InputError, match=r"a worker died \(out of memory\?\): run again with a smaller --num_processes"
-    ):
-        preprocess(base, out)
-    monkeypatch.undo()
-    if not list(out.rglob(".*")):
-        pytest.fail("the worker was to be killed between writing and moving")
+    monkeypatch.setattr(Path, method, on_the_third_move(getattr(Path, method), die))
     preprocess(base, out)
+    assert "a worker died" in caplog.text
+    assert not list(out.rglob(".*"))
     assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+@FORK
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_chunk_that_kills_its_worker_costs_itself(tmp_path, monkeypatch, processes, indexed):
+    base, out = write_chunks(tmp_path, *([make_clip(key)] for key in "abcd")), tmp_path / "out"
+    if not indexed:
+        (base / "train" / "index.json").unlink()
+    read = preprocess_data.open_chunk
+    monkeypatch.setattr(preprocess_data, "open_chunk", lambda path: die() if path.name == CHUNKS[1] else read(path))
+    lost = preprocess_with_losses(base, out, processes=processes)
+    assert list(lost) == ["clip b" if indexed else f"chunk {CHUNKS[1]}"]
+    assert CHUNKS[1] in str(lost) and "memory" in str(lost)
+    assert names_in(out) == ["a", "c", "d"] and not list(out.rglob(".*"))
+    monkeypatch.undo()
+    preprocess(base, out)
+    assert names_in(out) == list("abcd")
 
 
 def test_a_temporary_file_is_no_scene(tmp_path):

@@ -20,7 +20,7 @@ from utils.text import shown
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
 # What this project's own temporary files are called, and nothing else.
-_TEMPORARY = re.compile(r"\..+\.lvsm-[0-9a-f]{8}\.tmp(\.[A-Za-z0-9]+)?")
+_TEMPORARY = re.compile(r"\..+\.lvsm-[0-9a-f]{8}\.tmp(\.[\w-]*)?", re.ASCII)
 # Largest text file that is read at once: metadata of a clip takes 50 kB, the published evaluation index 1 MB.
 _TEXT_LIMIT = 1 << 30
 # More digits than a frame number, a focal length or a score can have; beyond 4,300 Python gives up, too.
