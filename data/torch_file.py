@@ -46,6 +46,13 @@ _DTYPES = {
 }
 
 
+# Bytes an element of storages whose tensors are not read, but which a legacy file has before those that are.
+_OTHER_ITEMSIZES = {
+    "torch.QInt8Storage": 1,
+    "torch.QUInt8Storage": 1,
+    "torch.QInt32Storage": 4,
+    "torch.UntypedStorage": 1,
+}
 # Gives the first bytes of a storage, named by its key and how many they are.
 _Fetch = Callable[[str, int], bytearray]
 
@@ -189,9 +196,10 @@ class _Reader(pickle.Unpickler):
         """A storage, `("storage", type, key, device, elements)`; a sixth entry in old files says of what it is part."""
         match pid:
             case ("storage", type() as kind, str() as key, _, int() as stored, *view) if view in ([], [None]):
-                dtype = _DTYPES.get(getattr(kind, "kind", ""))
+                name = getattr(kind, "kind", "")
+                dtype = _DTYPES.get(name)
+                self.itemsizes[key] = dtype.itemsize if dtype is not None else _OTHER_ITEMSIZES.get(name, 1)
                 if dtype is not None and stored >= 0:
-                    self.itemsizes[key] = dtype.itemsize
                     return _Storage(key, dtype, stored)
         return Foreign()
 

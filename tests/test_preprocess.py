@@ -1,6 +1,5 @@
 """preprocess_data.py on good chunks, damaged ones and hostile ones."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -9,111 +8,37 @@ import signal
 import struct
 import subprocess
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.spatial.transform import Rotation
 
 import preprocess_data
 from data.scene import read_scene, read_scene_list
 from data.transforms import read_image
+from tests.chunks import (
+    CHUNKS,
+    camera_rows,
+    contents,
+    jpeg,
+    make_clip,
+    names,
+    names_in,
+    preprocess,
+    preprocess_with_losses,
+    scene_of,
+    write_chunks,
+)
 from tests.helpers import ROOT, run
 from utils.errors import InputError
 from utils.lock import LOCK_NAME
-
-CHUNKS = tuple(f"{number:06d}.torch" for number in range(4))
-
-
-def jpeg(width=64, height=36, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(coarse).resize((width, height)).save(buffer, "jpeg", quality=90)
-    return buffer.getvalue()
-
-
-def as_tensor(data):
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
-
-
-def camera_rows(count, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = np.zeros((count, 18), dtype=np.float32)
-    rows[:, :4] = rng.uniform(0.4, 0.9, (count, 4))
-    poses = rows[:, 6:].reshape(count, 3, 4)
-    poses[..., :3] = Rotation.from_rotvec(rng.uniform(-1, 1, (count, 3))).as_matrix()
-    poses[..., 3] = rng.uniform(-2, 2, (count, 3))
-    return torch.from_numpy(rows)
-
-
-def make_clip(key, frames=3, **changes):
-    """A record as pixelSplat stores it; `images` are JPEG bytes, or whatever stands in a damaged chunk."""
-    images = changes.pop("images", [jpeg(seed=number) for number in range(frames)])
-    if isinstance(images, list):
-        images = [as_tensor(data) for data in images]
-        frames = len(images)
-    timestamps = torch.arange(frames, dtype=torch.int64) * 33_000
-    record = {
-        "url": "https://example.org/v",
-        "timestamps": timestamps,
-        "cameras": camera_rows(frames),
-        "images": images,
-    }
-    return record | {"key": key} | changes
-
-
-def write_chunks(root, *chunks, **extra_promises):
-    """Chunks and their index under `root`; `extra_promises` are keys that the index names in the first chunk."""
-    folder = root / "re10k" / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    index = dict.fromkeys(extra_promises, CHUNKS[0])
-    for name, records in zip(CHUNKS, chunks, strict=False):
-        torch.save(records, folder / name)
-        index |= {record["key"]: name for record in records if isinstance(record["key"], str)}
-    (folder / "index.json").write_text(json.dumps(index))
-    return folder.parent
-
-
-def preprocess(base, out, *more, processes=1):
-    arguments = ["--base_path", base, "--output_dir", out, "--mode", "train", "--num_processes", processes, *more]
-    preprocess_data.main([str(argument) for argument in arguments])
-
-
-def preprocess_with_losses(base, out, *more, processes=1):
-    """Run, expect losses, and return lost.json, which must say of everything lost what it was and why."""
-    with pytest.raises(InputError, match=r"clips or frames were lost; .*lost\.json names them all") as caught:
-        preprocess(base, out, *more, processes=processes)
-    lost = json.loads((out / "train" / "lost.json").read_text())
-    assert str(caught.value).startswith(f"{len(lost)} ") and "\n" not in str(caught.value)
-    return lost
-
-
-def contents(folder):
-    """Every file below a folder, hidden ones too, with the digest of its bytes."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def states(folder):
     """What changes when a file is written again, even with the same bytes."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".txt")
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def scene_of(out, key):
-    return read_scene(out / "train" / "metadata" / f"{key}.json")
-
-
-def names_in(out):
-    """The scenes that the list of a run names."""
-    return [path.stem for path in read_scene_list(out / "train" / "full_list.txt")]
 
 
 # Good chunks
