@@ -26,7 +26,7 @@ from model.perceptual import fetch_vgg19
 from model.weights import load_published
 from setup import Config, TrainingConfig, load_config, set_threads_and_precision
 from trainer import Trainer
-from utils.checkpoint import find_checkpoint, newest_readable, read_checkpoint
+from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
@@ -61,24 +61,26 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
     Raises:
         InputError: checkpoints that are unreadable, of another model, or without training state though it is needed.
     """
-    own = process.broadcast(newest_readable(Path(cfg.checkpoint_dir)) if process.is_main else None)
+    found = newest_readable(Path(cfg.checkpoint_dir)) if process.is_main else None
+    own = process.broadcast(found and found[0])
     if own is None and not cfg.resume_ckpt:
         return Start()
     if own is not None and cfg.reset_training_state:
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
-    state = read_checkpoint(path)
-    load_weights(model, state, path, own is not None)
+    content = found[1] if found else read_checkpoint(path)
+    load_weights(model, content, path, own is not None)
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()
-    if not {"optimizer", "step", "samples"} <= state.keys():
-        raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
-    load_optimizer(optimizer, state["optimizer"], path)
-    restore_random_state(state, process)
+    state = training_state(content, path)
+    load_optimizer(optimizer, state.optimizer, path)
+    # Of another number of ranks they say nothing.
+    if len(state.random_states) == process.world_size:
+        set_random_state(state.random_states[process.rank])
     if process.is_main:
         say_where(cfg, process, state, path)
-    return Start(state["step"], state["samples"])
+    return Start(state.step, state.samples)
 
 
 def load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:
@@ -92,21 +94,14 @@ def load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> N
         raise InputError(f"{error}; {hint}") from None
 
 
-def restore_random_state(state: dict[str, Any], process: Process) -> None:
-    """Give this rank its generators back, if the checkpoint was written by as many ranks."""
-    states = state.get("random_states", [])
-    if len(states) == process.world_size:
-        set_random_state(states[process.rank])
-
-
-def say_where(cfg: TrainingConfig, process: Process, state: dict[str, Any], path: Path) -> None:
+def say_where(cfg: TrainingConfig, process: Process, state: TrainingState, path: Path) -> None:
     """Log what goes on, and whether the samples of an update are as many as they were."""
-    log.info("going on from %s: %d updates, %d samples", path, state["step"], state["samples"])
-    before = state["samples"] / max(1, state["step"])
+    log.info("going on from %s: %d updates, %d samples", path, state.step, state.samples)
+    before = state.samples / max(1, state.step)
     now = cfg.batch_size_per_gpu * process.world_size * cfg.grad_accum_steps
-    if state["step"] and before != now:
+    if state.step and before != now:
         log.warning(
-            "the batch was %g scenes on average and is %d now: going on at sample %d", before, now, state["samples"]
+            "the batch was %g scenes on average and is %d now: going on at sample %d", before, now, state.samples
         )
 
 

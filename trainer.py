@@ -21,11 +21,13 @@ from model.weights import published_state
 from setup import TrainingConfig, autocast
 from utils.checkpoint import CheckpointWriter
 from utils.distributed import Process
+from utils.errors import InputError
 from utils.interruption import Interruption
 from utils.journal import Journal, RunningMean, describe
 from utils.media import NamedViews, save_comparison
 from utils.optim import clip_and_step, lr_at
 from utils.random_state import random_state
+from utils.tensors import first_not_finite
 from utils.tracking import Tracker
 from utils.watch import Watch
 
@@ -120,8 +122,13 @@ class Trainer:
         return numbers
 
     def save(self) -> None:
-        """Write a checkpoint to the run folder: every rank gives its random state, the main process writes."""
+        """Write a checkpoint to the run folder: every rank gives its random state, the main process writes.
+
+        Raises:
+            InputError: weights or moments are not finite, so that nobody could go on from them.
+        """
         self.watch.note(f"saving after step {self.step}")
+        self._check_finite()
         states = self.process.gather(random_state())
         if self.writer is not None:
             state = {
@@ -134,6 +141,17 @@ class Trainer:
             }
             self.writer.save(self.step, state)
         self.process.barrier("saving")
+
+    def _check_finite(self) -> None:
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {name: parameter} | {f"{moment} of {name}": value for moment, value in moments.items()}
+        if culprit := first_not_finite(state):
+            raise InputError(
+                f"training diverged: {culprit} is not finite after step {self.step}: nothing was saved, "
+                f"the checkpoints in {self.folder} are kept: go on from one of them with a lower training.lr"
+            )
 
     def _validate(self, validation: Callable[[], dict[str, float]]) -> None:
         self.watch.note(f"validating after step {self.step}")

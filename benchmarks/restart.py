@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import benchmark_parser, last_lines, read_config, show
-from utils.checkpoint import newest_readable, numbered_checkpoints, read_checkpoint
+from utils.checkpoint import newest_readable, numbered_checkpoints
 from utils.cli import run_main
 from utils.errors import InputError
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = kill_one(run, killed)
     codes.append(run.wait())
     newest = [newest_readable(folder) for folder in (alone, killed)]
-    weights = [read_checkpoint(path)["model"] for path in newest if path is not None]
+    weights = [found[1]["model"] for found in newest if found is not None]
     difference = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
     row = {
         "processes": given.processes,

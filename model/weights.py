@@ -9,6 +9,8 @@ from torch import Tensor
 
 from model.lvsm import LVSM, EncoderDecoder
 from utils.errors import InputError
+from utils.tensors import plain_fault, tensor_fault
+from utils.text import printable, shown
 
 _SHARED = {
     r"^image_tokenizer\.": "image_tokenizer.1.",
@@ -30,9 +32,9 @@ _ENCODER_DECODER = {
     r"^decoder\.": "transformer_decoder.",
     r"^latents$": "n_light_field_latent",
 }
-# Checkpoints of other trainers carry the loss network along; wrappers prefix every name.
+# Checkpoints of other trainers carry the loss network along; wrappers put their own parts into names.
 _IGNORED = re.compile(r"^loss_computer\.")
-_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+")
 _SHOWN = 4
 
 # What the names and shapes of published weights say of the model.
@@ -81,20 +83,39 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
     """Load weights stored under published names into `model`; nothing may be missing, unknown or misshapen.
 
     Args:
-        state: published names -> tensors; `loss_computer.*` is ignored, a `module.` prefix stripped.
+        state: published names -> tensors; `loss_computer.*` is ignored, what wrappers put into names is taken out.
         source: where the weights come from, for error messages.
 
     Raises:
-        InputError: names the sizes that differ, with both numbers; where they agree, the keys that are missing,
-            unknown or of the wrong shape. The model is unchanged.
+        InputError: names the tensor that is not plain, finite numbers; the sizes that differ, with both numbers; where
+            they agree, the keys that are missing, unknown or of the wrong shape. The model is unchanged.
     """
-    stripped = {_WRAPPERS.sub("", str(name)): value for name, value in state.items()}
-    given = {name: value for name, value in stripped.items() if not _IGNORED.match(name)}
+    given = _without_wrappers(state, source)
     own = published_state(model)
+    for name in sorted(own.keys() & given.keys()):
+        if fault := plain_fault(given[name]):
+            raise InputError(f"{source}: {name} {fault}")
     problems = _disagreements(own, given) or _mismatches(own, given)
     if problems:
         raise InputError(f"{source} does not fit this model: {'; '.join(problems)}")
+    for name, value in given.items():
+        # As the model will have them, since a number may fit into the file's type alone.
+        if fault := tensor_fault(value.to(own[name].dtype)):
+            raise InputError(f"{source}: {name} {fault}: its training diverged, take an earlier checkpoint")
     model.load_state_dict({name: given[published] for name, published in published_names(model).items()})
+
+
+def _without_wrappers(state: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """The weights under the names that they have in the bare model."""
+    given: dict[str, Any] = {}
+    for full, value in state.items():
+        name = _WRAPPERS.sub("", str(full))
+        if _IGNORED.match(name):
+            continue
+        if name in given:
+            raise InputError(f"{source} holds {shown(name)} twice, once under {shown(str(full))}")
+        given[name] = value
+    return given
 
 
 def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
@@ -102,7 +123,7 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
 
     A size is left out where the tensors do not say it, or contradict one another.
     """
-    shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    shapes = {name: tuple(value.shape) for name, value in state.items() if plain_fault(value) is None}
     variants = {variant for variant, stack in _FIRST_STACKS.items() if any(name.startswith(stack) for name in shapes)}
     norms = {shape[-1] for name, shape in shapes.items() if _D_NORMS.search(name)}
     heads = {shape[-1] for name, shape in shapes.items() if name.endswith("attn.q_norm.weight")}
@@ -168,4 +189,4 @@ def _shape(value: Any) -> Any:
 
 
 def _some(items: list[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")
+    return ", ".join(printable(item, 120) for item in items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")

@@ -335,7 +335,7 @@ def test_training_goes_round_frames_that_were_lost(root):
         pytest.param(
             cut_weights,
             ["training.resume_ckpt={root}/decoder_only", "training.reset_training_state=true"],
-            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            "checkpoint cannot be read: {root}/decoder_only/ckpt_0000000000000001.pt",
             id="truncated",
         ),
         pytest.param(
@@ -348,7 +348,7 @@ def test_training_goes_round_frames_that_were_lost(root):
         pytest.param(
             remove_weights,
             ["training.resume_ckpt={root}/decoder_only"],
-            "no checkpoint (*.pt) in the folder {root}/decoder_only",
+            "no checkpoint (*.pt, *.safetensors) in the folder {root}/decoder_only",
             id="empty folder",
         ),
         pytest.param(
@@ -546,7 +546,7 @@ def test_view_counts_that_agree_with_the_index_are_accepted(root):
         pytest.param(
             cut_weights,
             [],
-            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            "checkpoint cannot be read: {root}/decoder_only/ckpt_0000000000000001.pt",
             id="truncated",
         ),
         pytest.param(
@@ -558,16 +558,21 @@ def test_view_counts_that_agree_with_the_index_are_accepted(root):
         pytest.param(
             remove_weights,
             [],
-            "no checkpoint (*.pt) in the folder {root}/decoder_only (training.checkpoint_dir)",
+            "no checkpoint (*.pt, *.safetensors) in the folder {root}/decoder_only (training.checkpoint_dir)",
             id="none",
         ),
         pytest.param(
             scramble_weights,
             [],
-            "checkpoint cannot be read (truncated?): {root}/decoder_only/ckpt_0000000000000001.pt",
+            "checkpoint cannot be read: {root}/decoder_only/ckpt_0000000000000001.pt",
             id="scrambled",
         ),
-        pytest.param(spoil_weights, [], "scene scene0: the model renders NaN", id="not a number"),
+        pytest.param(
+            spoil_weights,
+            [],
+            "ckpt_0000000000000001.pt: image_tokenizer.1.weight holds numbers that are not finite",
+            id="not a number",
+        ),
     ],
 )
 def test_evaluation_names_a_bad_checkpoint(root, damage, overrides, message):

@@ -359,11 +359,19 @@ def test_a_misspelled_normalisation_is_refused(place):
         inference.main(command(place, "training.pose_normalization=input_veiws"))
 
 
-def test_broken_weights_are_named(place):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "ckpt_0+2.pt: image_tokenizer.1.weight holds numbers that are not finite"),
+        (float("inf"), "ckpt_0+2.pt: image_tokenizer.1.weight holds numbers that are not finite"),
+        (3e38, "scene scene0: the model renders NaN"),
+    ],
+)
+def test_broken_weights_are_named(place, value, message):
     model = save_model(place)
-    torch.nn.init.constant_(model.head.weight, float("nan"))
+    torch.nn.init.constant_(model.image_tokenizer.weight, value)
     write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
-    with pytest.raises(InputError, match="scene scene0: the model renders NaN"):
+    with pytest.raises(InputError, match=message):
         inference.main(command(place))
     assert not (place / "out" / "summary.csv").exists()
 

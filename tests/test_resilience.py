@@ -415,7 +415,8 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(scenes, tmp_path, caplo
     train.main(command(scenes, folder, "training.checkpoint_every=1"))
     whole = (folder / checkpoint_name(2)).read_bytes()
     (folder / checkpoint_name(2)).write_bytes(whole[: len(whole) // 2])
-    assert newest_readable(folder) == folder / checkpoint_name(1)
+    path, state = newest_readable(folder)
+    assert path == folder / checkpoint_name(1) and state["step"] == 1
     assert "SKIPPED checkpoint cannot be read" in caplog.text and checkpoint_name(2) in caplog.text
     assert caplog.text.count("; taking the checkpoint before it") == 1
     (folder / checkpoint_name(1)).write_bytes(b"")

@@ -3,7 +3,6 @@
 import logging
 import re
 import threading
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,19 @@ import torch
 from utils.errors import InputError
 from utils.files import atomic_path, remove_stale
 from utils.hub import fetch_from_hub, is_hub_address
+from utils.random_state import random_state_fault
+from utils.tensor_file import TensorFileError, read_tensors
+from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
 _NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
+_SUFFIXES = (".pt", ".safetensors")
+# Names that a message lists.
+_SHOWN = 4
+# Beyond what any run counts.
+_COUNT_LIMIT = 1 << 53
+_WEIGHTS_ALONE = "to start from its weights alone, name it as training.resume_ckpt with reset_training_state=true"
 FULL_DISK_ACTIONS = ("stop", "continue")
 
 
@@ -68,8 +76,8 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(named: str | Path, key: str) -> Path:
     """The checkpoint that a path means: itself, or the newest of a folder; `hf://...` is fetched from the hub.
 
-    A folder without numbered checkpoints may hold a single `.pt` file, such as a published one. `key` is the
-    configuration key that named the path, for messages.
+    A folder without numbered checkpoints may hold a single file, such as a published one, `.pt` or `.safetensors`.
+    `key` is the configuration key that named the path, for messages.
 
     Raises:
         InputError: there is none, or the folder holds several and none is numbered, or the hub does not give it.
@@ -77,21 +85,21 @@ def find_checkpoint(named: str | Path, key: str) -> Path:
     if is_hub_address(named):
         return fetch_from_hub(str(named), key)
     path = Path(named)
-    if path.is_file():
-        return path
     if not path.is_dir():
+        if path.exists():
+            return path
         raise InputError(f"no checkpoint at {path} ({key} names a file or a folder of ckpt_*.pt)")
-    found = numbered_checkpoints(path) or sorted(path.glob("[!.]*.pt"))
+    found = numbered_checkpoints(path) or sorted(file for file in path.glob("[!.]*") if file.suffix in _SUFFIXES)
     if not found:
-        raise InputError(f"no checkpoint (*.pt) in the folder {path} ({key})")
+        raise InputError(f"no checkpoint (*.pt, *.safetensors) in the folder {path} ({key})")
     if len(found) > 1 and not _NUMBERED.fullmatch(found[-1].name):
-        names = ", ".join(file.name for file in found)
+        names = ", ".join(printable(file.name, 80) for file in found[:_SHOWN])
         raise InputError(f"several checkpoints in {path} ({names}): name one as {key}")
     return found[-1]
 
 
-def newest_readable(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder that can be read; None if the folder holds none at all.
+def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run folder that can be read, with its content; None if the folder holds none at all.
 
     Raises:
         InputError: there are checkpoints and none can be read. Starting over would lose the run.
@@ -99,11 +107,9 @@ def newest_readable(folder: Path) -> Path | None:
     found = numbered_checkpoints(folder)
     for path in reversed(found):
         try:
-            read_checkpoint(path)
+            return path, read_checkpoint(path)
         except InputError as error:
             log.error("SKIPPED %s%s", error, "" if path is found[0] else "; taking the checkpoint before it")
-        else:
-            return path
     if found:
         raise InputError(
             f"none of the {len(found)} checkpoints in {folder} can be read: "
@@ -115,20 +121,67 @@ def newest_readable(folder: Path) -> Path | None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU; only tensors and plain values are accepted.
 
+    A state dict by itself, or under the name "state_dict", becomes the "model" of a checkpoint.
+
     Raises:
-        InputError: the file is missing, truncated or not a checkpoint with "model" in it.
+        InputError: the file is missing, damaged or no checkpoint; the message says what it is instead.
     """
     try:
-        # Mapping reads only what is used, and works for all but files of very old releases.
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+        content = read_tensors(path)
     except FileNotFoundError:
         raise InputError(f"checkpoint not found: {path}") from None
-    except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
-        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
-        raise InputError(f"checkpoint cannot be read (truncated?): {path}: {reason}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
-        raise InputError(f'not a checkpoint: {path}: it holds no "model"')
+    except (OSError, TensorFileError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"checkpoint cannot be read: {path}: {reason}") from None
+    state = _with_model(content)
+    if state is None:
+        held = ", ".join(map(shown, list(content)[:4])) if isinstance(content, dict) else shown(content)
+        raise InputError(f'not a checkpoint: {path}: it holds no "model" but {held or "nothing"}')
     return state
+
+
+def _with_model(content: object) -> dict[str, Any] | None:
+    """A checkpoint with its weights under "model"; None if there are none."""
+    if not isinstance(content, dict):
+        return None
+    for name in ("model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            return {**content, "model": content[name]}
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return {"model": content}
+    return None
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint says of the training besides weights: updates done, samples seen, and states to go on from."""
+
+    step: int
+    samples: int
+    optimizer: Mapping[str, Any]
+    random_states: list[Any]
+
+
+def training_state(state: Mapping[str, Any], path: Path) -> TrainingState:
+    """The training state in a checkpoint's content.
+
+    Raises:
+        InputError: there is none, or a field is not what it should be.
+    """
+    if not {"optimizer", "step", "samples"} <= state.keys():
+        raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
+    for name in ("step", "samples"):
+        if type(state[name]) is not int or not 0 <= state[name] < _COUNT_LIMIT:
+            raise InputError(f"{path}: {name} is {shown(state[name])}, not a number of {name}; {_WEIGHTS_ALONE}")
+    if not isinstance(state["optimizer"], Mapping):
+        raise InputError(f"{path}: optimizer is {shown(state['optimizer'])}, not a state; {_WEIGHTS_ALONE}")
+    states = state.get("random_states", [])
+    if not isinstance(states, list):
+        raise InputError(f"{path}: random_states is {shown(states)}, not a list; {_WEIGHTS_ALONE}")
+    for rank, one in enumerate(states):
+        if fault := random_state_fault(one):
+            raise InputError(f"{path}: random_states[{rank}]{fault}; {_WEIGHTS_ALONE}")
+    return TrainingState(state["step"], state["samples"], state["optimizer"], states)
 
 
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:

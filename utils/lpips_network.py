@@ -1,6 +1,5 @@
 """The network of LPIPS, from weights that are checked and never executed."""
 
-import pickle
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from utils.download import DownloadError, download
 from utils.errors import InputError
 from utils.files import sha256
+from utils.tensor_file import read_tensors
 from utils.tensors import tensor_fault
 from utils.text import printable
 
@@ -76,10 +76,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: it holds anything else.
     """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise ValueError(f"{path} is damaged or holds more than tensors") from None
+    state = read_tensors(path)
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict")
     return dict(state)

@@ -10,7 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.tensors import tensor_fault
+from utils.text import shown
 
+# What AdamW keeps of every parameter.
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -70,15 +74,61 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
 
 
 def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], source: object) -> None:
-    """Take the moments of a saved optimiser; betas and weight decay stay those of the configuration.
+    """Take copies of the moments of a saved optimiser; betas and weight decay stay those of the configuration.
+
+    The fused kernel trusts shapes and types, so everything is checked before.
 
     Raises:
-        InputError: the moments belong to another model.
+        InputError: the moments belong to another model, or one is not what it should be.
     """
-    own, saved = optimizer.state_dict()["param_groups"], state.get("param_groups", [])
-    if [group["params"] for group in saved] != [group["params"] for group in own]:
+    own, saved = optimizer.state_dict()["param_groups"], state.get("param_groups")
+    if _numbers(saved) != _numbers(own):
         raise InputError(f"{source}: its optimiser state belongs to another model")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+    parameters = {
+        number: parameter
+        for named, group in zip(own, optimizer.param_groups, strict=True)
+        for number, parameter in zip(named["params"], group["params"], strict=True)
+    }
+    moments = state.get("state")
+    if not isinstance(moments, Mapping) or moments.keys() != parameters.keys():
+        raise InputError(f"{source}: its optimiser state is not of every parameter of this model, and of no other")
+    loaded = {}
+    for number, parameter in parameters.items():
+        if fault := _moments_fault(moments[number], parameter):
+            raise InputError(f"{source}: optimizer.state[{number}]{fault}")
+        loaded[number] = _copy_moments(moments[number], parameter)
+    optimizer.load_state_dict({"state": loaded, "param_groups": own})
+
+
+def _numbers(groups: object) -> list[Any]:
+    """The numbers of the parameters in an optimiser's groups, for what groups of a file can be."""
+    if not isinstance(groups, list | tuple):
+        return [None]
+    return [group.get("params") if isinstance(group, Mapping) else None for group in groups]
+
+
+def _moments_fault(moments: object, parameter: Tensor) -> str | None:
+    """What keeps a value from a file from being AdamW's state of a parameter."""
+    if not isinstance(moments, Mapping):
+        return f" is {shown(moments)}, not moments"
+    if moments.keys() != _MOMENTS:
+        return f" holds {', '.join(map(shown, list(moments)[:4])) or 'nothing'}, not {', '.join(sorted(_MOMENTS))}"
+    step = moments["step"]
+    if isinstance(step, Tensor):
+        if fault := tensor_fault(step, (), least=0.0):
+            return f".step {fault}"
+    elif type(step) not in (int, float) or not 0 <= step < math.inf:
+        return f".step is {shown(step)}, not a number of updates"
+    for name, least in (("exp_avg", -math.inf), ("exp_avg_sq", 0.0)):
+        if fault := tensor_fault(moments[name], parameter.shape, least):
+            return f".{name} {fault}"
+    return None
+
+
+def _copy_moments(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    """The state of a parameter in memory of its own, laid out like the parameter."""
+    copies = {name: torch.empty_like(parameter).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+    return copies | {"step": torch.tensor(float(moments["step"]), dtype=torch.float32)}
 
 
 def clip_and_step(

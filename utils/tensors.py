@@ -1,7 +1,7 @@
 """Tensors from files: what may be wrong with them before they are computed with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ def tensor_fault(value: object, shape: Sequence[int] | None = None, least: float
         least: the smallest number that may be in it.
     """
     return plain_fault(value) or _shape_fault(value, shape) or _value_fault(value, least)  # type: ignore[arg-type]
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; all are of one device, which is waited for once."""
+    extremes = [torch.stack(torch.aminmax(value.detach())) for value in tensors.values() if value.numel()]
+    if not extremes or bool(torch.isfinite(torch.stack(extremes)).all()):
+        return None
+    return next(name for name, value in tensors.items() if not bool(torch.isfinite(value).all()))
 
 
 def plain_fault(value: object, dtype: torch.dtype | None = None) -> str | None:
