@@ -17,7 +17,6 @@ from data.transforms import Crop, has_fast_lanczos, plan_crop, read_image, read_
 from data.views import ViewSelectorConfig, choose_targets, choose_window
 from utils.camera import Cameras, Normalization, Views, pose_normalization
 from utils.errors import InputError
-from utils.fields import bounded, file_path
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 IMAGE_RESIZES = ("exact", "fast")
@@ -36,13 +35,13 @@ class DataConfig:
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
     """
 
-    dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
-    num_views: int = bounded(8, 1, 1000)
-    num_input_views: int = bounded(2, 1, 1000)
-    num_target_views: int = bounded(6, 1, 1000)
+    dataset_path: str = "./preprocessed_data/train/full_list.txt"
+    num_views: int = 8
+    num_input_views: int = 2
+    num_target_views: int = 6
     target_has_input: bool = True
     square_crop: bool = True
-    scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
+    scene_scale_factor: float = 1.35
     pose_normalization: str = "all_views"
     image_resize: str = "exact"
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
@@ -55,6 +54,8 @@ def check_image_config(cfg: DataConfig) -> None:
     if cfg.pose_normalization not in POSE_NORMALIZATIONS:
         known = ", ".join(POSE_NORMALIZATIONS)
         raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
+    if not cfg.scene_scale_factor > 0:
+        raise InputError(f"training.scene_scale_factor is {cfg.scene_scale_factor}; it must be positive")
 
 
 def check_view_config(cfg: DataConfig) -> None:

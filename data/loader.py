@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
 from utils.errors import InputError
-from utils.fields import bounded
 from utils.interruption import shield_worker, signals_blocked
 
 
@@ -19,8 +18,8 @@ from utils.interruption import shield_worker, signals_blocked
 class LoaderConfig:
     """Loader processes; part of the `training` section of a configuration file."""
 
-    num_workers: int = bounded(4, 0, 1000)
-    prefetch_factor: int = bounded(32, 1, 10_000)
+    num_workers: int = 4
+    prefetch_factor: int = 32
 
 
 class _SampleNumbers(Sampler[list[int]]):

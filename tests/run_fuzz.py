@@ -10,6 +10,7 @@ import faulthandler
 import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -28,9 +29,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 import setup
+from data.scene import read_scene
 from tests.fuzz_cases import KINDS, Case, Door, choose_kind, index_door, preprocess_door, write_inputs, write_runs
 from tests.helpers import ROOT
+from utils.checkpoint import checkpoint_name
 from utils.cli import run_main
 from utils.text import printable
 
@@ -213,8 +218,10 @@ class Runner:
         warned = [text for text in self.messages.warnings() if like(text, folder) not in self.usual]
         if outcome == "silent" and (warned or any(folder.rglob("lost.json")) or any(folder.rglob("unusable.txt"))):
             outcome, text = "told", warned[-1] if warned else "listed"
-        faults = self.sentry.notes() + judge_files(folder) + judge_output(spoken.getvalue())
-        faults += judge_refusal(text, folder, arguments) if outcome == "refused" else []
+        faults = self.sentry.notes() + judge_output(spoken.getvalue())
+        faults += judge_files(folder) if outcome in ("silent", "told") or (folder / "scenes").exists() else []
+        if outcome == "refused":
+            faults += judge_refusal(text, [self.pristine, folder], arguments)
         faults += [f"log line not safe: {line[:200]!r}" for _, line in self.messages.lines if not is_safe(line)]
         return ("FAULT", f"{'; '.join(faults)} [{outcome}: {text[:300]}]") if faults else (outcome, text)
 
@@ -252,7 +259,30 @@ def judge_files(folder: Path) -> list[str]:
     """What is wrong with the files that are left."""
     faults = ["executed what a file held"] if (folder / "canary").exists() else []
     left = [path.name for path in folder.rglob(".*") if "lvsm" in path.name or path.name.endswith(".tmp")]
-    return faults + [f"left behind: {printable(name)[:100]}" for name in left]
+    faults += [f"left behind: {printable(name)[:100]}" for name in left]
+    return faults + [f"made {path.name}, which is broken" for path in made(folder) if not is_sound(path)]
+
+
+def made(folder: Path) -> list[Path]:
+    """What a case's script may have made that the next one reads."""
+    metadata, results = folder / "scenes" / "train" / "metadata", folder / "out" / "results.json"
+    # Training goes on to step 2 in an old folder and to step 1 in a new one; the others were there before.
+    checkpoints = [folder / "run" / checkpoint_name(2), folder / "new" / checkpoint_name(1)]
+    return [path for path in [*metadata.glob("[!.]*.json"), results, *checkpoints] if path.is_file()]
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file that a script made can be read again, and holds numbers where it should."""
+    try:
+        if path.suffix == ".pt":
+            state = torch.load(path, weights_only=True)["model"]
+            return all(bool(value.isfinite().all()) for value in state.values())
+        if path.name == "results.json":
+            return all(map(math.isfinite, json.loads(path.read_text())["averages"].values()))
+        read_scene(path)
+    except Exception:  # in whatever way it is broken
+        return False
+    return True
 
 
 def judge_output(spoken: str) -> list[str]:
@@ -261,12 +291,12 @@ def judge_output(spoken: str) -> list[str]:
     return faults + (["a traceback was printed"] if "Traceback" in spoken else [])
 
 
-def judge_refusal(message: str, folder: Path, arguments: list[str]) -> list[str]:
-    """What is wrong with the message of a refusal."""
+def judge_refusal(message: str, folders: list[Path], arguments: list[str]) -> list[str]:
+    """What is wrong with the message of a refusal, which may name what is or was in the folders."""
     faults = [] if is_safe(message) else ["the message is not safe to print"]
     if len(message) > _LONGEST_MESSAGE:
         faults.append(f"the message has {len(message)} characters")
-    return faults if names_culprit(message, folder, arguments) else [*faults, "the message names no culprit"]
+    return faults if names_culprit(message, folders, arguments) else [*faults, "the message names no culprit"]
 
 
 def is_safe(text: str) -> bool:
@@ -274,9 +304,9 @@ def is_safe(text: str) -> bool:
     return not any(unicodedata.category(character) in _UNSAFE for character in text.replace("\t", " "))
 
 
-def names_culprit(message: str, folder: Path, arguments: list[str]) -> bool:
+def names_culprit(message: str, folders: list[Path], arguments: list[str]) -> bool:
     """Whether a message names a file, a scene, a key or an argument."""
-    files = {part for path in folder.rglob("*") for part in (path.name, path.stem)}
+    files = {part for folder in folders for path in folder.rglob("*") for part in (path.name, path.stem)}
     leaves = set(setup._leaves(setup.Config))
     given = {argument.split("=")[0].strip() for argument in arguments}
     names = files | leaves | given | {leaf.rsplit(".", 1)[-1] for leaf in leaves}

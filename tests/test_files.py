@@ -10,6 +10,7 @@ from utils.checkpoint import checkpoint_name, find_checkpoint, numbered_checkpoi
 from utils.cli import path_argument
 from utils.errors import InputError
 from utils.files import (
+    append_json_line,
     atomic_path,
     check_plain_name,
     expand_path,
@@ -128,6 +129,18 @@ def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     with pytest.raises(OSError, match="regular"):
         read_bytes(tmp_path / "link", 100)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_lines_are_added_to_regular_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match=name):
+            append_json_line(tmp_path / name, 1)
+    for number in range(2):
+        append_json_line(tmp_path / "new" / "lines.jsonl", number)
+    assert (tmp_path / "new" / "lines.jsonl").read_text() == "0\n1\n"
 
 
 def test_files_are_read_up_to_a_bound(tmp_path):

@@ -115,7 +115,7 @@ def describe(outcomes: list[dict]) -> str:
         groups = defaultdict(list)
         for case in outcomes:
             if case["outcome"] == word:
-                text = f": {case['text']} ({case['door']})" if word == "FAULT" and "door" in case else ""
+                text = f": {case['text']} ({case.get('door')})" if word == "FAULT" else ""
                 groups[f"{case['kind']}: {', '.join(case['damage'])}{text}"].append(case["seed"])
         lines += ["", word]
         lines += [f"{len(seeds):>4}  {name}  (seed {seeds[0]})" for name, seeds in sorted(groups.items())]

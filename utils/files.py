@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from utils.errors import InputError
 from utils.text import shown
@@ -35,15 +35,29 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: as `open` does, and for anything but a regular file.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags)
+    return os.fdopen(_open_descriptor(path, os.O_RDONLY), "rb")
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a regular UTF-8 file, made if it is missing, to add lines; each goes out when it ends.
+
+    Raises:
+        OSError: as `open` does, and for anything but a regular file.
+    """
+    descriptor = _open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
+
+
+def _open_descriptor(path: Path, flags: int) -> int:
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags, 0o666)
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(descriptor, "rb")
+        return descriptor
     except BaseException:
         os.close(descriptor)
         raise
@@ -186,7 +200,7 @@ def file_digest(path: Path, algorithm: str) -> str:
 def append_json_line(path: Path, value: Any) -> None:
     """Add one line to a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         file.write(json.dumps(value, allow_nan=False) + "\n")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.files import append_json_line
+from utils.files import append_json_line, open_to_append
 
 # Before this many samples, a few unusable scenes say nothing about their share.
 _FEW_SAMPLES = 1000
@@ -119,7 +119,7 @@ class Journal:
         self._failures = []
         if self.process.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "unusable.txt").open("a", encoding="utf-8") as file:
+            with open_to_append(self.folder / "unusable.txt") as file:
                 file.writelines(f"{message}\n" for message in messages)
         seen = position - self._start
         if self.unusable > self._max_share * max(seen, _FEW_SAMPLES):

@@ -14,7 +14,7 @@ import yaml
 
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import open_to_append, write_text
 
 log = logging.getLogger("lvsm")
 
@@ -31,7 +31,7 @@ class Tracker:
         self._file = None
         if process.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+            self._file = open_to_append(folder / "metrics.jsonl")
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append one JSON line; what is not finite becomes null."""
