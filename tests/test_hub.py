@@ -9,6 +9,7 @@ import train
 from tests.helpers import run
 from tests.test_inference import command, save_model, scores
 from utils import checkpoint
+from utils import hub as module
 from utils.checkpoint import checkpoint_name, find_checkpoint
 from utils.errors import InputError
 
@@ -31,7 +32,22 @@ def test_without_the_package_the_message_says_what_to_do(monkeypatch):
     assert refusal() == f"training.checkpoint_dir={ADDRESS} needs `pip install huggingface_hub`, {BY_HAND}"
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://coast01/LVSM", "hf://coast01/LVSM/../x.pt ", "hf://a b/c/d.pt"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://",
+        "hf://coast01/LVSM",
+        "hf://coast01/LVSM/../x.pt ",
+        "hf://coast01/LVSM/../x.pt",
+        "hf://coast01/LVSM/a/../../../x.pt",
+        "hf://../LVSM/x.pt",
+        "hf://coast01/./x.pt",
+        "hf://coast01/LVSM//x.pt",
+        "hf://coast01/LVSM/x.pt\n",
+        "hf://a b/c/d.pt",
+        "hf://a/b/\x1b[2J",
+    ],
+)
 def test_an_address_of_another_form_is_refused(address):
     assert refusal(address).endswith("an address on the hub is hf://OWNER/REPOSITORY/FILE")
 
@@ -53,11 +69,41 @@ def test_what_the_hub_refuses_is_told_in_one_line(name, message, monkeypatch):
     hub, errors = (pytest.importorskip(f"huggingface_hub{part}") for part in ("", ".errors"))
     kind = getattr(errors, name)
 
-    def refuse(*_):
-        raise kind.__new__(kind)
+    def refuse(*_, local_files_only=False):
+        raised = errors.LocalEntryNotFoundError if local_files_only else kind
+        raise raised.__new__(raised)
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(module, "is_reachable", lambda _: True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     assert message in refusal()
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_network_the_library_is_not_asked(monkeypatch, tmp_path, offline):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def answer(repository, file, **options):
+        asked.append(options)
+        raise hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(hub, "hf_hub_download", answer)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert refusal().endswith(f"connect (and unset HF_HUB_OFFLINE), {BY_HAND}")
+    assert asked == [{"local_files_only": True}]
+
+
+def test_what_is_in_the_cache_asks_nobody(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def answer(repository, file, *, local_files_only):
+        assert (repository, file, local_files_only) == ("coast01/LVSM", "scene_decoder_only_256.pt", True)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(hub, "hf_hub_download", answer)
+    assert find_checkpoint(ADDRESS, "training.checkpoint_dir") == tmp_path / "scene_decoder_only_256.pt"
 
 
 @pytest.fixture

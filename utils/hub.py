@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+from utils.download import is_reachable
 from utils.errors import InputError
+from utils.text import printable, shown
 
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)/([\w.-]+(?:/[\w.-]+)*)")
 
@@ -16,24 +19,26 @@ def is_hub_address(named: str | Path) -> bool:
 def fetch_from_hub(address: str, key: str) -> Path:
     """The file behind `hf://OWNER/REPOSITORY/FILE` in the cache of `huggingface_hub`, fetched if it is not there.
 
-    The package is needed for nothing else and may be absent. `key` is the configuration key that gave the address.
+    A file that was fetched before is taken as it is. The package is needed for nothing else and may be absent. `key` is
+    the configuration key that gave the address.
 
     Raises:
         InputError: the package is absent, there is no such repository or file, or it is not in the cache and cannot
             be fetched; the message says what to fetch by hand and where to put it.
     """
     match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise InputError(f"{key} is {address!r}; an address on the hub is hf://OWNER/REPOSITORY/FILE")
+    if match is None or {".", ".."} & set(address.split("/")):
+        raise InputError(f"{key} is {shown(address)}; an address on the hub is hf://OWNER/REPOSITORY/FILE")
     repository, file = match.groups()
     page = f"https://huggingface.co/{repository}"
     by_hand = f"or fetch {page}/resolve/main/{file} and name the file as {key}"
     try:
-        from huggingface_hub import errors, hf_hub_download
+        import huggingface_hub
+        from huggingface_hub import errors
     except ImportError:
         raise InputError(f"{key}={address} needs `pip install huggingface_hub`, {by_hand}") from None
     try:
-        return Path(hf_hub_download(repository, file))
+        return _fetch(huggingface_hub, repository, file)
     except errors.LocalEntryNotFoundError:
         raise InputError(
             f"{key}: {address} is not in the cache of huggingface_hub and the hub cannot be reached: "
@@ -44,5 +49,16 @@ def fetch_from_hub(address: str, key: str) -> Path:
     except errors.RepositoryNotFoundError:
         raise InputError(f"{key}: there is no public repository {page}") from None
     except (OSError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 200)
         raise InputError(f"{key}: {address} cannot be fetched ({reason}): try again, {by_hand}") from None
+
+
+def _fetch(hub: Any, repository: str, file: str) -> Path:
+    """The file's place in the cache; `hub` is the package."""
+    try:
+        return Path(hub.hf_hub_download(repository, file, local_files_only=True))
+    except hub.errors.LocalEntryNotFoundError:
+        # Asked once here, since the package would repeat its question for half a minute.
+        if hub.constants.HF_HUB_OFFLINE or not is_reachable(hub.constants.ENDPOINT):
+            raise
+    return Path(hub.hf_hub_download(repository, file))
