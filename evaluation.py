@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from data.dataset import Batch
+from data.dataset import Batch, Unusable
 from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.scene import read_scene_list
 from model import LVSM
@@ -21,6 +21,7 @@ from utils.errors import InputError
 from utils.media import start_to_uint8
 from utils.metrics import Metric, psnr, score
 from utils.stopwatch import Stopwatch
+from utils.text import printable
 
 log = logging.getLogger("lvsm")
 
@@ -92,7 +93,9 @@ class Renderer:
             yield before()
 
 
-def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[tuple[Path, Selection]]:
+def find_items(
+    index_path: Path, list_path: Path, allow_missing: bool, allow_outside: bool = False
+) -> list[tuple[Path, Selection]]:
     """The scenes of an evaluation index with their views, in its order; the published index is fetched if missing.
 
     Raises:
@@ -100,7 +103,7 @@ def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[t
     """
     fetch_evaluation_index(index_path)
     index = read_evaluation_index(index_path)
-    items, missing = match_scenes(index, read_scene_list(list_path))
+    items, missing = match_scenes(index, read_scene_list(list_path), allow_outside)
     if missing and not allow_missing:
         raise InputError(
             f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
@@ -114,8 +117,20 @@ def find_items(index_path: Path, list_path: Path, allow_missing: bool) -> list[t
 
 
 def _some(missing: dict[str, str]) -> str:
-    named = [f"{name}: {reason}" for name, reason in list(missing.items())[:3]]
+    named = [f"{printable(name, 80)}: {reason}" for name, reason in list(missing.items())[:3]]
     return "; ".join(named + ["..."] * (len(missing) > 3))
+
+
+def whole(batches: Iterable[Batch | Unusable]) -> Iterator[Batch]:
+    """The batches of scenes that are all to be read.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, Unusable):
+            raise InputError(batch.reason)
+        yield batch
 
 
 def round_products(model: LVSM, cfg: TrainingConfig) -> LVSM:

@@ -30,7 +30,7 @@ from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches
 from data.scene import read_cameras
-from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
+from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products, whole
 from model import build_model
 from model.weights import load_published
 from setup import Config, InferenceConfig, TrainingConfig, load_config, set_threads_and_precision
@@ -81,7 +81,7 @@ def choose_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selec
             the index.
     """
     index_path, list_path = Path(config.inference.view_idx_file_path), Path(config.training.dataset_path)
-    items = find_items(index_path, list_path, config.inference.allow_missing)
+    items = find_items(index_path, list_path, config.inference.allow_missing, config.training.allow_outside_images)
     for path, selection in items:
         check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
     for file in sorted(saved_cameras(config.inference, items)):
@@ -278,7 +278,7 @@ def evaluate_share(
     records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
     evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), run_id, background)
     with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
-        for batch in evaluator.watch.waiting("data", batches):
+        for batch in evaluator.watch.waiting("data", whole(batches)):
             records += evaluator.evaluate(batch)
             speed = evaluator.images * process.world_size / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)

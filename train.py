@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import TrainingLoader, evaluation_batches
-from evaluation import Renderer, average_scores, find_items
+from evaluation import Renderer, average_scores, find_items, whole
 from model import LVSM, build_model
 from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
@@ -182,13 +182,14 @@ def build_validation(config: Config, process: Process, model: LVSM) -> Callable[
     """
     cfg, tokenizer = config.training, config.model.image_tokenizer
     index_path, list_path = Path(cfg.validation_index), Path(cfg.validation_path)
-    items = process.broadcast(find_items(index_path, list_path, allow_missing=False) if process.is_main else None)
+    outside = cfg.allow_outside_images
+    items = process.broadcast(find_items(index_path, list_path, False, outside) if process.is_main else None)
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     renderer, metrics = Renderer(model, cfg, process.device), build_metrics(["psnr", "ssim"], process.device)
 
     def validate() -> dict[str, float]:
         batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
-        return average_scores(renderer, metrics, batches, process)
+        return average_scores(renderer, metrics, whole(batches), process)
 
     return validate
 

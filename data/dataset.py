@@ -1,6 +1,6 @@
 """Samples: chosen frames of a scene as normalised views."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from data.scene import Scene, read_scene, read_scene_list
 from data.transforms import Crop, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
 from data.views import ViewSelectorConfig, choose_targets, choose_window
 from utils.camera import Cameras, Normalization, Views, pose_normalization
+from utils.camera_check import camera_faults
 from utils.errors import InputError
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
@@ -33,6 +34,7 @@ class DataConfig:
     `pose_normalization` names the cameras that set a sample's frame and scale: `all_views`, inputs and targets, as the
     published weights were trained, or `input_views`, so that a render cannot depend on the other targets.
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
+    `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
     """
 
     dataset_path: str = "./preprocessed_data/train/full_list.txt"
@@ -44,6 +46,7 @@ class DataConfig:
     scene_scale_factor: float = 1.35
     pose_normalization: str = "all_views"
     image_resize: str = "exact"
+    allow_outside_images: bool = False
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
 
 
@@ -105,6 +108,7 @@ class Batch:
         frames: frame numbers [b, v] within the clips.
         placements: how further cameras of the scenes' files join the sample, one a scene.
         failures: what was unusable and gave its place to another scene, a line each.
+        notes: what of the data is not used as a person may expect, to be said once a run: a line each kind.
     """
 
     views: Views
@@ -113,6 +117,7 @@ class Batch:
     frames: Int[Tensor, "*b v"]
     placements: list[Placement]
     failures: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """Move to a device without waiting, images turned to float in [0, 1] there."""
@@ -152,15 +157,31 @@ def collate(samples: list[Batch]) -> Batch:
         torch.stack([sample.frames for sample in samples]),
         [placement for sample in samples for placement in sample.placements],
         [failure for sample in samples for failure in sample.failures],
+        {kind: note for sample in reversed(samples) for kind, note in sample.notes.items()},
     )
 
 
-def collate_by_shape(samples: list[Batch]) -> list[Batch]:
-    """Group samples by image size and view counts, in order of first appearance, and stack each group."""
+def collate_by_shape(samples: list["Batch | Unusable"]) -> list["Batch | Unusable"]:
+    """Group samples by image size and view counts, in order of first appearance, and stack each group.
+
+    Scenes that cannot be read follow as they are.
+    """
     groups: dict[tuple[torch.Size, ...], list[Batch]] = {}
+    unusable: list[Unusable] = []
     for sample in samples:
-        groups.setdefault((sample.views.images.shape, sample.targets.shape), []).append(sample)
-    return [collate(group) for group in groups.values()]
+        if isinstance(sample, Unusable):
+            unusable.append(sample)
+        else:
+            groups.setdefault((sample.views.images.shape, sample.targets.shape), []).append(sample)
+    return [*(collate(group) for group in groups.values()), *unusable]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A scene of an evaluation that cannot be read, and why."""
+
+    scene: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -184,31 +205,43 @@ class ViewLoader:
         Raises:
             InputError: a frame is missing or unreadable, or the frames differ in size.
         """
-        images, intrinsics, crops = zip(*[self._read(scene, int(frame)) for frame in frames], strict=True)
+        notes = dict(scene.notes)
+        read = [self._read(scene, int(frame), notes) for frame in frames]
+        images, crops, sizes = zip(*read, strict=True)
+        _check_cameras(scene, frames, sizes)
         if len({image.shape for image in images}) > 1:
             raise InputError(f"scene {scene.name}: frames of different sizes cannot be views of one sample")
+        intrinsics = [crop.intrinsics(scene.fxfycxcy[frame]) for crop, frame in zip(crops, frames, strict=True)]
         c2w = np.linalg.inv(scene.w2c[frames])
         reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
         normalization, size = pose_normalization(reference, self.cfg.scene_scale_factor), images[0].shape[1:]
         cameras = Cameras(_float32(normalization(c2w)), _float32(np.stack(intrinsics)), *size)
         views = Views(torch.from_numpy(np.stack(images)), cameras)
         placement = Placement(normalization, crops[0], *size)
-        return Batch(views, torch.from_numpy(targets), [scene.name], torch.from_numpy(frames), [placement])
+        numbers = torch.from_numpy(frames)
+        return Batch(views, torch.from_numpy(targets), [scene.name], numbers, [placement], notes=notes)
 
-    def _read(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray, Crop]:
+    def _read(self, scene: Scene, frame: int, notes: dict[str, str]) -> tuple[np.ndarray, Crop, tuple[int, int]]:
+        """The pixels of a frame, how they were cut, and (width, height) of the stored image."""
         path, where = scene.image_path(frame), f"scene {scene.name}, frame {frame}"
         if self.fast and has_fast_lanczos():
-            pixels = read_pixels(path, where)
+            pixels = read_pixels(path, where, notes)
             crop = self._plan(pixels.shape[2], pixels.shape[1])
-            planes = crop.pixels(pixels)
-        else:
-            image = read_image(path, where)
-            crop = self._plan(*image.size)
-            planes = to_planes(crop.image(image))
-        return planes, crop.intrinsics(scene.fxfycxcy[frame]), crop
+            return crop.pixels(pixels), crop, (pixels.shape[2], pixels.shape[1])
+        image = read_image(path, where, notes)
+        crop = self._plan(*image.size)
+        return to_planes(crop.image(image)), crop, image.size
 
     def _plan(self, width: int, height: int) -> Crop:
         return plan_crop(width, height, self.image_size, self.patch_size, self.cfg.square_crop)
+
+
+def _check_cameras(scene: Scene, frames: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises InputError for a camera that cannot be meant for an image of its size (width, height)."""
+    faults = camera_faults(scene.fxfycxcy[frames], scene.w2c[frames], np.array(sizes, dtype=np.float64))
+    for position, fault in faults.items():
+        width, height = sizes[position]
+        raise InputError(f"scene {scene.name}, frame {frames[position]}, of {width}x{height} pixels: {fault}")
 
 
 def _float32(array: np.ndarray) -> Tensor:
@@ -253,7 +286,8 @@ class TrainingDataset(Dataset[Batch]):
         raise InputError(failures[-1] if failures else self._all_too_short())
 
     def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
-        cfg, scene = self.load.cfg, read_scene(self.scenes[index])
+        cfg = self.load.cfg
+        scene = read_scene(self.scenes[index], cfg.allow_outside_images)
         for _ in range(_WINDOW_TRIES):
             frames = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
             if frames is None:
@@ -261,6 +295,8 @@ class TrainingDataset(Dataset[Batch]):
             if all(scene.image_paths[frame] is not None for frame in frames):
                 targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
                 return self.load(scene, frames, cfg.num_input_views, targets)
+        if scene.faults:
+            raise InputError(scene.notes["faults"])
         return None
 
     def _all_too_short(self) -> str:
@@ -284,7 +320,7 @@ def _epoch_order(seed: int, epoch: int, num_scenes: int) -> Int[np.ndarray, " n"
     return np.random.default_rng([seed, 0, epoch]).permutation(num_scenes)
 
 
-class EvaluationDataset(Dataset[Batch]):
+class EvaluationDataset(Dataset["Batch | Unusable"]):
     """The scenes of an evaluation index, context views first, then its targets."""
 
     def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]]) -> None:
@@ -293,15 +329,16 @@ class EvaluationDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Raises InputError where a scene or frame is missing or unreadable."""
+    def __getitem__(self, index: int) -> Batch | Unusable:
+        """The views of a scene, or why they cannot be had: a scene or frame that is missing or unreadable."""
         path, selection = self.items[index]
         frames = np.array(selection.context + selection.target, dtype=np.int64)
         targets = np.arange(len(selection.context), len(frames))
         try:
-            return self.load(read_scene(path), frames, len(selection.context), targets)
-        except InputError:
-            raise
+            scene = read_scene(path, self.load.cfg.allow_outside_images)
+            return self.load(scene, frames, len(selection.context), targets)
+        except InputError as error:
+            return Unusable(path.stem, str(error))
         except Exception as error:
             error.add_note(f"scene {path}")
             raise

@@ -23,6 +23,7 @@ from utils.cli import run_main
 from utils.download import DownloadError, download
 from utils.errors import InputError
 from utils.files import read_json, write_json
+from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
@@ -60,42 +61,53 @@ def read_evaluation_index(path: Path) -> dict[str, Selection]:
 
 
 def _selection(entry: Any, key: str, path: Path) -> Selection:
+    where = f"{printable(str(path))}: scene {shown(key)}"
     fields = entry if isinstance(entry, dict) else {}
-    lists = [fields.get("context"), fields.get("target")]
-    for frames in lists:
+    for name in ("context", "target"):
+        frames = fields.get(name)
         if not isinstance(frames, list) or not frames or not all(type(f) is int and f >= 0 for f in frames):
-            raise InputError(f"{path}: scene {key}: context and target must be lists of frame numbers")
-    return Selection(fields["context"], fields["target"])
+            raise InputError(f"{where}: context and target must be lists of frame numbers")
+        if len(set(frames)) < len(frames):
+            twice = next(frame for n, frame in enumerate(frames) if frame in frames[:n])
+            raise InputError(f"{where}: frame {shown(twice)} stands twice in {name}")
+    context, target = fields["context"], fields["target"]
+    if len(context) == 1 and context[0] in target:
+        raise InputError(f"{where}: frame {shown(context[0])} is a target and the only context frame")
+    return Selection(context, target)
 
 
 def match_scenes(
-    index: dict[str, Selection], scene_files: list[Path]
+    index: dict[str, Selection], scene_files: Sequence[Path], allow_outside: bool = False
 ) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
     """Pair the scenes of an index with their metadata files; also the scenes that cannot be evaluated, and why.
 
     Raises:
-        InputError: a scene's metadata is unusable, or it has fewer frames than the index names.
+        InputError: two files are of one scene that the index names.
     """
-    files = {path.stem: path for path in scene_files}
+    files: dict[str, Path] = {}
+    for path in scene_files:
+        if path.stem in index and files.setdefault(path.stem, path) != path:
+            raise InputError(f"two files of the scene list are of scene {path.stem}: {files[path.stem]} and {path}")
     found, missing = [], {}
     for name, selection in index.items():
-        if name not in files:
-            missing[name] = "not in the scene list"
-        elif lost := _lost_frames(files[name], selection):
-            missing[name] = f"frame {lost[0]} was lost in preprocessing"
+        fault = _fault(files[name], selection, allow_outside) if name in files else "not in the scene list"
+        if fault:
+            missing[name] = fault
         else:
             found.append((files[name], selection))
     return found, missing
 
 
-def _lost_frames(path: Path, selection: Selection) -> list[int]:
-    """The frames of a selection whose images were lost."""
-    scene, frames = read_scene(path), selection.context + selection.target
+def _fault(path: Path, selection: Selection, allow_outside: bool) -> str | None:
+    """Why the frames of a selection cannot be evaluated, as far as the metadata tell."""
+    try:
+        scene = read_scene(path, allow_outside)
+    except InputError as error:
+        return str(error)
     if scene.name != path.stem:
-        raise InputError(f"{path}: scene_name is {scene.name}, not the file's name")
-    if max(frames) >= len(scene):
-        raise InputError(f"scene {scene.name} has frames 0 to {len(scene) - 1}, not {max(frames)} ({path})")
-    return [frame for frame in frames if scene.image_paths[frame] is None]
+        return f"{printable(str(path))}: scene_name is {scene.name}, not the file's name"
+    faults = ((frame, scene.fault(frame)) for frame in selection.context + selection.target)
+    return next((f"frame {shown(frame)}: {fault} ({path})" for frame, fault in faults if fault), None)
 
 
 def fetch_evaluation_index(path: Path) -> None:
@@ -146,7 +158,9 @@ def make_index(
     """
     selections = {}
     for path in tqdm(scene_files, unit="scene", disable=None):
-        scene = read_scene(path)
+        scene = read_scene(path, allow_outside=True)  # no image is opened
+        if scene.name in selections:
+            raise InputError(f"two files of the scene list are of scene {scene.name}, one of them is {path}")
         selections[scene.name] = choose_selection(scene, context, targets, distances, seed)
     return {name: selection and asdict(selection) for name, selection in selections.items()}
 

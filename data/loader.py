@@ -1,7 +1,8 @@
 """Loaders: training batches that know their position, and evaluation that covers every scene once."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.dataset import Batch, EvaluationDataset, TrainingDataset, collate, collate_by_shape
+from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, collate, collate_by_shape
 from utils.errors import InputError
 from utils.interruption import shield_worker, signals_blocked
+
+log = logging.getLogger("lvsm")
+
+# Kinds of notes on the data that this process has said.
+_said: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,40 @@ class TrainingLoader:
             InputError: a scene cannot be used, wherever the loading process met it.
         """
         batch = _next(self._batches)
+        say_once(batch.notes)
         self.position += self._per_step
         return batch
 
 
 def evaluation_batches(
     dataset: EvaluationDataset, cfg: LoaderConfig, batch_size: int, rank: int, world_size: int
-) -> Iterator[Batch]:
-    """This rank's share of the scenes, each once, no padding; scenes of unlike shape come in batches of their own."""
+) -> Iterator[Batch | Unusable]:
+    """This rank's share of the scenes, each once, no padding; scenes of unlike shape come in batches of their own.
+
+    A scene that cannot be read comes by itself, as what is wrong with it.
+    """
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world_size))
     with signals_blocked():
         loader = iter(_data_loader(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape))
     try:
         while True:
-            yield from _next(loader)
+            for batch in _next(loader):
+                if isinstance(batch, Batch):
+                    say_once(batch.notes)
+                yield batch
     except StopIteration:
         return
 
 
-def _data_loader(dataset: Dataset[Batch], cfg: LoaderConfig, **kwargs: Any) -> DataLoader[Any]:
+def say_once(notes: Mapping[str, str]) -> None:
+    """Log what of the data is not used as a person may expect, a line each kind in the life of this process."""
+    for kind, note in notes.items():
+        if kind not in _said:
+            _said.add(kind)
+            log.warning("%s (said once)", note)
+
+
+def _data_loader(dataset: Dataset[Any], cfg: LoaderConfig, **kwargs: Any) -> DataLoader[Any]:
     # More processes than cores only wait for one another.
     workers = min(cfg.num_workers, len(os.sched_getaffinity(0)))
     return DataLoader(

@@ -4,18 +4,24 @@ Paths inside a file are relative to that file; absolute ones work too. A frame t
 list with no image, so that frame numbers mean the same everywhere; if its camera was of no use, that is null, too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from os.path import relpath
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from data.image_paths import find_images, is_led_out, outside
+from utils.camera_check import camera_faults
 from utils.errors import InputError
-from utils.files import check_plain_name, read_json, write_json
+from utils.files import check_plain_name, read_json, read_text, write_json
+from utils.text import printable, shown
+
+_LOST = "its image was lost in preprocessing"
+_NO_FIELD = object()  # stands for a field that a frame does not have, where null means something
+_CAMERA_FIELDS = {"fxfycxcy": (4,), "w2c": (4, 4)}
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,13 @@ class Scene:
 
     Attributes:
         name: the scene's key.
-        image_paths: one a frame; None for a frame whose image was lost.
-        fxfycxcy: intrinsics [n, 4] in pixels of the stored image; NaN for a lost frame without a camera.
-        w2c: world-to-camera matrices [n, 4, 4], OpenCV axes; likewise.
+        image_paths: one a frame; None for a frame that cannot be used.
+        fxfycxcy: intrinsics [n, 4] in pixels of the stored image.
+        w2c: world-to-camera matrices [n, 4, 4], OpenCV axes. Frames without an image may have NaN here and above.
         source: the metadata file, for messages.
+        faults: by number, why frames cannot be used, but for those whose images were lost in preprocessing.
+        root: the folder that images must lie in once links are followed; None: they may lie anywhere.
+        notes: what a person should hear of once a run, by kind.
     """
 
     name: str
@@ -35,104 +44,119 @@ class Scene:
     fxfycxcy: Float[np.ndarray, "n 4"]
     w2c: Float[np.ndarray, "n 4 4"]
     source: Path
+    faults: dict[int, str] = field(default_factory=dict)
+    root: Path | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_paths)
+
+    def fault(self, frame: int) -> str | None:
+        """Why a frame cannot be used; None if it can."""
+        if not 0 <= frame < len(self):
+            return f"there is no such frame, only 0 to {len(self) - 1}"
+        return self.faults.get(frame, _LOST) if self.image_paths[frame] is None else None
 
     def image_path(self, frame: int) -> Path:
         """The image of a frame.
 
         Raises:
-            InputError: there is no such frame, or its image was lost.
+            InputError: the frame cannot be used, or a link leads its image to where it may not lie.
         """
-        if not 0 <= frame < len(self):
-            raise InputError(f"scene {self.name} has frames 0 to {len(self) - 1}, not {frame} ({self.source})")
-        path = self.image_paths[frame]
+        fault = self.fault(frame)
+        path = None if fault else self.image_paths[frame]
         if path is None:
-            raise InputError(f"scene {self.name}: the image of frame {frame} was lost in preprocessing ({self.source})")
+            raise InputError(f"scene {self.name}, frame {frame}: {fault} ({printable(str(self.source))})")
+        if self.root is not None and is_led_out(path, self.root):
+            raise InputError(f"scene {self.name}, frame {frame}: {outside(path, self.root)}")
         return path
 
 
-def read_scene(path: Path) -> Scene:
-    """Read a metadata file.
+def read_scene(path: Path, allow_outside: bool = False) -> Scene:
+    """Read a metadata file. A frame that is not as it should be is lost, and `Scene.faults` says why.
+
+    Args:
+        allow_outside: images may lie outside the set's folder, the one that holds the folder of the metadata.
 
     Raises:
-        InputError: the file is missing or not a scene; the message names file and frame.
+        InputError: the file is missing, not a scene or without a usable frame; the message names file and frame.
     """
-    record = read_json(path, "scene metadata")
-    with _errors_say(path, "scene metadata"):
-        name, frames = record["scene_name"], record["frames"]
-        images = [_image_path(frame, path.parent) for frame in frames]
-    check_plain_name(name, f"{path}: scene_name")
-    w2c, fxfycxcy = _read_frames(record, path, "scene metadata", [image is None for image in images])
-    return Scene(name, images, fxfycxcy, w2c, path)
+    frames, record = _read_frames(path, "scene metadata")
+    name = check_plain_name(record.get("scene_name"), f"{printable(str(path))}: scene_name")
+    images = find_images([frame.get("image_path", _NO_FIELD) for frame in frames], path, allow_outside)
+    fxfycxcy, w2c, bad_cameras = _read_cameras(frames)
+    faults = {n: fault for n, fault in bad_cameras.items() if images.paths[n] is not None} | images.faults
+    paths = [None if n in faults else image for n, image in enumerate(images.paths)]
+    if not any(paths):
+        reason = f"frame {min(faults)}: {faults[min(faults)]}" if faults else _LOST
+        raise InputError(f"{printable(str(path))}: none of its {len(frames)} frames can be used ({reason})")
+    notes = {"layout": images.note} if images.note else {}
+    if faults:
+        first = min(faults)
+        notes["faults"] = f"scene {name}, frame {first}: {faults[first]}; such frames are left out"
+    return Scene(name, paths, fxfycxcy, w2c, path, faults, images.root, notes)
 
 
 def read_cameras(path: Path) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
     """w2c and intrinsics of a list of cameras, `{"frames": [{"w2c": 4x4, "fxfycxcy": [4]}, ...]}`.
 
-    That is scene metadata, of which nothing else is needed: any metadata file is a list of cameras.
+    That is scene metadata, of which nothing else is needed: any metadata file is a list of cameras. Frames that were
+    lost with their cameras are left out.
 
     Raises:
         InputError: the file is missing or not such a list; the message names file and frame.
     """
-    return _read_frames(read_json(path, "list of cameras"), path, "a list of cameras", [])
+    frames, _ = _read_frames(path, "a list of cameras")
+    fxfycxcy, w2c, faults = _read_cameras(frames)
+    lost = [all(frame.get(key, _NO_FIELD) is None for key in _CAMERA_FIELDS) for frame in frames]
+    for number, fault in sorted(faults.items()):
+        if not lost[number]:
+            raise InputError(f"{printable(str(path))}: frame {number}: {fault}")
+    if all(lost):
+        raise InputError(f"{printable(str(path))} is not a list of cameras: none of its frames has one")
+    return w2c[~np.array(lost)], fxfycxcy[~np.array(lost)]
 
 
-def _read_frames(record: Any, path: Path, what: str, lost: list[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """w2c and intrinsics; frames that are `lost` need not have any."""
-    with _errors_say(path, what):
-        numbers = [_frame_numbers(frame) for frame in record["frames"]]
-    if not numbers:
-        raise InputError(f"{path} is not {what}: it has no frames")
-    fxfycxcy, w2c = (np.stack(columns) for columns in zip(*numbers, strict=True))
-    known = np.array([not (any(lost[n : n + 1]) and _has_no_camera(frame)) for n, frame in enumerate(record["frames"])])
-    check_cameras(fxfycxcy, w2c, path, known)
-    return w2c, fxfycxcy
+def _read_frames(path: Path, what: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The frames of a file and all that it holds; a frame of another kind has no fields."""
+    record = read_json(path, what.removeprefix("a "))
+    frames = record.get("frames") if isinstance(record, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise InputError(f"{printable(str(path))} is not {what}: it has no frames")
+    return [frame if isinstance(frame, dict) else {} for frame in frames], record
 
 
-@contextmanager
-def _errors_say(path: Path, what: str) -> Iterator[None]:
-    """Turn what a record of another form raises into InputError."""
+def _read_cameras(frames: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Intrinsics [n, 4] and w2c [n, 4, 4], and the frames where they cannot be used, with the reason."""
+    arrays: dict[str, np.ndarray] = {}
+    faults: dict[int, str] = {}
+    for key, shape in _CAMERA_FIELDS.items():
+        arrays[key], unread = _read_column(frames, key, shape)
+        faults |= unread
+    fxfycxcy, w2c = arrays.values()
+    return fxfycxcy, w2c, camera_faults(fxfycxcy, w2c) | faults
+
+
+def _read_column(
+    frames: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The numbers of one field of all frames, NaN where a frame has none, and why it has none."""
+    blank = np.full(shape, np.nan)
+    values = [frame.get(key) for frame in frames]
     try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not {what}: {type(error).__name__}: {error}") from None
-
-
-def _has_no_camera(frame: dict[str, Any]) -> bool:
-    return frame["fxfycxcy"] is None and frame["w2c"] is None
-
-
-def _frame_numbers(frame: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    if _has_no_camera(frame):
-        return np.full(4, np.nan), np.full((4, 4), np.nan)
-    fxfycxcy = np.asarray(frame["fxfycxcy"], dtype=np.float64)
-    w2c = np.asarray(frame["w2c"], dtype=np.float64)
-    return fxfycxcy.reshape(4), w2c.reshape(4, 4)
-
-
-def _image_path(frame: dict[str, Any], folder: Path) -> Path | None:
-    return None if frame["image_path"] is None else folder / frame["image_path"]
-
-
-def check_cameras(
-    fxfycxcy: Float[np.ndarray, "n 4"],
-    w2c: Float[np.ndarray, "n 4 4"],
-    source: object,
-    known: Bool[np.ndarray, " n"] | None = None,
-) -> None:
-    """Raises InputError, naming `source` and the frame, for a camera that is infinite, flat or singular.
-
-    Args:
-        known: the frames that must have a camera; None for all.
-    """
-    usable = np.isfinite(fxfycxcy).all(1) & np.isfinite(w2c).all((1, 2)) & (fxfycxcy[:, :2] > 0).all(1)
-    usable[usable] = np.abs(np.linalg.det(w2c[usable])) > 1e-9
-    if known is not None:
-        usable |= ~known
-    if not usable.all():
-        raise InputError(f"{source}: frame {int(np.argmin(usable))} has no usable camera (zero, infinite or singular)")
+        filled = [blank if value is None else value for value in values]
+        array = np.array(filled, dtype=np.float64).reshape(-1, *shape)
+        if len(array) == len(frames):
+            return array, {n: f"it has no {key}" for n, value in enumerate(values) if value is None}
+    except (TypeError, ValueError, OverflowError):
+        pass  # which frame it is, is found below
+    array, faults = np.tile(blank, (len(frames), *(1 for _ in shape))), {}
+    for number, value in enumerate(values):
+        try:
+            array[number] = np.array(value, dtype=np.float64).reshape(shape)
+        except (TypeError, ValueError, OverflowError):
+            faults[number] = f"its {key} is not {' x '.join(map(str, shape))} numbers"
+    return array, faults
 
 
 def write_scene(scene: Scene) -> None:
@@ -140,7 +164,7 @@ def write_scene(scene: Scene) -> None:
     folder = scene.source.parent
     frames = [
         {
-            "image_path": None if image is None else Path(relpath(image, folder)).as_posix(),
+            "image_path": None if image is None else Path(os.path.relpath(image, folder)).as_posix(),
             "fxfycxcy": fxfycxcy.tolist() if np.isfinite(fxfycxcy).all() else None,
             "w2c": w2c.tolist() if np.isfinite(w2c).all() else None,
         }
@@ -150,19 +174,30 @@ def write_scene(scene: Scene) -> None:
 
 
 def read_scene_list(path: Path) -> list[Path]:
-    """The metadata files that a list names, one a line.
+    """The metadata files that a list names, one a line; empty lines and those that begin with # are left out.
 
     Raises:
-        InputError: the list is missing, unreadable or empty.
+        InputError: the list is missing, unreadable or empty, or names a file twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read the scene list {path} ({type(error).__name__}): "
+            f"cannot read the scene list {printable(str(path))} ({type(error).__name__}): "
             "preprocess_data.py makes it; training.dataset_path names it"
         ) from None
-    scenes = [path.parent / line.strip() for line in lines if line.strip()]
-    if not scenes:
-        raise InputError(f"the scene list {path} is empty: preprocess_data.py makes it anew from the chunks")
-    return scenes
+    numbers: dict[Path, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip().replace("\\", "/")
+        if not text or text.startswith("#"):
+            continue
+        scene = Path(os.path.normpath(path.parent / text))
+        if scene in numbers:
+            raise InputError(
+                f"the scene list {printable(str(path))} names {shown(text, 200)} twice, "
+                f"in lines {numbers[scene]} and {number}: remove one"
+            )
+        numbers[scene] = number
+    if not numbers:
+        raise InputError(f"the scene list {printable(str(path))} is empty: preprocess_data.py makes it from the chunks")
+    return list(numbers)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import InputError
@@ -151,22 +151,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: Path, where: str) -> Image.Image:
+def read_image(path: Path, where: str, notes: dict[str, str] | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB.
 
     Args:
         where: scene and frame, for the message.
+        notes: gets what of the image is not used, by kind.
 
     Raises:
         InputError: the file is missing, truncated or not an image that is read.
     """
     try:
         with open_image(path) as image:
+            _note_unused(image, where, notes)
             return to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{where}: image not found: {printable(str(path))}") from None
     except IMAGE_ERRORS as error:
         raise InputError(f"{where}: image cannot be decoded: {printable(str(path))}: {_reason(error)}") from None
+
+
+def _note_unused(image: Image.Image, where: str, notes: dict[str, str] | None) -> None:
+    if notes is None:
+        return
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        notes.setdefault("transparency", f"{where}: the image has transparency, which is left out")
+    if "exif" in image.info and _orientation(image) != 1:
+        notes.setdefault("orientation", f"{where}: the image has an EXIF orientation, by which it is not turned")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF data fail in many ways and cost nothing here
+        return 1
 
 
 def _reason(error: Exception) -> str:
@@ -185,7 +203,7 @@ def has_fast_lanczos() -> bool:
     return True
 
 
-def read_pixels(path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
+def read_pixels(path: Path, where: str, notes: dict[str, str] | None = None) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
     What only `read_image` reads, or what torchvision cannot, is left to it.
@@ -196,13 +214,14 @@ def read_pixels(path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
     try:
         content = read_bytes(path, MAX_IMAGE_BYTES)
         with open_image(content) as image:
+            _note_unused(image, where, notes)
             plain = is_plain(image, content)
         if plain:
             data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
     except (*IMAGE_ERRORS, RuntimeError):
         pass  # `read_image` says what is wrong, or reads it after all
-    return torch.from_numpy(to_planes(read_image(path, where)))
+    return torch.from_numpy(to_planes(read_image(path, where, notes)))
 
 
 def is_plain(image: Image.Image, content: bytes) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from data.dataset import (
 )
 from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
-from data.scene import read_scene, read_scene_list
+from data.scene import read_cameras, read_scene, read_scene_list, write_scene
 from data.views import ViewSelectorConfig, choose_targets, choose_window
 from tests.helpers import write_toy_scene, write_toy_set
 from utils import download
@@ -203,37 +204,214 @@ def test_collating_by_shape_keeps_the_order(tmp_path):
     assert [group.frames[:, 1].tolist() for group in groups] == [[4, 6], [5, 7]]
 
 
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def all_frames(**fields):
+    return lambda record: [frame.update(fields) for frame in record["frames"]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("frames"), "KeyError: 'frames'"),
-        (lambda r: r["frames"][1].pop("w2c"), "KeyError: 'w2c'"),
-        (lambda r: r["frames"][1].update(fxfycxcy=[1, 2, 3]), "ValueError"),
-        (lambda r: r["frames"][1].update(fxfycxcy=[0, 1, 2, 3]), "frame 1 has no usable camera"),
-        (lambda r: r["frames"][1].update(w2c=[[0.0] * 4] * 4), "frame 1 has no usable camera"),
-        (lambda r: r.update(frames=[]), "no frames|not scene metadata"),
+        (lambda r: r.pop("frames"), "it has no frames"),
+        (lambda r: r.update(frames=[]), "it has no frames"),
+        (lambda r: r.update(frames={"0": r["frames"][0]}), "it has no frames"),
+        (lambda r: r.update(frames=[1, None, []]), "frame 0: .*image_path"),
+        (lambda r: r.pop("scene_name"), "scene_name"),
+        (lambda r: r.update(scene_name=["a"]), "scene_name"),
+        (all_frames(w2c=None), "frame 0: it has no w2c"),
+        (all_frames(image_path=7), "frame 0: its image_path"),
+        (all_frames(image_path=None), "lost in preprocessing"),
+        (all_frames(fxfycxcy=[1e-9, 1, 2, 3]), "frame 0: its f"),
     ],
 )
 def test_bad_metadata_is_named(tmp_path, change, message):
     path = write_toy_scene(tmp_path, "a", 3)
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
+    edit(path, change)
     with pytest.raises(InputError, match=message) as caught:
         read_scene(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3", "null", '"text"'])
+def test_what_is_no_scene_at_all_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path} is not scene metadata"):
+        read_scene(path)
+
+
+MIRRORED = np.diag([1.0, 1, -1, 1]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda f: f.pop("w2c"), "no w2c"),
+        (lambda f: f.update(fxfycxcy=None), "no fxfycxcy"),
+        (lambda f: f.update(fxfycxcy=[1, 2, 3]), "fxfycxcy is not 4 numbers"),
+        (lambda f: f.update(fxfycxcy="wide"), "fxfycxcy is not 4 numbers"),
+        (lambda f: f.update(fxfycxcy={"fx": 40}), "fxfycxcy is not 4 numbers"),
+        (lambda f: f.update(w2c=[[1, 0], [0, 1]]), "w2c is not 4 x 4 numbers"),
+        (lambda f: f.update(w2c=[[1, 0, 0, 0], [0]]), "w2c is not 4 x 4 numbers"),
+        (lambda f: f.update(fxfycxcy=[0, 1, 2, 3]), "focal length"),
+        (lambda f: f.update(w2c=[[0.0] * 4] * 4), "last row"),
+        (lambda f: f.update(w2c=MIRRORED), "mirrored"),
+        (lambda f: f.update(w2c=[[float("nan")] * 4] * 4), "finite"),
+        (lambda f: f.update(fxfycxcy=[40, float("inf"), 24, 16]), "finite"),
+        (lambda f: f.update(fxfycxcy=[0.8, 0.8, 0.5, 0.5]), "shares"),
+        (lambda f: f.update(image_path=["a.jpg"]), "image_path"),
+        (lambda f: f.update(image_path=""), "image_path"),
+        (lambda f: f.update(image_path="../images/a/.."), "image_path"),
+        (lambda f: f.update(image_path="../images/a/\0.jpg"), "image_path"),
+        (lambda f: f.update(image_path="../images/a/\ud800.jpg"), "image_path"),
+    ],
+)
+def test_a_frame_that_cannot_be_used_keeps_its_place_and_has_a_reason(tmp_path, change, fault):
+    path = write_toy_scene(tmp_path, "a", 3)
+    edit(path, lambda record: change(record["frames"][1]))
+    scene = read_scene(path)
+    assert len(scene) == 3 and scene.fault(0) is None and scene.fault(2) is None
+    assert fault in scene.fault(1)
+    with pytest.raises(InputError, match=f"scene a, frame 1: .*{fault}"):
+        scene.image_path(1)
+    assert "scene a, frame 1" in scene.notes["faults"]
+    assert np.isfinite(scene.w2c[[0, 2]]).all() and scene.w2c[2, 0, 3] == -0.2
+
+
+def test_a_frame_without_image_and_camera_keeps_its_place(tmp_path):
+    path = write_toy_scene(tmp_path, "a", 4)
+    lost = {"image_path": None, "fxfycxcy": None, "w2c": None}
+    edit(path, lambda record: record["frames"][2].update(lost))
+    scene = read_scene(path)
+    assert scene.image_paths[2] is None and np.isnan(scene.w2c[2]).all() and np.isnan(scene.fxfycxcy[2]).all()
+    assert "lost in preprocessing" in scene.fault(2) and not scene.notes
+    write_scene(scene)
+    assert json.loads(path.read_text())["frames"][2] == lost
+    assert len(read_cameras(path)[0]) == 3
+
+
+def test_training_names_the_frames_that_it_leaves_out(tmp_path):
+    path = write_toy_set(tmp_path, scenes=1)
+    edit(tmp_path / "metadata" / "scene0.json", lambda record: record["frames"][7].update(w2c=MIRRORED))
+    samples = [TrainingDataset(view_loader(path), seed=0)[n] for n in range(8)]
+    assert not any(7 in sample.frames for sample in samples)
+    assert all("scene scene0, frame 7: its pose is mirrored" in sample.notes["faults"] for sample in samples)
+
+
+def test_a_scene_with_too_few_good_cameras_is_named_in_training(tmp_path):
+    path = write_toy_set(tmp_path, scenes=2)
+
+    def mirror(record):
+        for frame in record["frames"][1:13]:
+            frame["w2c"] = MIRRORED
+
+    edit(tmp_path / "metadata" / "scene0.json", mirror)
+    samples = [TrainingDataset(view_loader(path), seed=0)[n] for n in range(8)]
+    assert {sample.scenes[0] for sample in samples} == {"scene1"}
+    failures = {failure for sample in samples for failure in sample.failures}
+    assert failures and all("scene scene0, frame 1: its pose is mirrored" in failure for failure in failures)
+
+
+def test_cameras_are_checked_with_the_size_of_the_image(tmp_path):
+    path = write_toy_scene(tmp_path, "a", 14)
+    edit(path, lambda record: record["frames"][3].update(fxfycxcy=[40, 40, 24, 33]))
+    dataset = EvaluationDataset(view_loader(), [(path, Selection([0, 9], [3])), (path, Selection([0, 9], [4]))])
+    assert dataset[0].scene == "a" and "frame 3, of 48x32 pixels: its principal point" in dataset[0].reason
+    assert dataset[1].scenes == ["a"]
 
 
 def test_lists_take_relative_and_absolute_paths(tmp_path):
-    scene = write_toy_scene(tmp_path / "set", "a", 3)
+    for name in "ab":
+        scene = write_toy_scene(tmp_path / "set", name, 3)
     path = tmp_path / "set" / "full_list.txt"
     path.write_text(f"metadata/a.json\n{scene}\n\n")
-    assert [read_scene(p).name for p in read_scene_list(path)] == ["a", "a"]
+    assert [read_scene(p).name for p in read_scene_list(path)] == ["a", "b"]
     path.write_text("\n")
     with pytest.raises(InputError, match="is empty"):
         read_scene_list(path)
     with pytest.raises(InputError, match=r"cannot read the scene list .*no\.txt .*preprocess_data.py"):
         read_scene_list(tmp_path / "no.txt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffmetadata/a.json\nmetadata/b.json\n",
+        "# my scenes\nmetadata/a.json\n\n  # and\nmetadata/b.json",
+        "metadata/a.json\r\nmetadata/b.json\r\n",
+        "metadata\\a.json\nmetadata\\b.json\n",
+        "\t metadata/a.json  \n./metadata/../metadata/b.json\n",
+    ],
+    ids=["byte order mark", "comments", "Windows lines", "backslashes", "spaces and dots"],
+)
+def test_lists_as_people_and_editors_write_them(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content.encode())
+    assert read_scene_list(path) == [tmp_path / "metadata" / "a.json", tmp_path / "metadata" / "b.json"]
+
+
+@pytest.mark.parametrize("second", ["metadata/a.json", "./metadata/a.json", "metadata\\a.json", "{absolute}"])
+def test_a_list_that_names_a_file_twice_is_refused(tmp_path, second):
+    path = tmp_path / "list.txt"
+    second = second.format(absolute=tmp_path / "metadata" / "a.json")
+    path.write_text(f"metadata/a.json\nmetadata/b.json\n{second}\n")
+    with pytest.raises(InputError, match=f"{path}.*a.json.*lines 1 and 3"):
+        read_scene_list(path)
+
+
+def test_a_list_is_a_regular_text_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\0m")
+    for name in ("pipe", "binary"):
+        with pytest.raises(InputError, match=f"cannot read the scene list {tmp_path / name}"):
+            read_scene_list(tmp_path / name)
+
+
+def test_two_files_of_one_scene_are_refused_where_an_index_names_it(tmp_path):
+    files = [write_toy_scene(tmp_path / folder, "a", 3) for folder in ("one", "two")]
+    with pytest.raises(InputError, match=f"scene a: {files[0]} and {files[1]}"):
+        match_scenes({"a": Selection([0, 2], [1])}, files)
+    other = write_toy_scene(tmp_path, "b", 3)
+    assert match_scenes({"b": Selection([0, 2], [1])}, [*files, other])[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ('{"a": {"context": [0, 2], "target": [1]}, "a": null}', "'a'.* twice"),
+        ('{"a": {"context": [0, 2], "context": [0, 3], "target": [1]}}', "'context'.* twice"),
+        ('{"a": {"context": [0, 2], "target": [1, 3, 1]}}', "'a'.*frame 1 .*twice in target"),
+        ('{"a": {"context": [2, 2], "target": [1]}}', "'a'.*frame 2 .*twice in context"),
+        ('{"a": {"context": [3], "target": [3]}}', "'a'.*frame 3 .*only context frame"),
+        ('{"a": {"context": [3], "target": [1, 3]}}', "'a'.*frame 3 .*only context frame"),
+        ('{"a": {"context": [true, 2], "target": [1]}}', "'a'"),
+        ('{"a": {"context": [0.0, 2], "target": [1]}}', "'a'"),
+        ('{"a": {"context": ["0", 2], "target": [1]}}', "'a'"),
+        ('{"a": {"context": [0, 2], "target": [-1]}}', "'a'"),
+        ('{"a": {"context": [0, 2], "target": [1e400]}}', "'a'"),
+        ('{"a": {"context": [0, 2], "target": [NaN]}}', "'a'"),
+        ('{"a": {"context": [0, 2], "target": [%s]}}' % ("9" * 400), "400 digits"),
+        ('{"\\u001b[31m": {"context": [0, 2]}}', r"x1b\[31m"),
+        ('{"a": %s}' % ("[" * 5000 + "]" * 5000), "nested"),
+    ],
+)
+def test_an_index_that_cannot_be_meant_is_refused(tmp_path, text, culprit):
+    path = tmp_path / "index.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=culprit) as caught:
+        read_evaluation_index(path)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_an_index_may_have_a_byte_order_mark_and_targets_that_are_inputs(tmp_path):
+    path = tmp_path / "index.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": {"context": [0, 2], "target": [2, 1]}}')
+    assert read_evaluation_index(path) == {"a": Selection([0, 2], [2, 1])}
 
 
 def test_an_index_leaves_out_null_and_names_what_is_wrong(tmp_path):
@@ -244,11 +422,11 @@ def test_an_index_leaves_out_null_and_names_what_is_wrong(tmp_path):
     scene = write_toy_scene(tmp_path, "a", 3)
     assert match_scenes(index | {"c": index["a"]}, [scene]) == ([(scene, index["a"])], {"c": "not in the scene list"})
     path.write_text(json.dumps({"a": {"context": [0, 3], "target": [1]}}))
-    with pytest.raises(InputError, match="scene a has frames 0 to 2, not 3"):
-        match_scenes(read_evaluation_index(path), [scene])
+    found, missing = match_scenes(read_evaluation_index(path), [scene])
+    assert not found and "frame 3: there is no such frame, only 0 to 2" in missing["a"] and str(scene) in missing["a"]
     for bad in ({"context": [0, -1], "target": [1]}, {"context": []}, 3, {"context": [0.5], "target": [1]}):
         path.write_text(json.dumps({"a": bad}))
-        with pytest.raises(InputError, match="scene a: context and target"):
+        with pytest.raises(InputError, match="scene 'a': context and target"):
             read_evaluation_index(path)
 
 
@@ -276,7 +454,7 @@ def test_lost_frames_are_named(tmp_path):
     record = read_json(path, "scene")
     record["frames"][1]["image_path"] = None
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="scene a: the image of frame 1 was lost in preprocessing"):
+    with pytest.raises(InputError, match="scene a, frame 1: its image was lost in preprocessing"):
         read_scene(path).image_path(1)
 
 
@@ -301,7 +479,33 @@ def test_training_draws_around_lost_frames(tmp_path):
 def test_scenes_with_lost_frames_count_as_missing(tmp_path):
     path = write_toy_scene(tmp_path, "a", 3)
     lose(path, [1])
-    assert match_scenes({"a": Selection([0, 2], [1])}, [path]) == ([], {"a": "frame 1 was lost in preprocessing"})
+    found, missing = match_scenes({"a": Selection([0, 2], [1])}, [path])
+    assert not found and "frame 1: its image was lost in preprocessing" in missing["a"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "nested", "surrogate", "pipe", "mirrored", "renamed", "outside"])
+def test_every_way_in_which_metadata_are_unusable_counts_as_missing(tmp_path, kind):
+    path = write_toy_scene(tmp_path / "set", "a", 3)
+    good = write_toy_scene(tmp_path / "set", "b", 3)
+    if kind in ("missing", "pipe"):
+        path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "cut":
+        path.write_text(path.read_text()[:100])
+    if kind == "nested":
+        path.write_text("[" * 5000)
+    if kind == "surrogate":
+        edit(path, lambda record: record["frames"][1].update(image_path="\ud800"))
+    if kind == "mirrored":
+        edit(path, lambda record: record["frames"][1].update(w2c=MIRRORED))
+    if kind == "renamed":
+        edit(path, lambda record: record.update(scene_name="c"))
+    if kind == "outside":
+        edit(path, lambda record: record["frames"][1].update(image_path="../../secret.png"))
+    index = dict.fromkeys("ab", Selection([0, 2], [1]))
+    found, missing = match_scenes(index, [path, good])
+    assert found == [(good, index["b"])] and list(missing) == ["a"] and str(path) in missing["a"]
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "<b>", ""])
@@ -316,8 +520,7 @@ def test_scene_names_that_could_escape_are_refused(tmp_path, name):
 def test_a_scene_under_another_name_is_refused(tmp_path):
     path = write_toy_scene(tmp_path, "a", 3)
     path.write_text(path.read_text().replace('"scene_name": "a"', '"scene_name": "b"'))
-    with pytest.raises(InputError, match="scene_name is b, not the file's name"):
-        match_scenes({"a": Selection([0, 2], [1])}, [path])
+    assert "scene_name is b, not the file's name" in match_scenes({"a": Selection([0, 2], [1])}, [path])[1]["a"]
 
 
 def test_training_on_scenes_of_different_sizes_names_them(tmp_path):

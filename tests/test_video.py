@@ -106,18 +106,28 @@ def test_saved_cameras_join_the_sample_as_its_own_do(normalization, square, tmp_
     assert (placed.height, placed.width) == sample.views.images.shape[-2:]
 
 
+def saved(*changes):
+    good = {"w2c": np.eye(4).tolist(), "fxfycxcy": [40, 40, 24, 16]}
+    return json.dumps({"frames": [good | change for change in changes]})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "list of cameras not found: {path}"),
         ("[", "list of cameras cannot be read: {path}"),
         ('{"frames": []}', "{path} is not a list of cameras: it has no frames"),
-        ('{"cameras": []}', "{path} is not a list of cameras: KeyError: 'frames'"),
-        ('{"frames": [{"w2c": [1], "fxfycxcy": [1, 1, 0, 0]}]}', "{path} is not a list of cameras: ValueError"),
+        ('{"cameras": []}', "{path} is not a list of cameras: it has no frames"),
+        ('{"frames": [{"w2c": [1], "fxfycxcy": [1, 1, 0, 0]}]}', "{path}: frame 0: its w2c is not 4 x 4 numbers"),
         (
             json.dumps({"frames": [{"w2c": np.zeros((4, 4)).tolist(), "fxfycxcy": [1, 1, 0, 0]}]}),
-            "{path}: frame 0 has no usable camera",
+            "{path}: frame 0: the last row of its pose",
         ),
+        (saved({}, {"w2c": np.diag([1.0, 1, -1, 1]).tolist()}), "{path}: frame 1: its pose is mirrored"),
+        (saved({}, {}, {"w2c": np.diag([2.0, 2, 2, 1]).tolist()}), "{path}: frame 2: its pose scales"),
+        (saved({"fxfycxcy": [0.9, 0.9, 0.5, 0.5]}), "{path}: frame 0: its principal point"),
+        (saved({"w2c": None}), "{path}: frame 0: it has no w2c"),
+        (saved({"w2c": None, "fxfycxcy": None}), "{path} is not a list of cameras: none of its frames has one"),
     ],
 )
 def test_bad_lists_of_cameras_are_named_before_anything_is_written(content, message, place):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from utils.errors import InputError
-from utils.text import shown
+from utils.text import printable, shown
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
@@ -111,8 +111,11 @@ def _variable(name: str, text: str) -> str:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` lies in `folder` once all links are followed."""
-    return path.resolve().is_relative_to(folder.resolve())
+    """Whether `path` lies in `folder` once all links are followed; what links lead nowhere for does not."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 @contextmanager
@@ -213,11 +216,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(read_text(path), parse_int=_parse_integer, object_pairs_hook=_unique_keys)
     except FileNotFoundError:
-        raise InputError(f"{what} not found: {path}") from None
+        raise InputError(f"{what} not found: {printable(str(path))}") from None
     except RecursionError:
-        raise InputError(f"{what} cannot be read: {path}: it is nested too deep") from None
+        raise InputError(f"{what} cannot be read: {printable(str(path))}: it is nested too deep") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{what} cannot be read: {path}: {error}") from None
+        raise InputError(f"{what} cannot be read: {printable(str(path))}: {printable(str(error), 300)}") from None
 
 
 def _parse_integer(digits: str) -> int:

@@ -1,0 +1,285 @@
+"""Where images may lie and are looked for, and what is said once of them."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import loader
+from data.dataset import DataConfig, EvaluationDataset, TrainingDataset, Unusable, ViewLoader
+from data.evaluation_index import Selection
+from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
+from data.scene import read_scene, read_scene_list
+from data.views import ViewSelectorConfig
+from tests.helpers import write_toy_scene, write_toy_set
+from utils.errors import InputError
+
+
+def images_at(path, text):
+    """Have the metadata name its images by `text`, in which {name} stands for the file's name."""
+    record = json.loads(path.read_text())
+    for frame in record["frames"]:
+        frame["image_path"] = text.format(name=Path(frame["image_path"]).name)
+    path.write_text(json.dumps(record))
+
+
+def view_loader(**changes):
+    return ViewLoader(DataConfig(view_selector=ViewSelectorConfig(8, 13), **changes), image_size=16, patch_size=4)
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A scene in a set, and its images once more beside the set."""
+    path = write_toy_scene(tmp_path / "sets" / "mine", "a", 3)
+    shutil.copytree(tmp_path / "sets" / "mine" / "images" / "a", tmp_path / "sets" / "other")
+    return path
+
+
+def can_read(path, allow_outside):
+    """Whether the first frame can be read; the reason must name scene or file, and the key."""
+    try:
+        read_scene(path, allow_outside).image_path(0)
+    except InputError as error:
+        assert "frame 0" in str(error) and str(path.parent.parent) in str(error)
+        assert "training.allow_outside_images" in str(error) and str(error).isprintable()
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "../../other/{name}",
+        "../images/../../other/{name}",
+        "{root}/sets/other/{name}",
+        "/etc/{name}",
+        "../../mine2/{name}",
+    ],
+)
+def test_images_outside_the_set_are_read_only_on_request(tmp_path, scene, text):
+    shutil.copytree(tmp_path / "sets" / "other", tmp_path / "sets" / "mine2")
+    images_at(scene, text.replace("{root}", str(tmp_path)))
+    assert not can_read(scene, allow_outside=False)
+    assert can_read(scene, allow_outside=True)
+
+
+def link_file(images, outside):
+    (images / "00000.jpg").unlink()
+    (images / "00000.jpg").symlink_to(outside / "00000.jpg")
+
+
+def link_folder(images, outside):
+    shutil.rmtree(images)
+    images.symlink_to(outside)
+
+
+def link_all(images, outside):
+    shutil.move(images.parent, outside.parent / "images")
+    images.parent.symlink_to(outside.parent / "images")
+
+
+def link_in_circles(images, _):
+    (images / "00000.jpg").unlink()
+    (images / "00000.jpg").symlink_to(images / "00000.jpg")
+
+
+@pytest.mark.parametrize("link", [link_file, link_folder, link_all])
+def test_links_out_of_the_set_are_followed_only_on_request(tmp_path, scene, link):
+    link(scene.parent.parent / "images" / "a", tmp_path / "sets" / "other")
+    assert not can_read(scene, allow_outside=False)
+    assert can_read(scene, allow_outside=True)
+
+
+def test_links_that_lead_nowhere_are_refused_in_one_line(tmp_path, scene):
+    link_in_circles(scene.parent.parent / "images" / "a", None)
+    assert not can_read(scene, allow_outside=False)
+    found = EvaluationDataset(view_loader(allow_outside_images=True), [(scene, Selection([0, 2], [1]))])[0]
+    assert isinstance(found, Unusable) and "frame 0" in found.reason
+
+
+def test_links_within_the_set_and_of_the_whole_set_are_fine(tmp_path, scene):
+    images = scene.parent.parent / "images"
+    shutil.move(images / "a", images / "b")
+    (images / "a").symlink_to(images / "b")
+    link_within = images / "b" / "00000.jpg"
+    shutil.move(link_within, images / "b" / "first.jpg")
+    link_within.symlink_to("first.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "sets" / "mine")
+    assert can_read(scene, allow_outside=False)
+    assert can_read(tmp_path / "link" / "metadata" / "a.json", allow_outside=False)
+
+
+def test_a_metadata_folder_that_is_a_link_has_its_images_where_the_system_finds_them(tmp_path, scene):
+    (tmp_path / "shortcut").symlink_to(scene.parent)
+    path = read_scene(tmp_path / "shortcut" / "a.json").image_path(0)
+    assert path.samefile(scene.parent.parent / "images" / "a" / "00000.jpg")
+
+
+@pytest.mark.parametrize("text", ["{root}/sets/mine/images/a/{name}", "..\\images\\a\\{name}", "../images/./a/{name}"])
+def test_absolute_and_unlike_paths_within_the_set_load(tmp_path, scene, text):
+    images_at(scene, text.replace("{root}", str(tmp_path)))
+    found = read_scene(scene)
+    assert found.image_path(1) == tmp_path / "sets" / "mine" / "images" / "a" / "00001.jpg" and not found.notes
+
+
+def test_one_image_outside_costs_its_frame(tmp_path, scene):
+    record = json.loads(scene.read_text())
+    record["frames"][1]["image_path"] = "../../other/00001.jpg"
+    scene.write_text(json.dumps(record))
+    found = read_scene(scene)
+    assert found.fault(0) is None and "lies outside" in found.fault(1)
+
+
+def test_metadata_may_lie_in_the_working_directory(monkeypatch, scene):
+    monkeypatch.chdir(scene.parent)
+    assert read_scene(Path("a.json")).image_path(0).is_file()
+    monkeypatch.chdir(scene.parent.parent)
+    assert read_scene(Path("metadata/a.json")).image_path(0).is_file()
+    monkeypatch.chdir(scene.parent.parent / "images")
+    assert read_scene(Path("../metadata/a.json")).image_path(0).is_file()
+
+
+def test_messages_name_images_plainly(scene):
+    (scene.parent.parent / "images" / "a" / "00001.jpg").unlink()
+    found = EvaluationDataset(view_loader(), [(scene, Selection([0, 2], [1]))])[0]
+    assert f"image not found: {scene.parent.parent}/images/a/00001.jpg" in found.reason
+
+
+# Sets that other programs wrote, or that were moved
+
+
+@pytest.mark.parametrize(
+    ("text", "directory"),
+    [
+        ("preprocessed_data/train/images/scene0/{name}", "."),
+        ("preprocessed_data/train/images/scene0/{name}", "/"),
+        ("./preprocessed_data/train/images/scene0/{name}", "."),
+        ("somewhere/else/images/scene0/{name}", "/"),
+        ("/mnt/of/another/machine/images/scene0/{name}", "/"),
+        ("preprocessed_data\\train\\images\\scene0\\{name}", "/"),
+    ],
+)
+@pytest.mark.parametrize("first_is_there", [True, False])
+def test_sets_of_the_published_preprocessing_load(tmp_path, monkeypatch, text, directory, first_is_there):
+    root = tmp_path / "preprocessed_data" / "train"
+    write_toy_set(root, scenes=1)
+    images_at(root / "metadata" / "scene0.json", text)
+    if not first_is_there:
+        (root / "images" / "scene0" / "00000.jpg").unlink()
+    monkeypatch.chdir(tmp_path if directory == "." else directory)
+    found = read_scene(root / "metadata" / "scene0.json")
+    assert found.image_path(5) == root / "images" / "scene0" / "00005.jpg"
+    assert str(root) in found.notes["layout"]
+
+
+def test_images_are_found_from_the_working_directory(tmp_path, monkeypatch):
+    root = tmp_path / "data" / "mine"
+    write_toy_scene(root, "a", 3)
+    shutil.move(root / "images" / "a", root / "frames")
+    images_at(root / "metadata" / "a.json", "data/mine/frames/{name}")
+    monkeypatch.chdir(tmp_path)
+    assert read_scene(root / "metadata" / "a.json").image_path(0).is_file()
+    monkeypatch.chdir(root)
+    assert not read_scene(root / "metadata" / "a.json").image_path(0).exists()
+
+
+def test_images_from_the_working_directory_must_lie_in_the_set(tmp_path, monkeypatch):
+    path = write_toy_scene(tmp_path / "set", "a", 3)
+    shutil.move(tmp_path / "set" / "images" / "a", tmp_path / "frames")
+    images_at(path, "frames/{name}")
+    monkeypatch.chdir(tmp_path)
+    assert not can_read(path, allow_outside=False)
+    assert can_read(path, allow_outside=True)
+
+
+# What is said once
+
+
+def turned(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+
+
+def see_through(path):
+    image = Image.open(path).convert("RGBA")
+    image.putalpha(128)
+    image.save(path, "PNG")
+
+
+def palette_see_through(path):
+    Image.open(path).quantize(8).save(path, "PNG", transparency=3)
+
+
+def turned_png(path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.open(path).save(path, "PNG", exif=exif)
+
+
+@pytest.mark.parametrize("resize", ["exact", "fast"])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (turned, "orientation"),
+        (turned_png, "orientation"),
+        (see_through, "transparency"),
+        (palette_see_through, "transparency"),
+    ],
+)
+def test_what_of_an_image_is_not_used_is_said_once_with_scene_and_frame(
+    tmp_path, monkeypatch, caplog, change, word, workers, resize
+):
+    monkeypatch.setattr(loader, "_said", set())
+    path = write_toy_set(tmp_path, scenes=2)
+    for image in (tmp_path / "images").glob("*/*.jpg"):
+        change(image)
+    loading = ViewLoader(view_loader(dataset_path=str(path)).cfg, 16, 4, fast=resize == "fast")
+    with caplog.at_level(logging.WARNING, "lvsm"):
+        batches = TrainingLoader(TrainingDataset(loading, 0), LoaderConfig(workers, 2), 2, 0, 1, 0)
+        first = next(batches)
+        next(batches)
+        items = [(file, Selection([0, 2], [1])) for file in read_scene_list(path)]
+        list(evaluation_batches(EvaluationDataset(loading, items), LoaderConfig(0, 2), 1, 0, 1))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1 and word in lines[0]
+    assert f"scene {first.scenes[0]}, frame {first.frames[0, 0]}" in lines[0]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_orientation_costs_nothing(tmp_path, monkeypatch):
+    path = write_toy_scene(tmp_path, "a", 3)
+    for image in (tmp_path / "images" / "a").iterdir():
+        Image.open(image).save(image, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + os.urandom(20))
+    batch = EvaluationDataset(view_loader(), [(path, Selection([0, 2], [1]))])[0]
+    assert batch.scenes == ["a"]
+
+
+def test_scenes_that_cannot_be_read_come_by_themselves(tmp_path):
+    path = write_toy_set(tmp_path, scenes=4)
+    files = read_scene_list(path)
+    (tmp_path / "images" / "scene1" / "00004.jpg").write_bytes(b"no image")
+    files[2].unlink()
+    dataset = EvaluationDataset(view_loader(), [(file, Selection([0, 9], [4])) for file in files])
+    found = list(evaluation_batches(dataset, LoaderConfig(0, 2), 4, 0, 1))
+    assert [batch.scenes for batch in found if not isinstance(batch, Unusable)] == [["scene0", "scene3"]]
+    unusable = {item.scene: item.reason for item in found if isinstance(item, Unusable)}
+    assert list(unusable) == ["scene1", "scene2"]
+    assert "frame 4" in unusable["scene1"] and str(files[2]) in unusable["scene2"]
+
+
+def test_training_on_a_set_of_outside_images_says_which_key(tmp_path):
+    path = write_toy_set(tmp_path / "set", scenes=2)
+    shutil.move(tmp_path / "set" / "images", tmp_path / "images")
+    for file in read_scene_list(path):
+        images_at(file, f"../../images/{file.stem}/{{name}}")
+    with pytest.raises(InputError, match=r"allow_outside_images"):
+        TrainingDataset(view_loader(dataset_path=str(path)), seed=0)[0]
+    allowed = TrainingDataset(view_loader(dataset_path=str(path), allow_outside_images=True), seed=0)[0]
+    assert np.isfinite(allowed.views.cameras.c2w.numpy()).all()
