@@ -133,6 +133,14 @@ def test_what_is_not_a_checkpoint_is_told_apart(tmp_path, name):
     assert said in refusal(path)
 
 
+def test_names_of_files_are_escaped(tmp_path):
+    path = tmp_path / "\x1b[2J.pt"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="x1b.2J.pt: it is empty") as caught:
+        read_checkpoint(path)
+    assert str(caught.value).isprintable()
+
+
 def test_torchs_general_advice_is_left_out(tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(saved({"model": {}})[:300] + bytes(1000))

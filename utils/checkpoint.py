@@ -126,17 +126,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged or no checkpoint; the message says what it is instead.
     """
+    named = printable(str(path))
     try:
         content = read_tensors(path)
     except FileNotFoundError:
-        raise InputError(f"checkpoint not found: {path}") from None
+        raise InputError(f"checkpoint not found: {named}") from None
     except (OSError, TensorFileError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"checkpoint cannot be read: {path}: {reason}") from None
+        raise InputError(f"checkpoint cannot be read: {named}: {reason}") from None
     state = _with_model(content)
     if state is None:
         held = ", ".join(map(shown, list(content)[:4])) if isinstance(content, dict) else shown(content)
-        raise InputError(f'not a checkpoint: {path}: it holds no "model" but {held or "nothing"}')
+        raise InputError(f'not a checkpoint: {named}: it holds no "model" but {held or "nothing"}')
     return state
 
 
@@ -170,9 +171,9 @@ def training_state(state: Mapping[str, Any], path: Path) -> TrainingState:
     """
     if not {"optimizer", "step", "samples"} <= state.keys():
         raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
-    for name in ("step", "samples"):
+    for name, counted in (("step", "updates"), ("samples", "samples")):
         if type(state[name]) is not int or not 0 <= state[name] < _COUNT_LIMIT:
-            raise InputError(f"{path}: {name} is {shown(state[name])}, not a number of {name}; {_WEIGHTS_ALONE}")
+            raise InputError(f"{path}: {name} is {shown(state[name])}, not a number of {counted}; {_WEIGHTS_ALONE}")
     if not isinstance(state["optimizer"], Mapping):
         raise InputError(f"{path}: optimizer is {shown(state['optimizer'])}, not a state; {_WEIGHTS_ALONE}")
     states = state.get("random_states", [])
