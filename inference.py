@@ -33,22 +33,23 @@ from data.scene import read_cameras
 from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products, whole
 from model import build_model
 from model.weights import load_published
-from setup import Config, InferenceConfig, TrainingConfig, load_config, set_threads_and_precision
+from setup import Config, InferenceConfig, TrainingConfig, load_config, output_folder, set_threads_and_precision
 from utils.camera import Cameras
 from utils.checkpoint import find_checkpoint, read_checkpoint
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.comparison import compare_runs
 from utils.comparison_page import write_comparison
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import remove_stale, sha256
+from utils.lock import only_run, only_writer
 from utils.media import save_grid, to_uint8, write_video
 from utils.metrics import Metric, build_metrics
 from utils.parallel import Background, cores_of_process
 from utils.paths import camera_path
 from utils.provenance import provenance
 from utils.report import SceneRecord
-from utils.results import make_record, read_finished, write_metrics, write_results
+from utils.results import RESULT_FILES, make_record, read_finished, write_metrics, write_results
 from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
@@ -95,6 +96,16 @@ def saved_cameras(cfg: InferenceConfig, items: list[tuple[Path, Selection]]) -> 
     if not cfg.render_video or video.traj_type != "through":
         return set()
     return {cameras_file(Path(video.cameras_path), path.stem) for path, _ in items}
+
+
+def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
+    """Raises InputError for a scene whose folder in `out_dir` would be a link, a file, or one of the files there."""
+    for name in names:
+        folder = out_dir / name
+        if name in RESULT_FILES:
+            raise InputError(f"scene {name}: an evaluation writes a file of that name: rename the scene")
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise InputError(f"{folder} is not a folder: move it away, or choose another inference_out_dir")
 
 
 def check_view_counts(cfg: TrainingConfig, overridden: set[str], selection: Selection, where: str) -> None:
@@ -307,6 +318,9 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     """Evaluate every scene of the index that an interrupted run has not finished, then write the results of all."""
     start, out_dir, cfg = time.perf_counter(), Path(config.inference_out_dir), config.inference
     items = process.broadcast(choose_items(config, overridden) if process.is_main else None)
+    check_scene_folders(out_dir, [path.stem for path, _ in items])
+    if process.is_main:
+        remove_stale(out_dir)
     names = cfg.metrics if cfg.compute_metrics else []
     metrics = process.first_on_machine(lambda: build_metrics(names, process.device))
     renderer, checkpoint = load_renderer(config, process)
@@ -333,10 +347,15 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
 def compare(argv: Sequence[str]) -> None:
     """Make the page of several evaluations side by side."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=compare.__doc__)
-    parser.add_argument("--compare", type=Path, nargs="+", required=True, metavar="RUN", help="evaluation folders")
-    parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder that gets index.html")
+    parser.add_argument(
+        "--compare", type=path_argument, nargs="+", required=True, metavar="RUN", help="evaluation folders"
+    )
+    parser.add_argument("--output", type=path_argument, default=Path("comparison"), help="folder that gets index.html")
     given = parser.parse_args(argv)
-    page = write_comparison(given.output, "LVSM comparison", compare_runs(given.compare))
+    output = output_folder(str(given.output), "--output")
+    comparison = compare_runs(given.compare)
+    with only_writer(output, "--output"):
+        page = write_comparison(output, "LVSM comparison", comparison)
     log.info("page: %s", page)
 
 
@@ -348,7 +367,11 @@ def main(argv: Sequence[str]) -> None:
     if not config.inference.if_inference:
         log.warning("inference.if_inference=false has no effect: running inference.py means inference")
     set_threads_and_precision(config.training)
-    with process_group(config.training.distributed_timeout_minutes) as process:
+    folder = output_folder(config.inference_out_dir, "inference_out_dir")
+    with (
+        process_group(config.training.distributed_timeout_minutes) as process,
+        only_run(process, folder, "inference_out_dir"),
+    ):
         evaluate(config, overridden, process)
 
 

@@ -6,13 +6,14 @@ Not a packaging script: the project runs from its folder.
 import argparse
 import dataclasses
 import difflib
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -25,20 +26,21 @@ from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, check_execution_config
 from model.loss import LossConfig
 from utils.checkpoint import CheckpointConfig, check_checkpoint_config
+from utils.cli import path_argument
 from utils.errors import InputError
+from utils.fields import bounded, check_ranges, file_path, is_path
+from utils.files import expand_path, read_bytes
+from utils.hub import is_hub_address
 from utils.metrics import check_metric_names
 from utils.optim import OptimConfig, check_optim_config
 from utils.parallel import cores_of_process
 from utils.paths import VideoConfig, check_video_config
+from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
-_POSITIVE = "batch_size_per_gpu grad_accum_steps print_every vis_every wandb_log_every num_threads"
-_AT_LEAST = dict.fromkeys([*_POSITIVE.split(), "prefetch_factor"], 1) | dict.fromkeys(
-    ["num_workers", "seed", "validate_every", "total_batch_size"], 0
-)
 _SECTIONS = ("model", "training", "inference")
 # What other projects call our keys.
 _OTHER_NAMES = {
@@ -48,6 +50,11 @@ _OTHER_NAMES = {
     "save_every": "training.checkpoint_every",
     "output_dir": "inference_out_dir",
 }
+# Bytes and values (those of aliases counted wherever they stand) of a configuration file; the largest here has 90.
+_FILE_BYTES = 1 << 20
+_FILE_VALUES = 10_000
+# Characters of a library's reason that a message quotes.
+_REASON = 300
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 
 
@@ -55,30 +62,30 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, CheckpointConfig, ExecutionConfig):
     """The `training` section: its parts' keys (see the base classes) and those of the run itself."""
 
-    batch_size_per_gpu: int = 8
-    grad_accum_steps: int = 1
-    total_batch_size: int = 0
+    batch_size_per_gpu: int = bounded(8, 1, 65_536)
+    grad_accum_steps: int = bounded(1, 1, 65_536)
+    total_batch_size: int = bounded(0, 0, 1_000_000)
     dynamic_input_view_num: bool = False
     use_amp: bool = True
     amp_dtype: str = "bf16"
     use_tf32: bool = True
-    seed: int = 777
-    distributed_timeout_minutes: float = 10.0
-    max_unusable_share: float = 0.01
-    num_threads: int = 8
+    seed: int = bounded(777, 0, 2**63 - 1)
+    distributed_timeout_minutes: float = bounded(10.0, 0, 10_000, open_below=True)
+    max_unusable_share: float = bounded(0.01, 0, 1)
+    num_threads: int = bounded(8, 1, 4096)
     dataset_name: str = "data.dataset_scene.Dataset"
-    resume_ckpt: str = ""
+    resume_ckpt: str = file_path("")
     reset_training_state: bool = False
-    print_every: int = 20
-    vis_every: int = 1000
-    validate_every: int = 0
-    validation_path: str = ""
-    validation_index: str = ""
+    print_every: int = bounded(20, 1, 1_000_000_000)
+    vis_every: int = bounded(1000, 1, 1_000_000_000)
+    validate_every: int = bounded(0, 0, 1_000_000_000)
+    validation_path: str = file_path("")
+    validation_index: str = file_path("")
     log_grad_norm_details: bool = False
-    wandb_log_every: int = 50
+    wandb_log_every: int = bounded(50, 1, 1_000_000_000)
     wandb_project: str = "LVSM"
     wandb_exp_name: str = "LVSM"
-    api_key_path: str = "./configs/api_keys.yaml"
+    api_key_path: str = file_path("./configs/api_keys.yaml")
     use_rel_pose: bool | None = None
     center_crop: bool | None = None
 
@@ -91,7 +98,7 @@ class InferenceConfig:
     compute_metrics: bool = True
     generate_website: bool = True
     render_video: bool = False
-    view_idx_file_path: str = "./data/evaluation_index_re10k.json"
+    view_idx_file_path: str = file_path("./data/evaluation_index_re10k.json")
     render_video_config: VideoConfig = field(default_factory=VideoConfig)
     metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
     allow_missing: bool = False
@@ -105,7 +112,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    inference_out_dir: str = "./experiments/evaluation"
+    inference_out_dir: str = file_path("./experiments/evaluation")
 
 
 def load_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
@@ -118,11 +125,17 @@ def load_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
         InputError: names the file or key that is missing, unknown or of the wrong type.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="a YAML file, see configs/")
+    parser.add_argument(
+        "--config", type=path_argument, required=True, action="append", help="a YAML file, see configs/"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. training.lr=1e-4")
     arguments = parser.parse_intermixed_args(argv)
+    if len(arguments.config) > 1:
+        raise InputError(
+            f"--config is given {len(arguments.config)} times: name one file and change its keys by key=value"
+        )
     overrides = parse_overrides(arguments.overrides)
-    config = build_config(read_yaml(arguments.config), overrides)
+    config = build_config(read_yaml(arguments.config[0]), overrides)
     return config, set(overrides)
 
 
@@ -132,15 +145,19 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
     Raises:
         InputError: names the key that is unknown (and the nearest known one) or has a wrong value.
     """
-    given = OmegaConf.create({key: value or {} if key in _SECTIONS else value for key, value in content.items()})
     try:
+        given = OmegaConf.create({key: value or {} if key in _SECTIONS else value for key, value in content.items()})
         _check_keys(OmegaConf.to_container(given), Config)
         for key, value in (overrides or {}).items():
             _check_keys(_nested(key, value), Config)
             OmegaConf.update(given, key, value)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given))
+        read = _read_texts(OmegaConf.to_container(given), Config)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), read))
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+        reason = printable(str(error).splitlines()[0], _REASON)
+        raise InputError(f"{printable(error.full_key or 'configuration', _REASON)}: {reason}") from None
+    except RecursionError:
+        raise InputError("configuration: values nested, or naming one another, without end") from None
     assert isinstance(config, Config)
     _check_values(config)
     return config
@@ -164,10 +181,15 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
         key, value = match[1], match[2].strip()
         if not value and queue and not _starts_assignment(queue):
             value = queue.pop(0).strip()
-        while value.startswith("[") and value.count("[") > value.count("]") and queue:
+        while queue and _goes_on(value) and not _starts_assignment(queue):
             value += " " + queue.pop(0)
         overrides[key] = _parse_value(key, value)
     return overrides
+
+
+def _goes_on(value: str) -> bool:
+    """Whether a list ends in a later argument."""
+    return value.endswith(",") or (value.startswith("[") and value.count("[") > value.count("]"))
 
 
 def _starts_assignment(queue: Sequence[str]) -> bool:
@@ -195,14 +217,74 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         InputError: it is missing, or not a YAML file with keys.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        text = read_bytes(path, _FILE_BYTES).decode("utf-8-sig")
+        if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
+            raise InputError(f"{path} is not a configuration: it holds more than {_FILE_VALUES} values")
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise InputError(f"configuration not found: {path}") from None
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{path} is not a configuration: it is nested too deep") from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a configuration: it holds no keys")
     return content
+
+
+def _count_values(node: yaml.Node | None, counted: dict[int, int] | None = None) -> int:
+    """Values at and below a node, those of an alias counted wherever it stands.
+
+    Raises:
+        RecursionError: nested too deep, or an alias of what it stands in.
+    """
+    counted = {} if counted is None else counted
+    if id(node) not in counted:
+        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
+        children += node.value if isinstance(node, yaml.SequenceNode) else []
+        counted[id(node)] = 1 + sum(_count_values(child, counted) for child in children)
+    return counted[id(node)]
+
+
+def _read_texts(given: Any, owner: Any, prefix: str = "") -> Any:
+    """The same values with paths expanded and lists that are written without brackets as lists.
+
+    Raises:
+        InputError: a path cannot be expanded; the message names the key.
+    """
+    if not isinstance(given, dict):
+        return given
+    kinds, read = get_type_hints(owner), dict(given)
+    for declared in dataclasses.fields(owner):
+        value, kind, key = given.get(declared.name), kinds[declared.name], f"{prefix}{declared.name}"
+        if dataclasses.is_dataclass(kind) and declared.name in given:
+            read[declared.name] = _read_texts(value, kind, f"{key}.")
+        elif get_origin(kind) is list and declared.name in given:
+            read[declared.name] = _read_list(value, key)
+        elif isinstance(value, str) and is_path(declared):
+            read[declared.name] = _expand(value, key)
+    return read
+
+
+def _read_list(value: Any, key: str) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
+        raise InputError(f"{key} is {shown(value)}, not a list of values")
+    return value
+
+
+def _expand(text: str, key: str) -> str:
+    """A path with what `expand_path` replaces; other paths, and addresses on the hub, as they are written."""
+    if is_hub_address(text):
+        return text
+    try:
+        expanded = expand_path(text)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    return text if expanded == Path(text) else str(expanded)
 
 
 def _nested(key: str, value: Any) -> Any:
@@ -218,7 +300,8 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
         raise InputError(f"{prefix[:-1]} is a section (with {', '.join(known)}), not a value")
     for key, value in given.items():
         if key not in known:
-            raise InputError(f"unknown key {prefix}{key}{_nearest(f'{prefix}{key}')}")
+            name = printable(f"{prefix}{key}", _REASON)
+            raise InputError(f"unknown key {name}{_nearest(name)}")
         if dataclasses.is_dataclass(known[key]):
             _check_keys(value, known[key], f"{prefix}{key}.")
 
@@ -248,6 +331,15 @@ def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
 
 def _check_values(config: Config) -> None:
     training = config.training
+    check_ranges(config)
+    for key, folder in (
+        ("training.checkpoint_dir", training.checkpoint_dir),
+        ("inference_out_dir", config.inference_out_dir),
+    ):
+        if not folder.strip():
+            raise InputError(f"{key} is empty: name a folder")
+    if config.inference.compute_metrics and not config.inference.metrics:
+        raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
     check_model_config(config.model)
     check_image_config(training)
     check_optim_config(training)
@@ -255,9 +347,6 @@ def _check_values(config: Config) -> None:
     check_checkpoint_config(training)
     check_metric_names(config.inference.metrics)
     check_video_config(config.inference.render_video_config)
-    for key, least in _AT_LEAST.items():
-        if getattr(training, key) < least:
-            raise InputError(f"training.{key} is {getattr(training, key)}; it must be at least {least}")
     if training.amp_dtype not in _AMP_DTYPES:
         raise InputError(f"training.amp_dtype is {training.amp_dtype!r}; known: {', '.join(_AMP_DTYPES)}")
     if training.dataset_name != "data.dataset_scene.Dataset":
@@ -267,6 +356,18 @@ def _check_values(config: Config) -> None:
             log.warning("training.%s has no effect and is ignored", key)
     for key in unread_keys(config.model):
         log.warning("%s has no effect on this variant", key)
+
+
+def output_folder(text: str, key: str) -> Path:
+    """The folder of its own that a run writes to; `key` named it.
+
+    Raises:
+        InputError: it is the root of the file system or the home folder, as a variable that is empty makes it.
+    """
+    folder = Path(text)
+    if folder.resolve() in {Path(folder.resolve().anchor), Path("~").expanduser().resolve()}:
+        raise InputError(f"{key} is {shown(text)}, not a folder of its own: name one that may be filled with files")
+    return folder
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

@@ -24,7 +24,7 @@ from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published
-from setup import Config, TrainingConfig, load_config, set_threads_and_precision
+from setup import Config, TrainingConfig, load_config, output_folder, set_threads_and_precision
 from trainer import Trainer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
@@ -34,6 +34,7 @@ from utils.files import append_json_line, write_text
 from utils.hub import is_hub_address
 from utils.interruption import Interruption
 from utils.journal import Journal
+from utils.lock import only_run
 from utils.metrics import build_metrics
 from utils.optim import build_optimizer, load_optimizer
 from utils.provenance import provenance
@@ -143,7 +144,6 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     """
     given, config = config, with_accumulation(config, process.world_size)
     cfg, tokenizer = config.training, config.model.image_tokenizer
-    _check_training(cfg)
     interruption = Interruption(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.seed + process.rank)
@@ -228,6 +228,8 @@ def _check_training(cfg: TrainingConfig) -> None:
             f"training.checkpoint_dir is {cfg.checkpoint_dir!r}, but the run's own folder is meant: "
             "name published weights as training.resume_ckpt"
         )
+    if not (cfg.l2_loss_weight or cfg.lpips_loss_weight or cfg.perceptual_loss_weight):
+        raise InputError("every training.*_loss_weight is 0: nothing would be learned")
     if cfg.validate_every and not (cfg.validation_path and cfg.validation_index):
         raise InputError("training.validate_every needs training.validation_path and training.validation_index")
     if cfg.use_amp and cfg.amp_dtype == "fp16":
@@ -257,7 +259,12 @@ def _say(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) ->
 def main(argv: Sequence[str]) -> None:
     """Build and run."""
     config, _ = load_config(argv)
-    with process_group(config.training.distributed_timeout_minutes) as process:
+    _check_training(config.training)
+    folder = output_folder(config.training.checkpoint_dir, "training.checkpoint_dir")
+    with (
+        process_group(config.training.distributed_timeout_minutes) as process,
+        only_run(process, folder, "training.checkpoint_dir"),
+    ):
         trainer = build_trainer(config, process)
         try:
             trainer.run()

@@ -18,6 +18,7 @@ from data.views import ViewSelectorConfig, choose_targets, choose_window
 from utils.camera import Cameras, Normalization, Views, pose_normalization
 from utils.camera_check import camera_faults
 from utils.errors import InputError
+from utils.fields import bounded, file_path
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 IMAGE_RESIZES = ("exact", "fast")
@@ -37,13 +38,13 @@ class DataConfig:
     `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
     """
 
-    dataset_path: str = "./preprocessed_data/train/full_list.txt"
-    num_views: int = 8
-    num_input_views: int = 2
-    num_target_views: int = 6
+    dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
+    num_views: int = bounded(8, 1, 1000)
+    num_input_views: int = bounded(2, 1, 1000)
+    num_target_views: int = bounded(6, 1, 1000)
     target_has_input: bool = True
     square_crop: bool = True
-    scene_scale_factor: float = 1.35
+    scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
     pose_normalization: str = "all_views"
     image_resize: str = "exact"
     allow_outside_images: bool = False
@@ -57,8 +58,6 @@ def check_image_config(cfg: DataConfig) -> None:
     if cfg.pose_normalization not in POSE_NORMALIZATIONS:
         known = ", ".join(POSE_NORMALIZATIONS)
         raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
-    if not cfg.scene_scale_factor > 0:
-        raise InputError(f"training.scene_scale_factor is {cfg.scene_scale_factor}; it must be positive")
 
 
 def check_view_config(cfg: DataConfig) -> None:

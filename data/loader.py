@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, collate, collate_by_shape
 from utils.errors import InputError
+from utils.fields import bounded
 from utils.interruption import shield_worker, signals_blocked
 
 log = logging.getLogger("lvsm")
@@ -24,8 +25,8 @@ _said: set[str] = set()
 class LoaderConfig:
     """Loader processes; part of the `training` section of a configuration file."""
 
-    num_workers: int = 4
-    prefetch_factor: int = 32
+    num_workers: int = bounded(4, 0, 1000)
+    prefetch_factor: int = bounded(32, 1, 10_000)
 
 
 class _SampleNumbers(Sampler[list[int]]):

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from utils.fields import bounded
+
 
 @dataclass(frozen=True)
 class ViewSelectorConfig:
     """Bounds, in frames, on the distance of the first to the last view of a sample."""
 
-    min_frame_dist: int = 25
-    max_frame_dist: int = 192
+    min_frame_dist: int = bounded(25, 1, 1_000_000)
+    max_frame_dist: int = bounded(192, 1, 1_000_000)
 
 
 def choose_window(

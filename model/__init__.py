@@ -23,16 +23,13 @@ def check_model_config(cfg: ModelConfig) -> None:
         a, b = getattr(image, key), getattr(pose, key)
         if a != b:
             raise InputError(f"model.target_pose_tokenizer.{key} ({b}) differs from model.image_tokenizer.{key} ({a})")
-    if image.patch_size < 1 or image.image_size < 1 or image.image_size % image.patch_size:
+    if image.image_size % image.patch_size:
         raise InputError(
             f"model.image_tokenizer.image_size ({image.image_size}) must be a multiple of "
             f"patch_size ({image.patch_size})"
         )
-    if transformer.d_head < 1 or transformer.d < 1 or transformer.d % transformer.d_head:
+    if transformer.d % transformer.d_head:
         raise InputError(f"model.transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
-    for key in ("n_layer", "encoder_n_layer", "decoder_n_layer", "n_latent_vectors"):
-        if getattr(transformer, key) < 1:
-            raise InputError(f"model.transformer.{key} is {getattr(transformer, key)}; at least 1 is needed")
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from utils.errors import InputError
+from utils.fields import bounded
 
 log = logging.getLogger("lvsm")
 
@@ -61,8 +62,8 @@ class ExecutionConfig:
     float32 as published, or with "amp" that of the products: less to read and write, but rounded at every block.
     """
 
-    grad_checkpoint_every: int = 1
-    keep_activations: float = 0.4
+    grad_checkpoint_every: int = bounded(1, 0, 1000)
+    keep_activations: float = bounded(0.4, 0, 1)
     attention_backend: str = "auto"
     compile: str = "auto"
     residual_dtype: str = "fp32"
@@ -70,10 +71,6 @@ class ExecutionConfig:
 
 def check_execution_config(cfg: ExecutionConfig) -> None:
     """Raises InputError, naming the key, for values that cannot be."""
-    if cfg.grad_checkpoint_every < 0:
-        raise InputError(f"training.grad_checkpoint_every is {cfg.grad_checkpoint_every}; it must be at least 0")
-    if not 0 <= cfg.keep_activations <= 1:
-        raise InputError(f"training.keep_activations is {cfg.keep_activations}; it must be from 0 to 1")
     choices = {"attention_backend": ATTENTION_BACKENDS, "compile": COMPILE_MODES, "residual_dtype": RESIDUAL_DTYPES}
     for key, known in choices.items():
         if getattr(cfg, key) not in known:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.execution import ExecutionConfig
 from model.perceptual import PerceptualLoss, default_vgg19_path, load_vgg19
+from utils.fields import bounded, file_path
 from utils.metrics import Lpips
 
 
@@ -17,10 +18,10 @@ from utils.metrics import Lpips
 class LossConfig:
     """Loss weights; a term of weight 0 is not built, so it needs no network weights."""
 
-    l2_loss_weight: float = 1.0
-    lpips_loss_weight: float = 0.0
-    perceptual_loss_weight: float = 0.5
-    vgg19_path: str = ""
+    l2_loss_weight: float = bounded(1.0, 0, 1_000_000)
+    lpips_loss_weight: float = bounded(0.0, 0, 1_000_000)
+    perceptual_loss_weight: float = bounded(0.5, 0, 1_000_000)
+    vgg19_path: str = file_path("")
 
 
 class Loss(nn.Module):
@@ -53,7 +54,7 @@ class Loss(nn.Module):
 
 def vgg19_path(cfg: LossConfig) -> Path:
     """The VGG-19 file that `cfg` means."""
-    return Path(cfg.vgg19_path).expanduser() if cfg.vgg19_path else default_vgg19_path()
+    return Path(cfg.vgg19_path) if cfg.vgg19_path else default_vgg19_path()
 
 
 def build_loss(cfg: LossConfig, execution: ExecutionConfig | None = None) -> Loss:

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from model.execution import ExecutionConfig, compiled
 from model.transformer import LayerNorm, Transformer, TransformerConfig, init_linears
 from utils.camera import Cameras, Views, plucker
+from utils.fields import bounded
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Pixels to tokens: `image_size` is the shorter side in pixels, a token covers `patch_size`² pixels."""
 
-    image_size: int = 256
-    patch_size: int = 8
-    in_channels: int = 9
+    image_size: int = bounded(256, 1, 4096)
+    patch_size: int = bounded(8, 1, 1024)
+    in_channels: int = bounded(9, 1, 1024)
 
 
 @dataclass(frozen=True)

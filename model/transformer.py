@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.execution import ExecutionConfig, Keep, attention_backends, checkpoint_arguments, compiled, plan_keeping
 from model.fused import gelu, layer_norm
+from utils.fields import bounded
 
 _INIT_STD = 0.02
 
@@ -22,12 +23,12 @@ _INIT_STD = 0.02
 class TransformerConfig:
     """Sizes of the transformer; the decoder-only variant reads `n_layer`, the other the three after it."""
 
-    d: int = 768
-    d_head: int = 64
-    n_layer: int = 24
-    encoder_n_layer: int = 12
-    decoder_n_layer: int = 12
-    n_latent_vectors: int = 3072
+    d: int = bounded(768, 1, 65_536)
+    d_head: int = bounded(64, 1, 65_536)
+    n_layer: int = bounded(24, 1, 1000)
+    encoder_n_layer: int = bounded(12, 1, 1000)
+    decoder_n_layer: int = bounded(12, 1, 1000)
+    n_latent_vectors: int = bounded(3072, 1, 1_000_000)
     special_init: bool = True
     depth_init: bool = True
     use_qk_norm: bool = True

@@ -420,7 +420,7 @@ def test_training_says_where_network_weights_go(root, damage, overrides, message
     ("override", "message"),
     [
         ("training.lr=nan", "training.lr is nan"),
-        ("training.train_steps=0", "training.train_steps must be at least 1"),
+        ("training.train_steps=0", "training.train_steps is 0; it must be at least 1"),
         ("training.scheduler_type=cosin", "training.scheduler_type is 'cosin'; known: cosine"),
         ("training.num_target_views=9", "training.num_target_views is 9; num_views leaves 1 to 8"),
         ("training.view_selector.max_frame_dist=3", "training.view_selector: min_frame_dist (8)"),

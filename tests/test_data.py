@@ -24,6 +24,7 @@ from data.views import ViewSelectorConfig, choose_targets, choose_window
 from tests.helpers import write_toy_scene, write_toy_set
 from utils import download
 from utils.errors import InputError
+from utils.fields import check_ranges
 from utils.files import read_json
 
 SELECTOR = ViewSelectorConfig(8, 13)
@@ -81,6 +82,7 @@ def test_targets_among_all_views_or_the_last_ones():
 )
 def test_contradicting_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):
+        check_ranges(DataConfig(**change))
         check_image_config(DataConfig(**change))
         check_view_config(DataConfig(**change))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from utils.errors import InputError
+from utils.fields import bounded, file_path
 from utils.files import atomic_path, remove_stale
 from utils.hub import fetch_from_hub, is_hub_address
 from utils.random_state import random_state_fault
@@ -38,10 +39,10 @@ class CheckpointConfig:
     cannot be written stops the run or only costs that checkpoint.
     """
 
-    checkpoint_dir: str = "./experiments/checkpoints/LVSM_scene_decoder_only"
-    checkpoint_every: int = 2000
-    keep_last: int = 0
-    keep_every: int = 0
+    checkpoint_dir: str = file_path("./experiments/checkpoints/LVSM_scene_decoder_only")
+    checkpoint_every: int = bounded(2000, 1, 1_000_000_000)
+    keep_last: int = bounded(0, 0, 1_000_000_000)
+    keep_every: int = bounded(0, 0, 1_000_000_000)
     save_in_background: bool = False
     on_full_disk: str = "stop"
 
@@ -50,9 +51,6 @@ def check_checkpoint_config(cfg: CheckpointConfig) -> None:
     """Raises InputError, naming the key, for values that cannot be."""
     if cfg.on_full_disk not in FULL_DISK_ACTIONS:
         raise InputError(f"training.on_full_disk is {cfg.on_full_disk!r}; known: {', '.join(FULL_DISK_ACTIONS)}")
-    for key, least in (("checkpoint_every", 1), ("keep_last", 0), ("keep_every", 0)):
-        if getattr(cfg, key) < least:
-            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be at least {least}")
 
 
 def checkpoint_name(step: int) -> str:

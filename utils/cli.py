@@ -32,6 +32,8 @@ def _fail(message: str) -> None:
 
 def path_argument(text: str) -> Path:
     """`expand_path` as the `type` of an argument of `argparse`, which would hide the reason of another error."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     try:
         return expand_path(text)
     except InputError as error:

@@ -8,10 +8,12 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from utils.distributed import Process
 from utils.errors import InputError
+from utils.files import errors_name
 from utils.text import shown
 
 if os.name == "nt":
@@ -47,25 +49,57 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
         InputError: another process writes to the folder; the message says which.
         OSError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made = not folder.exists()
     path = folder / LOCK_NAME
     descriptor = _acquire(path, folder, key)
     try:
         before = _holder(descriptor)
         if before:
             log.warning("taking over %s from a run that did not end by itself (%s)", folder, before)
-        _write_holder(descriptor)
+        with errors_name(path):
+            _write_holder(descriptor)
         yield
     finally:
         # Removed while still held: whoever opened it meanwhile sees that the name is gone, and opens anew.
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        if made:
+            # A run that was refused leaves no folder behind.
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def only_run(process: Process, folder: Path, key: str) -> Iterator[None]:
+    """`only_writer` for all processes of a run: the main one has the lock, and if it is refused, so is every other.
+
+    Raises:
+        InputError, OSError: as `only_writer`; on every process.
+    """
+    refusal: Exception | None = None
+    with ExitStack() as held:
+        if process.is_main:
+            try:
+                held.enter_context(only_writer(folder, key))
+            except (InputError, OSError) as error:
+                refusal = error
+        reason = process.broadcast(None if refusal is None else str(refusal))
+        if refusal is not None:
+            raise refusal
+        if reason is not None:
+            raise InputError(reason)
+        yield
 
 
 def _acquire(path: Path, folder: Path, key: str) -> int:
     """The descriptor of the locked file that stands at `path` now."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except FileNotFoundError:
+            # Its last holder removed the folder meanwhile.
+            continue
         try:
             if not _lock(descriptor):
                 raise InputError(

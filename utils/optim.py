@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.fields import bounded
 from utils.tensors import tensor_fault
 from utils.text import shown
 
@@ -22,29 +23,21 @@ SCHEDULES = ("cosine", "linear", "constant")
 class OptimConfig:
     """AdamW, its schedule and gradient clipping; part of the `training` section of a configuration file."""
 
-    lr: float = 4e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.05
-    warmup: int = 3000
-    train_steps: int = 100_000
+    lr: float = bounded(4e-4, 0, 100, open_below=True)
+    beta1: float = bounded(0.9, 0, 1, open_above=True)
+    beta2: float = bounded(0.95, 0, 1, open_above=True)
+    weight_decay: float = bounded(0.05, 0, 1, open_above=True)
+    warmup: int = bounded(3000, 0, 1_000_000_000)
+    train_steps: int = bounded(100_000, 1, 1_000_000_000)
     scheduler_type: str = "cosine"
-    grad_clip_norm: float = 1.0
-    allowed_gradnorm_factor: float = 5.0
+    grad_clip_norm: float = bounded(1.0, 0, 1_000_000, open_below=True)
+    allowed_gradnorm_factor: float = bounded(5.0, 0, 1_000_000, open_below=True)
 
 
 def check_optim_config(cfg: OptimConfig) -> None:
-    """Raises InputError, naming the key, for values that cannot train."""
+    """Raises InputError, naming the key, for a schedule that does not exist."""
     if cfg.scheduler_type not in SCHEDULES:
         raise InputError(f"training.scheduler_type is {cfg.scheduler_type!r}; known: {', '.join(SCHEDULES)}")
-    if cfg.train_steps < 1 or cfg.warmup < 0:
-        raise InputError("training.train_steps must be at least 1 and training.warmup at least 0")
-    for key in ("lr", "grad_clip_norm", "allowed_gradnorm_factor"):
-        if not getattr(cfg, key) > 0:
-            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be positive")
-    for key in ("beta1", "beta2", "weight_decay"):
-        if not 0 <= getattr(cfg, key) < 1:
-            raise InputError(f"training.{key} is {getattr(cfg, key)}; it must be at least 0 and below 1")
 
 
 def lr_at(step: int, cfg: OptimConfig) -> float:

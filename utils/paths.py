@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from utils.camera import Cameras, mean_camera, orient
 from utils.errors import InputError
+from utils.fields import bounded, file_path
 
 TRAJECTORIES = ("interpolate", "spiral", "wobble", "through")
 
@@ -39,11 +40,11 @@ class VideoConfig:
     """
 
     traj_type: str = "interpolate"
-    num_frames: int = 60
+    num_frames: int = bounded(60, 2, 1_000_000)
     loop_video: bool = True
     order_poses: bool = False
-    fps: int = 30
-    cameras_path: str = ""
+    fps: int = bounded(30, 1, 1000)
+    cameras_path: str = file_path("")
 
 
 def check_video_config(cfg: VideoConfig) -> None:
@@ -51,9 +52,6 @@ def check_video_config(cfg: VideoConfig) -> None:
     section = "inference.render_video_config"
     if cfg.traj_type not in TRAJECTORIES:
         raise InputError(f"{section}.traj_type is {cfg.traj_type!r}; known: {', '.join(TRAJECTORIES)}")
-    for key, least in (("num_frames", 2), ("fps", 1)):
-        if getattr(cfg, key) < least:
-            raise InputError(f"{section}.{key} is {getattr(cfg, key)}; it must be at least {least}")
     if bool(cfg.cameras_path) != (cfg.traj_type == "through"):
         raise InputError(
             f"{section}.cameras_path is {cfg.cameras_path!r} and traj_type {cfg.traj_type!r}: "

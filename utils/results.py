@@ -14,6 +14,9 @@ from utils.report import SceneRecord, write_report
 
 log = logging.getLogger("lvsm")
 
+# Beside the folders of the scenes.
+RESULT_FILES = ("results.json", "summary.csv", "index.html")
+
 
 def make_record(
     name: str, frames: list[int], num_inputs: int, scores: dict[str, list[float]], has_video: bool

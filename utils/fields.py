@@ -1,0 +1,73 @@
+"""What the keys of a configuration may hold, declared beside their defaults: ranges of numbers, paths."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.errors import InputError
+from utils.text import shown
+
+_RANGE, _PATH = "range", "path"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`; `open_below` and `open_above` leave the ends out. NaN is in no range."""
+
+    least: int | float
+    most: int | float
+    open_below: bool = False
+    open_above: bool = False
+
+    def admits(self, value: int | float) -> bool:
+        """Whether a number is in the range."""
+        above = self.least < value if self.open_below else self.least <= value
+        below = value < self.most if self.open_above else value <= self.most
+        return above and below
+
+    def describe(self, value: int | float) -> str:
+        """What a number outside of the range must be."""
+        # Not isfinite, for which integers can be too large.
+        finite = abs(value) < math.inf
+        if finite and value <= self.least:
+            return f"above {self.least}" if self.open_below else f"at least {self.least}"
+        if finite:
+            return f"below {self.most}" if self.open_above else f"at most {self.most}"
+        return f"a number from {self.least} to {self.most}"
+
+
+def bounded(
+    default: int | float, least: int | float, most: int | float, *, open_below: bool = False, open_above: bool = False
+) -> Any:  # what `dataclasses.field` gives has the field's type for a type checker
+    """A dataclass field for a number from `least` to `most`."""
+    return field(default=default, metadata={_RANGE: Range(least, most, open_below, open_above)})
+
+
+def file_path(default: str) -> Any:
+    """A dataclass field for a path, in which `~` and `$VARIABLES` are replaced when it is read."""
+    return field(default=default, metadata={_PATH: True})
+
+
+def is_path(declared: dataclasses.Field[Any]) -> bool:
+    """Whether the field is a path."""
+    return bool(declared.metadata.get(_PATH))
+
+
+def range_of(declared: dataclasses.Field[Any]) -> Range | None:
+    """The range of a field, if it is a number."""
+    return declared.metadata.get(_RANGE)
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Check every number of a configuration (a dataclass of values and dataclasses), whose keys begin with `prefix`.
+
+    Raises:
+        InputError: a number is outside of its range; the message names its key.
+    """
+    for declared in dataclasses.fields(config):
+        value, key = getattr(config, declared.name), f"{prefix}{declared.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{key}.")
+        elif (allowed := range_of(declared)) is not None and not allowed.admits(value):
+            raise InputError(f"{key} is {shown(value)}; it must be {allowed.describe(value)}")
