@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import data.loader
 import setup
 from data.scene import read_scene
 from tests.fuzz_cases import KINDS, Case, Door, choose_kind, index_door, preprocess_door, write_inputs, write_runs
@@ -203,6 +204,8 @@ class Runner:
         """
         script, arguments = door
         self.messages.lines.clear()
+        # What a process says once, every case may say.
+        data.loader._said.clear()
         spoken = io.StringIO()
         sys.argv = ["script", *arguments]
         outcome, text = "silent", ""
