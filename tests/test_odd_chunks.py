@@ -202,12 +202,11 @@ def test_a_frame_whose_camera_cannot_be_meant_keeps_its_place(tmp_path, cameras)
     record = json.loads(scene.source.read_text())
     assert record["frames"][1] == {"image_path": None, "fxfycxcy": None, "w2c": None}
     assert list(preprocess_with_losses(base, out)) == list(lost)
-    with pytest.raises(InputError, match="frame 1"):
-        read_cameras(scene.source)
+    assert len(read_cameras(scene.source)[0]) == 3
     record["frames"][2] |= {"fxfycxcy": None, "w2c": None}
     scene.source.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"a\.json.*frame 2"):
-        scene_of(out, "a")
+    with pytest.raises(InputError, match=r"frame 2.*a\.json"):
+        scene_of(out, "a").image_path(2)
 
 
 # Damaged and odd files
