@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches
-from data.scene import read_cameras
+from data.scene import read_cameras, read_scene
 from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products, whole
 from model import build_model
 from model.weights import load_published
@@ -49,7 +49,16 @@ from utils.parallel import Background, cores_of_process
 from utils.paths import camera_path
 from utils.provenance import provenance
 from utils.report import SceneRecord
-from utils.results import RESULT_FILES, make_record, read_finished, write_metrics, write_results
+from utils.results import (
+    PICTURE_FILES,
+    RESULT_FILES,
+    VIDEO_FILE,
+    is_filled,
+    make_record,
+    read_finished,
+    write_metrics,
+    write_results,
+)
 from utils.stopwatch import Stopwatch
 
 log = logging.getLogger("lvsm")
@@ -126,7 +135,7 @@ class Evaluator:
     Args:
         metrics: by name; none with `inference.compute_metrics=false`.
         out_dir: gets a folder per scene.
-        run_id: stands in every scene's metrics.json, so that an interrupted evaluation knows what it has done.
+        identify: gives what stands in a scene's metrics.json, so that an interrupted evaluation knows what it has done.
         background: writes files while the next scenes are rendered.
 
     Attributes:
@@ -140,11 +149,11 @@ class Evaluator:
         renderer: Renderer,
         metrics: dict[str, Metric],
         out_dir: Path,
-        run_id: str,
+        identify: Callable[[str], str],
         background: Background,
     ) -> None:
         self.cfg, self.renderer, self.metrics = config.inference, renderer, metrics
-        self.out_dir, self.run_id, self.background = out_dir, run_id, background
+        self.out_dir, self.identify, self.background = out_dir, identify, background
         self.watch, self.images = Stopwatch(), 0
 
     def evaluate(self, batch: Batch) -> list[SceneRecord]:
@@ -180,6 +189,8 @@ class Evaluator:
         if path is not None:
             frames = self.renderer.film(rendered.encoded[i : i + 1], path[None])
 
+        identity = self.identify(record.scene_name)
+
         def write(chunks: Iterator[np.ndarray]) -> None:
             folder = self.out_dir / record.folder
             for name, made in (("rendered_video.mp4", path is not None), ("metrics.json", bool(self.metrics))):
@@ -191,7 +202,7 @@ class Evaluator:
             if path is not None:
                 write_video(folder / "rendered_video.mp4", chunks, self.cfg.render_video_config.fps)
             if self.metrics:
-                write_metrics(self.out_dir, record, self.run_id)
+                write_metrics(self.out_dir, record, identity)
 
         with self.watch("video" if path is not None else "writing"):
             self.background.feed(write, frames)
@@ -235,6 +246,32 @@ def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
     parts = [dataclasses.asdict(config.model), dict(hashes)]
     parts += [{key: training[key] for key in keys}, {key: inference[key] for key in shown}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def identify_scene(run_id: str, path: Path, selection: Selection) -> str:
+    """A hash of the run's and of the names, sizes and times of change of the files that the scene is read from.
+
+    Raises:
+        InputError, OSError: one of them is missing or unusable.
+    """
+    scene, parts = read_scene(path, allow_outside=True), [run_id]
+    for file in [path, *map(scene.image_path, selection.context + selection.target)]:
+        state = file.stat()
+        parts.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def find_finished(config: Config, run_id: str, path: Path, selection: Selection) -> SceneRecord | None:
+    """What an interrupted evaluation wrote of a scene; None if it, or what it was made from, is not as it was."""
+    out_dir, wanted = Path(config.inference_out_dir), list(PICTURE_FILES)
+    wanted += [VIDEO_FILE] * config.inference.render_video
+    if not all(is_filled(out_dir / path.stem / name) for name in [*wanted, "metrics.json"]):
+        return None
+    try:
+        identity = identify_scene(run_id, path, selection)
+    except (InputError, OSError):
+        return None
+    return read_finished(out_dir, path.stem, selection.context + selection.target, len(selection.context), identity)
 
 
 def hash_files(config: Config, checkpoint: Path, items: list[tuple[Path, Selection]]) -> dict[str, str]:
@@ -287,7 +324,12 @@ def evaluate_share(
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
     records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
-    evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), run_id, background)
+    named = {path.stem: (path, selection) for path, selection in items}
+
+    def identify(name: str) -> str:
+        return identify_scene(run_id, *named[name])
+
+    evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), identify, background)
     with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
         for batch in evaluator.watch.waiting("data", whole(batches)):
             records += evaluator.evaluate(batch)
@@ -326,8 +368,8 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     renderer, checkpoint = load_renderer(config, process)
     files = process.broadcast(hash_files(config, checkpoint, items) if process.is_main else None)
     run_id = identify_run(config, files)
-    found = [read_finished(out_dir, path.stem, chosen.context, run_id, cfg.render_video) for path, chosen in items]
-    finished = {record.scene_name: record for record in found if record is not None and names}
+    found = [find_finished(config, run_id, *item) for item in items] if names else []
+    finished = {record.scene_name: record for record in found if record is not None}
     process.barrier("reading what is finished")
     if finished and process.is_main:
         log.info("%d of %d scenes were evaluated before", len(finished), len(items))

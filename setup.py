@@ -72,6 +72,7 @@ class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, Checkpoi
     seed: int = bounded(777, 0, 2**63 - 1)
     distributed_timeout_minutes: float = bounded(10.0, 0, 10_000, open_below=True)
     max_unusable_share: float = bounded(0.01, 0, 1)
+    max_consecutive_skips: int = bounded(100, 0, 1_000_000_000)
     num_threads: int = bounded(8, 1, 4096)
     dataset_name: str = "data.dataset_scene.Dataset"
     resume_ckpt: str = file_path("")

@@ -199,7 +199,8 @@ def build_journal(config: Config, process: Process, start: Start) -> Journal:
     cfg = config.training
     flops = training_flops(config.model, cfg.num_input_views, cfg.num_target_views)
     peak, folder = peak_flops(process.device), Path(cfg.checkpoint_dir)
-    return Journal(folder, process, start.samples, flops, peak, cfg.max_unusable_share)
+    limits = (cfg.max_unusable_share, cfg.max_consecutive_skips)
+    return Journal(folder, process, start.samples, flops, peak, *limits)
 
 
 def with_accumulation(config: Config, world_size: int) -> Config:

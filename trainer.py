@@ -100,6 +100,8 @@ class Trainer:
             if self.writer is not None:
                 self.writer.wait()
             self.process.barrier("saving")
+            if self.writer is not None:
+                self.writer.check_last()
 
     def update(self) -> dict[str, Tensor]:
         """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""

@@ -2,6 +2,7 @@ import csv
 import gc
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -29,10 +30,12 @@ from tests.helpers import (
     run,
     small_model,
     small_overrides,
+    write_toy_scene,
     write_toy_set,
 )
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
+from utils.files import temporary_path
 from utils.metrics import psnr, ssim
 
 
@@ -158,6 +161,78 @@ def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
         assert (place / "out" / name).read_text() == (place / "whole" / name).read_text()
 
 
+def edit(change):
+    """A function that changes the metrics.json of scene1."""
+
+    def apply(place):
+        path = place / "out" / "scene1" / "metrics.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def write(name, content):
+    return lambda place: (place / name).write_bytes(content)
+
+
+def touch(place):
+    os.utime(place / "scenes/images/scene1/00004.jpg", ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch,
+        lambda place: write_toy_scene(place / "scenes", "scene1", 14, seed=9),
+        lambda place: os.utime(place / "scenes/metadata/scene1.json", ns=(1, 1)),
+        lambda place: (place / "out/scene1/input.png").unlink(),
+        lambda place: (place / "out/scene1/rendered_video.mp4").unlink(),
+        write("out/scene1/gt_vs_pred.png", b""),
+        write("out/scene1/metrics.json", b""),
+        write("out/scene1/metrics.json", b"[" * 5000),
+        write("out/scene1/metrics.json", b"[1]"),
+        edit(lambda content: content.pop("summary")),
+        edit(lambda content: content.update(summary=3)),
+        edit(lambda content: content["summary"].update(psnr="high")),
+        edit(lambda content: content["summary"].update(psnr=10**20)),
+        edit(lambda content: content["summary"].update(psnr=float("nan"))),
+        edit(lambda content: content["summary"].pop("psnr")),
+        edit(lambda content: content.update(per_view={})),
+        edit(lambda content: content["per_view"].pop()),
+        edit(lambda content: content["per_view"][0].pop("psnr")),
+        edit(lambda content: content["per_view"].reverse()),
+        edit(lambda content: content.update(context=[0])),
+        edit(lambda content: content.update(run=None)),
+    ],
+)
+def test_a_scene_that_is_not_as_it_was_is_evaluated_anew(filmed, change, caplog):
+    change(filmed)
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(filmed_command(filmed))
+    assert "2 of 3 scenes were evaluated before" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(filmed_command(filmed))
+    assert "3 of 3 scenes were evaluated before" in caplog.text
+
+
+def filmed_command(folder):
+    return command(folder, "inference.render_video=true", "inference.render_video_config.num_frames=2")
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """A finished evaluation with videos; each test leaves it finished."""
+    folder = tmp_path_factory.mktemp("filmed")
+    write_toy_set(folder / "scenes")
+    (folder / "index.json").write_text(json.dumps(INDEX))
+    save_model(folder)
+    inference.main(filmed_command(folder))
+    return folder
+
+
 def test_what_another_run_left_is_evaluated_anew(place, caplog):
     model = save_model(place)
     inference.main(command(place))
@@ -251,7 +326,7 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog)
     assert not (seven / "killed" / "results.json").exists()
     # The pictures of the fourth scene are there, its numbers are not; a scene of some other run is, too.
     assert (seven / "killed" / "scene3" / "input.png").exists()
-    (seven / "killed" / "scene3" / ".rendered_video.1234abcd.tmp.mp4").touch()
+    temporary_path(seven / "killed" / "scene3" / "rendered_video.mp4").touch()
     stale = seven / "killed" / "scene5" / "metrics.json"
     stale.parent.mkdir()
     stale.write_text(json.dumps({"summary": {"scene_name": "scene5", "psnr": 99}, "per_view": [], "run": "another"}))

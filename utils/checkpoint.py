@@ -212,6 +212,7 @@ class CheckpointWriter:
         remove_stale(self.folder)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._lost: tuple[int, OSError] | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, or start to; the state may change as soon as this returns.
@@ -238,13 +239,21 @@ class CheckpointWriter:
             self._thread = None
         self._raise_error()
 
+    def check_last(self) -> None:
+        """Raises InputError if the newest checkpoint could not be written, though the run went on."""
+        if self._lost is not None:
+            step, error = self._lost
+            raise InputError(f"the last checkpoint, of step {step}, is not on disk ({error}): make room and run again")
+
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         try:
             log.info("saved %s", write_checkpoint(self.folder, step, state))
+            self._lost = None
             self._prune()
         except OSError as error:
             log.error("CHECKPOINT OF STEP %d NOT SAVED: %s; earlier ones are kept", step, error)
             self._error = error if self.cfg.on_full_disk == "stop" else None
+            self._lost = step, error
         except Exception as error:  # in a thread nobody else would hear of it
             self._error = error
 

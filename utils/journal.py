@@ -47,6 +47,7 @@ class Journal:
         flops_per_sample: arithmetic of one sample, forward and backward.
         peak: the device's rate in FLOP/s, or None if it is not known.
         max_unusable_share: share of samples that may be unusable before the run stops.
+        max_consecutive_skips: updates skipped in a row at which the run stops; 0 for no limit.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Journal:
         flops_per_sample: float,
         peak: float | None,
         max_unusable_share: float,
+        max_consecutive_skips: int,
     ) -> None:
         self.folder, self.process = folder, process
         self._flops, self._peak, self._max_share = flops_per_sample, peak, max_unusable_share
         self._means = RunningMean()
+        self._max_skips, self._skips_in_a_row = max_consecutive_skips, 0
         self._steps: list[tuple[int, Sequence[str], Tensor, Tensor]] = []
         self._failures: list[str] = []
         self._start, self._samples, self.skipped, self.unusable = position, position, 0, 0
@@ -82,13 +85,13 @@ class Journal:
             position: samples seen by all ranks.
 
         Raises:
-            InputError: too many scenes are unusable; the message names some.
+            InputError: too many scenes are unusable (the message names one), or too many updates in a row skipped.
         """
         now, steps, samples = time.perf_counter(), len(self._steps), position - self._samples
         elapsed = now - self._since
         local = {"data_wait": self._waited / elapsed, "unusable": float(len(self._failures))}
         numbers = self._means.read(self.process, also=local)
-        self._note_skipped(round(numbers["skipped"] * steps))
+        self._note_skipped(round(numbers["skipped"] * steps), numbers["grad_norm"])
         self._note_unusable(round(numbers["unusable"] * self.process.world_size), position)
         numbers |= {"skipped": self.skipped, "unusable": self.unusable}
         numbers |= {"samples_per_second": samples / elapsed, "seconds_left": steps_left * elapsed / max(1, steps)}
@@ -99,9 +102,10 @@ class Journal:
         self._steps, self._waited, self._since, self._samples = [], 0.0, now, position
         return numbers
 
-    def _note_skipped(self, count: int) -> None:
-        """Write down the batches of skipped updates; all ranks agree on which those are."""
+    def _note_skipped(self, count: int, norm: float) -> None:
+        """Write down the batches of skipped updates, and stop at too many; all ranks agree on which those are."""
         if not count:
+            self._skips_in_a_row = 0
             return
         self.skipped += count
         mine = [(step, list(scenes), loss.item()) for step, scenes, loss, skipped in self._steps if skipped.item()]
@@ -110,6 +114,15 @@ class Journal:
             batches = [{"rank": r, "loss": str(loss), "scenes": scenes} for r, (_, scenes, loss) in enumerate(update)]
             if self.process.is_main:
                 append_json_line(self.folder / "skipped.jsonl", {"step": update[0][0], "batches": batches})
+        for _, _, _, skipped in self._steps:
+            self._skips_in_a_row = self._skips_in_a_row + 1 if skipped.item() else 0
+        if self._max_skips and self._skips_in_a_row >= self._max_skips:
+            raise InputError(
+                f"the last {self._skips_in_a_row} updates, up to step {self._steps[-1][0]}, were skipped for their "
+                f"gradient norms ({norm:.3g} on average; training.max_consecutive_skips={self._max_skips}): the run no "
+                f"longer learns. Go on from an earlier checkpoint with a lower training.lr, or without the scenes that "
+                f"{self.folder / 'skipped.jsonl'} names"
+            )
 
     def _note_unusable(self, count: int, position: int) -> None:
         if not count:

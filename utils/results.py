@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 from utils.errors import InputError
 from utils.files import read_json, write_json, write_text
 from utils.report import SceneRecord, write_report
+from utils.runs import parts_of_scene
 
 log = logging.getLogger("lvsm")
 
 # Beside the folders of the scenes.
 RESULT_FILES = ("results.json", "summary.csv", "index.html")
+# In the folder of a scene, besides metrics.json.
+PICTURE_FILES = ("input.png", "gt_vs_pred.png")
+VIDEO_FILE = "rendered_video.mp4"
 
 
 def make_record(
@@ -37,17 +42,37 @@ def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
     write_json(out_dir / record.folder / "metrics.json", content)
 
 
-def read_finished(out_dir: Path, name: str, context: list[int], run_id: str, has_video: bool) -> SceneRecord | None:
-    """A scene that an interrupted run with the same identity has finished; None if there is none."""
-    path = out_dir / name / "metrics.json"
+def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, run_id: str) -> SceneRecord | None:
+    """A scene that an interrupted run with the same identity has finished; None if anything of it is not there.
+
+    Args:
+        frames: the frame numbers of its views, inputs first.
+    """
+    folder = out_dir / name
     try:
-        content = read_json(path, "metrics")
+        content = read_json(folder / "metrics.json", "metrics")
+        if not isinstance(content, dict) or content.get("run") != run_id:
+            return None
+        summary, per_view, context = parts_of_scene(content, folder / "metrics.json")
     except InputError:
         return None
-    if not isinstance(content, dict) or content.get("run") != run_id:
+    metrics = {key: value for key, value in summary.items() if key != "scene_name"}
+    columns = [{key: value for key, value in view.items() if key != "view"} for view in per_view]
+    if context + [view["view"] for view in per_view] != frames or len(context) != num_inputs:
         return None
-    metrics = {key: value for key, value in content["summary"].items() if key != "scene_name"}
-    return SceneRecord(name, name, metrics, content["per_view"], context, has_video)
+    if not all(numbers.keys() == metrics.keys() and _all_finite(numbers) for numbers in [metrics, *columns]):
+        return None
+    has_video = is_filled(folder / VIDEO_FILE)
+    return SceneRecord(name, name, metrics, per_view, context, has_video)
+
+
+def is_filled(path: Path) -> bool:
+    """Whether there is a file, no link, with anything in it."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_size > 0
+
+
+def _all_finite(numbers: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, float) and math.isfinite(value) for value in numbers.values())
 
 
 def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from utils.errors import InputError
 from utils.files import check_plain_name, read_json
 from utils.page import column_names
 from utils.report import SceneRecord
+from utils.text import shown
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def _read_number(value: object, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where} is {value!r}, not a number: evaluate again")
-    return float(value) if math.isfinite(value) else None
+        raise InputError(f"{where} is {shown(value)}, not a number: evaluate again")
+    return float(value) if abs(value) < math.inf else None
 
 
 def read_scene(run: Run, name: str) -> SceneRecord:
@@ -82,7 +83,7 @@ def read_scene(run: Run, name: str) -> SceneRecord:
     if not path.is_file():
         return SceneRecord(name, name, _known(run.scenes[name]), [], [], has_video)
     content = read_json(path, "metrics of a scene")
-    summary, per_view, context = _parts_of_scene(content, path)
+    summary, per_view, context = parts_of_scene(content, path)
     for metric, value in run.scenes[name].items():
         if _read_number(summary.get(metric), f"{path}: {metric}") != value:
             raise InputError(
@@ -96,14 +97,18 @@ def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {metric: value for metric, value in values.items() if value is not None}
 
 
-def _parts_of_scene(content: object, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
-    """The means, the views and the input frames (empty where an older evaluation did not note them)."""
+def parts_of_scene(content: object, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+    """A metrics.json's means, views and input frames (empty where an older evaluation did not note them).
+
+    Raises:
+        InputError: it holds anything else.
+    """
     fields = content if isinstance(content, dict) else {}
     summary, per_view, context = fields.get("summary"), fields.get("per_view"), fields.get("context", [])
     if not isinstance(summary, dict) or not isinstance(context, list) or not isinstance(per_view, list):
         raise InputError(f"{path} is not the metrics.json of a scene: evaluate again")
     frames = [view.get("view") if isinstance(view, dict) else None for view in per_view]
-    if not all(isinstance(frame, int) for frame in [*frames, *context]):
+    if not all(type(frame) is int for frame in [*frames, *context]):
         raise InputError(f"{path}: a view has no frame number: evaluate again")
     for view in per_view:
         for metric, value in view.items():
