@@ -364,7 +364,8 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     if process.is_main:
         remove_stale(out_dir)
     names = cfg.metrics if cfg.compute_metrics else []
-    metrics = process.first_on_machine(lambda: build_metrics(names, process.device))
+    size = config.model.image_tokenizer.image_size
+    metrics = process.first_on_machine(lambda: build_metrics(names, process.device, size))
     renderer, checkpoint = load_renderer(config, process)
     files = process.broadcast(hash_files(config, checkpoint, items) if process.is_main else None)
     run_id = identify_run(config, files)

@@ -185,7 +185,8 @@ def build_validation(config: Config, process: Process, model: LVSM) -> Callable[
     outside = cfg.allow_outside_images
     items = process.broadcast(find_items(index_path, list_path, False, outside) if process.is_main else None)
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
-    renderer, metrics = Renderer(model, cfg, process.device), build_metrics(["psnr", "ssim"], process.device)
+    renderer = Renderer(model, cfg, process.device)
+    metrics = build_metrics(["psnr", "ssim"], process.device, tokenizer.image_size)
 
     def validate() -> dict[str, float]:
         batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)

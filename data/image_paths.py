@@ -50,7 +50,8 @@ def find_images(texts: Sequence[object], source: Path, allow_outside: bool) -> I
             paths[number] = folders[before] / name
     note = ""
     if (base, prefix) != (folder, ""):
-        note = f"{printable(str(source))}: image paths are not relative to this file; images are taken from {base}"
+        where = printable(str(source))
+        note = f"{where}: image paths seem to be relative to a working directory; images are taken from {base}"
     return Images(paths, faults, root, note)
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,3 +124,18 @@ def test_cameras_that_face_one_another_have_a_mean():
     moved = normalized(c2w)
     assert np.isfinite(moved).all()
     np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1 / 1.35)
+
+
+@pytest.mark.parametrize("turns", [[0], [0, 180], [0, 90, 180, 270], [0, 0, 180, 180], [0, 120, 240], [0, 179.9999999]])
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+@pytest.mark.parametrize("reach", [0.0, 1e-12, 1.0, 1e7])
+def test_no_arrangement_of_cameras_gives_nan(turns, axis, reach):
+    """Facing in, facing out, upside down, all in one place, and as far away as cameras may be."""
+    c2w = np.tile(np.eye(4), (len(turns), 1, 1))
+    c2w[:, :3, :3] = Rotation.from_euler(axis, np.array(turns)[:, None], degrees=True).as_matrix().reshape(-1, 3, 3)
+    for sign in (-1, 1):
+        c2w[:, :3, 3] = sign * reach * c2w[:, :3, 2]
+        moved = normalized(c2w)
+        assert np.isfinite(moved).all() and np.abs(moved[:, :3, 3]).max() <= 1 / 1.35 + 1e-9
+        rotation = moved[:, :3, :3]
+        assert np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max() < 1e-6

@@ -61,3 +61,12 @@ def test_missing_lpips_weights_say_what_to_do(tmp_path, monkeypatch):
     else:  # a network let the weights through
         images = torch.rand(1, 3, 64, 64)
         assert metrics["lpips"](images, images).abs().item() < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 8, 10])
+def test_ssim_of_images_smaller_than_its_window_is_refused_beforehand(size):
+    with pytest.raises(InputError, match=f"image_size is {size}: .*inference.metrics"):
+        build_metrics(["psnr", "ssim"], torch.device("cpu"), size)
+    assert list(build_metrics(["psnr"], torch.device("cpu"), size)) == ["psnr"]
+    images = torch.rand(1, 3, 11, 11)
+    assert build_metrics(["ssim"], torch.device("cpu"), 11)["ssim"](images, images).item() == pytest.approx(1)

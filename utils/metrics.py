@@ -77,13 +77,22 @@ class Lpips(nn.Module):
         return self.network(render * 2 - 1, image * 2 - 1).flatten()
 
 
-def build_metrics(names: Sequence[str], device: torch.device) -> dict[str, Metric]:
+def build_metrics(names: Sequence[str], device: torch.device, image_size: int | None = None) -> dict[str, Metric]:
     """The metrics of these names, each mapping two batches of images to a value an image.
 
+    Args:
+        image_size: pixels of the shorter side of the images, if known.
+
     Raises:
-        InputError: an unknown name, or LPIPS without its weights.
+        InputError: an unknown name, images that are too small for SSIM, or LPIPS without its weights.
     """
     check_metric_names(names)
+    least = 2 * _SSIM_RADIUS + 1
+    if "ssim" in names and image_size is not None and image_size < least:
+        raise InputError(
+            f"SSIM needs images of {least} pixels a side, and model.image_tokenizer.image_size is {image_size}: "
+            "leave ssim out of inference.metrics (in training, set training.validate_every=0)"
+        )
     plain: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
     return {name: plain[name] if name in plain else Lpips().to(device) for name in names}
 
