@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.dataset import Batch, EvaluationDataset, Placement, ViewLoader
+from data.dataset import Batch, EvaluationDataset, Placement, Unusable, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches
 from data.scene import read_cameras, read_scene
-from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products, whole
+from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
 from model import build_model
 from model.weights import load_published
 from setup import Config, InferenceConfig, TrainingConfig, load_config, output_folder, set_threads_and_precision
@@ -303,9 +303,13 @@ def describe_run(config: Config, process: Process) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one process evaluated: records, target images rendered, and seconds in all and by stage."""
+    """What one process evaluated: records, scenes that cannot be read and why, target images rendered, seconds.
+
+    The seconds are those in all and by stage.
+    """
 
     records: list[SceneRecord]
+    missing: dict[str, str]
     images: int
     seconds: float
     stages: dict[str, float]
@@ -323,6 +327,7 @@ def evaluate_share(
     cfg, tokenizer = config.training, config.model.image_tokenizer
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
+    missing: dict[str, str] = {}
     records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
     named = {path.stem: (path, selection) for path, selection in items}
 
@@ -331,14 +336,26 @@ def evaluate_share(
 
     evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), identify, background)
     with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
-        for batch in evaluator.watch.waiting("data", whole(batches)):
+        for batch in evaluator.watch.waiting("data", batches):
+            if isinstance(batch, Unusable):
+                leave_out(batch, config.inference)
+                missing[batch.scene] = batch.reason
+                bar.update(1)
+                continue
             records += evaluator.evaluate(batch)
             speed = evaluator.images * process.world_size / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
             bar.update(min(len(batch.scenes) * process.world_size, len(items) - bar.n))
         with evaluator.watch("writing"):
             background.finish()
-    return Share(records, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
+    return Share(records, missing, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
+
+
+def leave_out(unusable: Unusable, cfg: InferenceConfig) -> None:
+    """Log that a scene is left out; raises InputError unless `inference.allow_missing` allows it."""
+    if not cfg.allow_missing:
+        raise InputError(f"{unusable.reason}: inference.allow_missing=true goes on without the scene")
+    log.warning("scene %s is left out: %s", unusable.scene, unusable.reason)
 
 
 def describe_speed(shares: Sequence[Share]) -> dict[str, Any]:
@@ -378,12 +395,19 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     share = evaluate_share(config, renderer, metrics, run_id, left, process)
     process.barrier("evaluating")
     shares = process.gather(share)
+    missing = {name: reason for share in shares for name, reason in share.missing.items()}
     finished |= {record.scene_name: record for share in shares for record in share.records}
+    if not finished:
+        raise InputError(f"none of the {len(items)} scenes can be read, one of them: {next(iter(missing.values()))}")
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
         speed = describe_speed(shares)
         run = {**files, "scenes": len(items), "seconds": seconds, **speed, **describe_run(config, process)}
-        write_results(out_dir, [finished[path.stem] for path, _ in items], run, cfg.generate_website)
+        if missing:
+            log.warning("%d of %d scenes were left out, results.json says which", len(missing), len(items))
+            run["missing"] = missing
+        records = [finished[path.stem] for path, _ in items if path.stem in finished]
+        write_results(out_dir, records, run, cfg.generate_website)
     process.barrier("writing results")
 
 

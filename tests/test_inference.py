@@ -360,6 +360,19 @@ def test_a_scene_that_was_removed_is_named(seven, tmp_path):
     assert not (root / "out" / "results.json").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut off"])
+def test_a_scene_that_cannot_be_read_costs_that_scene(place, content, caplog):
+    save_model(place)
+    (place / "scenes" / "images" / "scene1" / "00004.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"scene1.*inference\.allow_missing"):
+        inference.main(command(place))
+    with caplog.at_level("WARNING", "lvsm"):
+        inference.main(command(place, "inference.allow_missing=true"))
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert list(results["scenes"]) == ["scene0", "scene2"] and list(results["provenance"]["missing"]) == ["scene1"]
+    assert "scene1" in caplog.text and "00004.jpg" in (place / "out" / "index.html").read_text()
+
+
 def test_results_say_how_fast_and_where_time_went(seven, monkeypatch):
     write = inference.write_metrics
     # Slow enough that writing is waited for.
@@ -379,7 +392,10 @@ def test_results_say_how_fast_and_where_time_went(seven, monkeypatch):
 
 
 def test_the_speed_is_that_of_all_processes():
-    shares = [inference.Share([], 30, 4.0, {"render": 3.0}), inference.Share([], 20, 5.0, {"render": 1.0, "data": 2.0})]
+    shares = [
+        inference.Share([], {}, 30, 4.0, {"render": 3.0}),
+        inference.Share([], {}, 20, 5.0, {"render": 1.0, "data": 2.0}),
+    ]
     assert inference.describe_speed(shares) == {
         "images_per_second": 10.0,
         "seconds_by_stage": {"data": 1.0, "render": 2.0, "metrics": 0.0, "pictures": 0.0, "video": 0.0, "writing": 0.0},
