@@ -28,6 +28,7 @@ from model.weights import load_published
 from tests.helpers import ROOT, VARIANTS, class_name, run
 from tests.test_loss import CONVOLUTIONS
 from utils.camera import Cameras, Views, plucker, pose_normalization
+from utils.camera_check import camera_faults
 from utils.metrics import psnr, ssim
 from utils.paths import interpolate_path
 
@@ -253,3 +254,49 @@ def test_the_published_evaluation_index():
     assert len(index) == 6474
     assert sum(len(selection.target) for selection in index.values()) == 19422
     assert sum(frame in s.context for s in index.values() for frame in s.target) == 583
+
+
+# Every real set passes the check of cameras
+
+
+def colmap_cameras(model):
+    """Intrinsics, poses and sizes of a COLMAP text model with SIMPLE_RADIAL cameras; distortion is left out."""
+    lines = {name: (model / f"{name}.txt").read_text().splitlines() for name in ("cameras", "images")}
+    rows = {name: [line.split() for line in text if not line.startswith("#")] for name, text in lines.items()}
+    lenses = {row[0]: [float(value) for value in row[2:7]] for row in rows["cameras"]}
+    fxfycxcy, poses, sizes = [], [], []
+    # Every second line lists the points seen in an image.
+    for row in rows["images"][::2]:
+        width, height, focal, cx, cy = lenses[row[8]]
+        pose = np.eye(4)
+        pose[:3, :3] = Rotation.from_quat(np.array(row[1:5], float), scalar_first=True).as_matrix()
+        pose[:3, 3] = np.array(row[5:8], float)
+        fxfycxcy.append([focal, focal, cx, cy])
+        poses.append(pose)
+        sizes.append([width, height])
+    return np.array(fxfycxcy), np.array(poses), np.array(sizes)
+
+
+def listed_cameras(path):
+    """Intrinsics, poses and sizes of a list of OpenCV cameras in pixels."""
+    cameras = json.loads(path.read_text())
+    fxfycxcy = [[camera[name] for name in ("fx", "fy", "cx", "cy")] for camera in cameras]
+    sizes = [[float(camera["w"]), float(camera["h"])] for camera in cameras]
+    return np.array(fxfycxcy), np.array([camera["w2c"] for camera in cameras]), np.array(sizes)
+
+
+def test_cameras_of_photographs_and_of_renders_pass_the_check():
+    photographs = colmap_cameras(FOLDER / "photos" / "lund_door" / "sparse" / "0")
+    renders = listed_cameras(FOLDER / "objects" / "gso_character" / "opencv_cameras.json")
+    assert (len(photographs[0]), len(renders[0])) == (12, 64)
+    for cameras in (photographs, renders):
+        assert camera_faults(*cameras) == {}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_whole_capture_is_preprocessed_without_a_loss(tmp_path, split):
+    arguments = ["--base_path", CAPTURE, "--output_dir", tmp_path, "--mode", split, "--num_processes", 1]
+    preprocess_data.main([str(argument) for argument in arguments])
+    scenes = [read_scene(path) for path in read_scene_list(tmp_path / split / "full_list.txt")]
+    assert len(scenes) == {"train": 8, "test": 1}[split]
+    assert not any(scene.faults for scene in scenes)
