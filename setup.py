@@ -178,7 +178,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
             text += queue.pop(0)
         match = _ASSIGNMENT.fullmatch(text.strip())
         if not match:
-            raise InputError(f"argument {text!r} is not of the form key=value")
+            raise InputError(f"argument {shown(text)} is not of the form key=value")
         key, value = match[1], match[2].strip()
         if not value and queue and not _starts_assignment(queue):
             value = queue.pop(0).strip()
@@ -207,8 +207,8 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{key}: {text!r} is not a list") from None
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(f"{key}: {shown(text)} is not a list") from None
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -349,9 +349,9 @@ def _check_values(config: Config) -> None:
     check_metric_names(config.inference.metrics)
     check_video_config(config.inference.render_video_config)
     if training.amp_dtype not in _AMP_DTYPES:
-        raise InputError(f"training.amp_dtype is {training.amp_dtype!r}; known: {', '.join(_AMP_DTYPES)}")
+        raise InputError(f"training.amp_dtype is {shown(training.amp_dtype)}; known: {', '.join(_AMP_DTYPES)}")
     if training.dataset_name != "data.dataset_scene.Dataset":
-        raise InputError(f"training.dataset_name is {training.dataset_name!r}; known: data.dataset_scene.Dataset")
+        raise InputError(f"training.dataset_name is {shown(training.dataset_name)}; known: data.dataset_scene.Dataset")
     for key in _WITHOUT_EFFECT:
         if getattr(training, key) is not None:
             log.warning("training.%s has no effect and is ignored", key)

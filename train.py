@@ -39,6 +39,7 @@ from utils.metrics import build_metrics
 from utils.optim import build_optimizer, load_optimizer
 from utils.provenance import provenance
 from utils.random_state import seed_everything, set_random_state
+from utils.text import shown
 from utils.tracking import Tracker, start_wandb
 from utils.watch import Watch
 
@@ -227,7 +228,7 @@ def with_accumulation(config: Config, world_size: int) -> Config:
 def _check_training(cfg: TrainingConfig) -> None:
     if is_hub_address(cfg.checkpoint_dir):
         raise InputError(
-            f"training.checkpoint_dir is {cfg.checkpoint_dir!r}, but the run's own folder is meant: "
+            f"training.checkpoint_dir is {shown(cfg.checkpoint_dir)}, but the run's own folder is meant: "
             "name published weights as training.resume_ckpt"
         )
     if not (cfg.l2_loss_weight or cfg.lpips_loss_weight or cfg.perceptual_loss_weight):

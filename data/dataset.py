@@ -19,6 +19,7 @@ from utils.camera import Cameras, Normalization, Views, pose_normalization
 from utils.camera_check import camera_faults
 from utils.errors import InputError
 from utils.fields import bounded, file_path
+from utils.text import shown
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 IMAGE_RESIZES = ("exact", "fast")
@@ -54,10 +55,10 @@ class DataConfig:
 def check_image_config(cfg: DataConfig) -> None:
     """Raises InputError, naming the key, for a pose normalisation or a way to resize that does not exist."""
     if cfg.image_resize not in IMAGE_RESIZES:
-        raise InputError(f"training.image_resize is {cfg.image_resize!r}; known: {', '.join(IMAGE_RESIZES)}")
+        raise InputError(f"training.image_resize is {shown(cfg.image_resize)}; known: {', '.join(IMAGE_RESIZES)}")
     if cfg.pose_normalization not in POSE_NORMALIZATIONS:
         known = ", ".join(POSE_NORMALIZATIONS)
-        raise InputError(f"training.pose_normalization is {cfg.pose_normalization!r}; known: {known}")
+        raise InputError(f"training.pose_normalization is {shown(cfg.pose_normalization)}; known: {known}")
 
 
 def check_view_config(cfg: DataConfig) -> None:

@@ -4,6 +4,7 @@ from model.execution import ExecutionConfig
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
 from model.transformer import TransformerConfig
 from utils.errors import InputError
+from utils.text import shown
 
 VARIANTS: dict[str, type[LVSM]] = {
     "model.LVSM_scene_decoder_only.Images2LatentScene": DecoderOnly,
@@ -15,7 +16,7 @@ def check_model_config(cfg: ModelConfig) -> None:
     """Raises InputError, naming the key, where the values of `cfg` do not go together."""
     image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
     if cfg.class_name not in VARIANTS:
-        raise InputError(f"model.class_name is {cfg.class_name!r}; known: {', '.join(VARIANTS)}")
+        raise InputError(f"model.class_name is {shown(cfg.class_name)}; known: {', '.join(VARIANTS)}")
     for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
         if tokenizer.in_channels != channels:
             raise InputError(f"model.{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")

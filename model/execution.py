@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from utils.errors import InputError
 from utils.fields import bounded
+from utils.text import shown
 
 log = logging.getLogger("lvsm")
 
@@ -74,7 +75,7 @@ def check_execution_config(cfg: ExecutionConfig) -> None:
     choices = {"attention_backend": ATTENTION_BACKENDS, "compile": COMPILE_MODES, "residual_dtype": RESIDUAL_DTYPES}
     for key, known in choices.items():
         if getattr(cfg, key) not in known:
-            raise InputError(f"training.{key} is {getattr(cfg, key)!r}; known: {', '.join(known)}")
+            raise InputError(f"training.{key} is {shown(getattr(cfg, key))}; known: {', '.join(known)}")
 
 
 def compiles(cfg: ExecutionConfig) -> bool:

@@ -1,5 +1,6 @@
 """The cases of the fuzz: sound inputs of every kind, what is done to them, and the script that reads them."""
 
+import functools
 import json
 import os
 import pickle
@@ -74,7 +75,7 @@ inference:
   render_video_config: {num_frames: 2}
 inference_out_dir: out
 """
-INDEX = {name: {"context": [0, 5], "target": [2, 3]} for name in SCENES}
+INDEX = {name: {"context": [0, 5], "target": [1, 2, 3, 4]} for name in SCENES}
 
 
 class Bomb:
@@ -477,6 +478,7 @@ def config_door(case: Case, door: Callable[..., Door], *overrides: str) -> Door:
     """The script; only as far as the configuration if that asks for much."""
     script, arguments = door(*overrides)
 
+    @functools.wraps(script)
     def run(argv: list[str]) -> None:
         config, _ = setup.load_config(argv)
         if _is_small(config):

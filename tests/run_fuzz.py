@@ -170,6 +170,7 @@ class Runner:
         return {
             "seed": seed,
             "kind": kind,
+            "script": door[0].__module__,
             "damage": case.damage,
             "door": printable(" ".join(door[1]))[:300],
             "outcome": outcome,
@@ -297,7 +298,8 @@ def judge_output(spoken: str) -> list[str]:
 def judge_refusal(message: str, folders: list[Path], arguments: list[str]) -> list[str]:
     """What is wrong with the message of a refusal, which may name what is or was in the folders."""
     faults = [] if is_safe(message) else ["the message is not safe to print"]
-    if len(message) > _LONGEST_MESSAGE:
+    # The parser of arguments repeats what was typed, however long.
+    if len(message) > _LONGEST_MESSAGE and not message.startswith("script: error: "):
         faults.append(f"the message has {len(message)} characters")
     return faults if names_culprit(message, folders, arguments) else [*faults, "the message names no culprit"]
 

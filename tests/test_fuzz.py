@@ -116,14 +116,14 @@ def describe(outcomes: list[dict]) -> str:
         for case in outcomes:
             if case["outcome"] == word:
                 text = f": {case['text']} ({case.get('door')})" if word == "FAULT" else ""
-                groups[f"{case['kind']}: {', '.join(case['damage'])}{text}"].append(case["seed"])
+                name = f"{case['kind']} > {case.get('script')}: {', '.join(case['damage'])}{text}"
+                groups[name].append(case["seed"])
         lines += ["", word]
         lines += [f"{len(seeds):>4}  {name}  (seed {seeds[0]})" for name, seeds in sorted(groups.items())]
     return "\n".join(map(printable, lines)) + "\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes, links and limits of memory are those of Unix")
-@pytest.mark.xfail(not CASES, reason="the readers are being mended", strict=False)
 def test_damaged_inputs_are_refused_in_one_line_or_used(tmp_path):
     count, jobs = CASES or _FEW, cores_of_process() if CASES else 1
     seeds = range(FIRST, FIRST + count)

@@ -50,7 +50,7 @@ class CheckpointConfig:
 def check_checkpoint_config(cfg: CheckpointConfig) -> None:
     """Raises InputError, naming the key, for values that cannot be."""
     if cfg.on_full_disk not in FULL_DISK_ACTIONS:
-        raise InputError(f"training.on_full_disk is {cfg.on_full_disk!r}; known: {', '.join(FULL_DISK_ACTIONS)}")
+        raise InputError(f"training.on_full_disk is {shown(cfg.on_full_disk)}; known: {', '.join(FULL_DISK_ACTIONS)}")
 
 
 def checkpoint_name(step: int) -> str:

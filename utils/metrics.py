@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.lpips_network import build_lpips
+from utils.text import shown
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 METRIC_NAMES = ("psnr", "ssim", "lpips")
@@ -101,7 +102,7 @@ def check_metric_names(names: Sequence[str]) -> None:
     """Raises InputError for a name that is not a metric."""
     for name in names:
         if name not in METRIC_NAMES:
-            raise InputError(f"inference.metrics: {name!r} is unknown; known: {', '.join(METRIC_NAMES)}")
+            raise InputError(f"inference.metrics: {shown(name)} is unknown; known: {', '.join(METRIC_NAMES)}")
 
 
 def score(

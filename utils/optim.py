@@ -37,7 +37,7 @@ class OptimConfig:
 def check_optim_config(cfg: OptimConfig) -> None:
     """Raises InputError, naming the key, for a schedule that does not exist."""
     if cfg.scheduler_type not in SCHEDULES:
-        raise InputError(f"training.scheduler_type is {cfg.scheduler_type!r}; known: {', '.join(SCHEDULES)}")
+        raise InputError(f"training.scheduler_type is {shown(cfg.scheduler_type)}; known: {', '.join(SCHEDULES)}")
 
 
 def lr_at(step: int, cfg: OptimConfig) -> float:

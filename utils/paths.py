@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from utils.camera import Cameras, mean_camera, orient
 from utils.errors import InputError
 from utils.fields import bounded, file_path
+from utils.text import shown
 
 TRAJECTORIES = ("interpolate", "spiral", "wobble", "through")
 
@@ -51,10 +52,10 @@ def check_video_config(cfg: VideoConfig) -> None:
     """Raises InputError, naming the key, for a path that cannot be."""
     section = "inference.render_video_config"
     if cfg.traj_type not in TRAJECTORIES:
-        raise InputError(f"{section}.traj_type is {cfg.traj_type!r}; known: {', '.join(TRAJECTORIES)}")
+        raise InputError(f"{section}.traj_type is {shown(cfg.traj_type)}; known: {', '.join(TRAJECTORIES)}")
     if bool(cfg.cameras_path) != (cfg.traj_type == "through"):
         raise InputError(
-            f"{section}.cameras_path is {cfg.cameras_path!r} and traj_type {cfg.traj_type!r}: "
+            f"{section}.cameras_path is {shown(cfg.cameras_path)} and traj_type {shown(cfg.traj_type)}: "
             "`through` needs a list of cameras, and nothing else takes one"
         )
 
