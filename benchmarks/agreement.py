@@ -9,7 +9,6 @@ fast path is clearly further off than rounding takes the plain one.
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +24,7 @@ from benchmarks.common import (
     with_training,
 )
 from setup import Config, autocast
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 
 SCENES = 2
@@ -74,7 +73,7 @@ def describe(name: str, far: dict[str, float]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Compare, and say which tensor is off."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=path_argument, required=True)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
     config = read_config(given.config, given.overrides)

@@ -25,6 +25,7 @@ from model.loss import Loss
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml, set_threads_and_precision
 from utils.camera import Cameras, Views
+from utils.cli import path_argument
 from utils.files import write_json
 from utils.provenance import provenance
 from utils.random_state import seed_everything
@@ -35,7 +36,7 @@ REPEATS = 3
 def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that every benchmark takes; `doc` is its module's docstring."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--json", type=path_argument, help="also write the numbers there")
     return parser
 
 

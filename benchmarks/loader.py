@@ -19,7 +19,7 @@ from benchmarks.common import benchmark_parser, show, spread, timed
 from data.dataset import DataConfig, ViewLoader
 from data.scene import Scene, read_scene
 from data.transforms import plan_crop, read_image, to_planes
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 
 FRAMES = 48
 
@@ -51,7 +51,7 @@ def read_whole(scene: Scene) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measure the plain way and both of ours."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--scene", type=Path, help="metadata of a preprocessed scene of JPEG frames")
+    parser.add_argument("--scene", type=path_argument, help="metadata of a preprocessed scene of JPEG frames")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import train
 from benchmarks.common import benchmark_parser, last_lines, seeded_loss, show
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.errors import InputError
 
 
@@ -43,8 +43,8 @@ def describe(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Train every run."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets a run folder for each")
+    parser.add_argument("--config", type=path_argument, required=True)
+    parser.add_argument("--output_dir", type=path_argument, required=True, help="gets a run folder for each")
     parser.add_argument("--setting", action="append", required=True, metavar='"NAME: key=value ..."')
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)

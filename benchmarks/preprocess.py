@@ -16,7 +16,7 @@ import torch
 import preprocess_data
 from benchmarks.common import benchmark_parser, show, spread, timed
 from benchmarks.loader import drawn_frames
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.files import write_json
 
 CLIPS = 4
@@ -55,7 +55,7 @@ def size_of(folder: Path) -> int:
 def main(argv: Sequence[str]) -> None:
     """Measure both formats."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--chunks", type=Path, help="folder with train/*.torch and train/index.json")
+    parser.add_argument("--chunks", type=path_argument, help="folder with train/*.torch and train/index.json")
     given = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

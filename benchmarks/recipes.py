@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.common import benchmark_parser, read_config, show, with_training
 from benchmarks.train_step import measure
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 
 log = logging.getLogger("lvsm")
 
@@ -17,7 +17,7 @@ log = logging.getLogger("lvsm")
 def main(argv: Sequence[str]) -> None:
     """Measure the recipes one after another."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("configs", nargs="*", type=Path, default=sorted(Path("configs").glob("LVSM*.yaml")))
+    parser.add_argument("configs", nargs="*", type=path_argument, default=sorted(Path("configs").glob("LVSM*.yaml")))
     given = parser.parse_args(argv)
     rows = []
     for path in given.configs:

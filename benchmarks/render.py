@@ -29,7 +29,7 @@ from data.dataset import Batch
 from evaluation import Renderer, render_batch, round_products
 from model.flops import decoding_flops, encoding_flops
 from setup import Config
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.distributed import process_group
 from utils.metrics import build_metrics
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure the published variants, or those named."""
     parser = benchmark_parser(__doc__)
     published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in ("decoder_only", "encoder_decoder")]
-    parser.add_argument("--config", type=Path, action="append")
+    parser.add_argument("--config", type=path_argument, action="append")
     parser.add_argument("--calls", type=int, default=5, help="videos a repeat; other work in proportion")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)

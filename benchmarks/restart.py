@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.common import benchmark_parser, last_lines, read_config, show
 from utils.checkpoint import newest_readable, numbered_checkpoints
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.errors import InputError
 
 _PATIENCE = 600.0
@@ -73,8 +73,8 @@ def kill_one(run: subprocess.Popen[str], folder: Path) -> float:
 def main(argv: Sequence[str]) -> None:
     """Run both and compare."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets both run folders; must not exist")
+    parser.add_argument("--config", type=path_argument, required=True)
+    parser.add_argument("--output_dir", type=path_argument, required=True, help="gets both run folders; must not exist")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--one_gpu", action="store_true", help="all processes on the first GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -38,7 +38,7 @@ from benchmarks.common import (
 from data.dataset import Batch
 from model.flops import training_flops
 from setup import Config, autocast
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.interruption import Interruption
 from utils.optim import build_optimizer
@@ -167,7 +167,7 @@ def describe(config: Config, seconds: float) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Measure one configuration, or variations of it."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True, action="append")
+    parser.add_argument("--config", type=path_argument, required=True, action="append")
     parser.add_argument("--vary", action="append", metavar='"key=value ..."', help="measure with these too; repeatable")
     parser.add_argument("--bare", action="store_true", help="also time updates that nothing watches")
     parser.add_argument("--profile", action="store_true", help="also sum GPU time by class of kernel")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.scene import Scene, read_scene, read_scene_list
 from data.views import ViewSelectorConfig, choose_window
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.download import DownloadError, download
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -168,8 +168,10 @@ def make_index(
 def main(argv: Sequence[str]) -> None:
     """Write an evaluation index."""
     parser = argparse.ArgumentParser(description=make_index.__doc__.splitlines()[0] if make_index.__doc__ else None)
-    parser.add_argument("--scenes", type=Path, required=True, help="scene list, full_list.txt of a preprocessed split")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument(
+        "--scenes", type=path_argument, required=True, help="scene list, full_list.txt of a preprocessed split"
+    )
+    parser.add_argument("--output", type=path_argument, required=True, help="JSON file to write")
     parser.add_argument("--context", type=int, default=2, choices=range(2, 9), help="input views")
     parser.add_argument("--targets", type=int, default=3, help="target views")
     parser.add_argument("--min_frame_dist", type=int, default=25, help="frames between the first and last input, least")

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from data.synthetic_path import DEFAULT_SPEED, make_path, to_pixels
 from data.synthetic_render import cast, render_faces
 from data.synthetic_room import Room, make_scene
+from utils.cli import path_argument
 from utils.errors import InputError
 from utils.files import atomic_path, write_json
 from utils.parallel import exit_with_parent
@@ -307,7 +308,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     description = "Write RealEstate10K chunks of walks through procedural rooms."
     parser = _Parser(prog="python -m data.synthetic", description=description, formatter_class=formatter)
     add = parser.add_argument
-    add("--output_dir", type=Path, required=True, dest="root", metavar="DIR", help="folder to write to")
+    add("--output_dir", type=path_argument, required=True, dest="root", metavar="DIR", help="folder to write to")
     add("--train_scenes", type=int, default=64, metavar="N", help="training clips")
     add("--test_scenes", type=int, default=8, metavar="N", help="test clips")
     add("--frames", type=int, default=60, metavar="N", help="frames a clip")
