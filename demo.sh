@@ -2,7 +2,7 @@
 # The whole system on procedural rooms: chunks, preprocessing, training, evaluation, page. Run through `make demo`.
 set -eu
 export WANDB_MODE=disabled
-cpus=$($PYTHON -c 'import os; print(len(os.sched_getaffinity(0)))')
+cpus=$($PYTHON -c 'from utils.parallel import usable_cores; print(usable_cores())')
 
 say() { printf '\n== %s\n' "$1"; }
 

@@ -182,7 +182,10 @@ def render_batch(
 def average_scores(
     renderer: Renderer, metrics: dict[str, Metric], batches: Iterable[Batch], process: Process
 ) -> dict[str, float]:
-    """Means over scenes of the scenes' means, over the shares of all processes; each calls it with its own."""
+    """Means over scenes of the scenes' means, over the shares of all processes; each calls it with its own.
+
+    Empty where there is not one batch.
+    """
     sums, count = dict.fromkeys(metrics, 0.0), 0
     for batch in batches:
         for name, values in render_batch(renderer, metrics, batch).scores.items():
@@ -190,6 +193,8 @@ def average_scores(
         count += len(batch.scenes)
     shares = process.gather((sums, count))
     total = sum(share_count for _, share_count in shares)
+    if not total:
+        return {}
     return {name: sum(share[name] for share, _ in shares) / total for name in metrics}
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data.dataset import Batch, EvaluationDataset, Placement, Unusable, ViewLoader
 from data.evaluation_index import Selection
-from data.loader import evaluation_batches
+from data.loader import evaluation_batches, failures_told
 from data.scene import read_cameras, read_scene
 from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
 from model import build_model
@@ -39,7 +39,7 @@ from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
 from utils.comparison import compare_runs
 from utils.comparison_page import write_comparison
-from utils.distributed import Process, process_group
+from utils.distributed import Process, describe_device, process_group
 from utils.errors import InputError
 from utils.files import remove_stale, sha256
 from utils.lock import only_run, only_writer
@@ -60,6 +60,7 @@ from utils.results import (
     write_results,
 )
 from utils.stopwatch import Stopwatch
+from utils.watch import WAITING_FOR_DATA, Watch
 
 log = logging.getLogger("lvsm")
 
@@ -326,7 +327,8 @@ def evaluate_share(
     """Evaluate this process's share of the scenes; the bar shows the progress of all, if a person is watching."""
     cfg, tokenizer = config.training, config.model.image_tokenizer
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
-    batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
+    patience = cfg.distributed_timeout_minutes * 60
+    batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, patience)
     missing: dict[str, str] = {}
     records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
     named = {path.stem: (path, selection) for path, selection in items}
@@ -335,17 +337,23 @@ def evaluate_share(
         return identify_scene(run_id, *named[name])
 
     evaluator = Evaluator(config, renderer, metrics, Path(config.inference_out_dir), identify, background)
-    with background, tqdm(total=len(items), unit="scene", disable=None if process.is_main else True) as bar:
+    watch = Watch(process, stalled_after=patience / 2)
+    bar = tqdm(total=len(items), unit="scene", disable=None if process.is_main else True)
+    with failures_told(), watch, background, bar:
+        watch.note(WAITING_FOR_DATA)
         for batch in evaluator.watch.waiting("data", batches):
             if isinstance(batch, Unusable):
                 leave_out(batch, config.inference)
                 missing[batch.scene] = batch.reason
                 bar.update(1)
                 continue
+            watch.note(f"evaluating scene {batch.scenes[0]}")
             records += evaluator.evaluate(batch)
             speed = evaluator.images * process.world_size / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
             bar.update(min(len(batch.scenes) * process.world_size, len(items) - bar.n))
+            watch.note(WAITING_FOR_DATA)
+        watch.note("writing")
         with evaluator.watch("writing"):
             background.finish()
     return Share(records, missing, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
@@ -439,6 +447,8 @@ def main(argv: Sequence[str]) -> None:
         process_group(config.training.distributed_timeout_minutes) as process,
         only_run(process, folder, "inference_out_dir"),
     ):
+        if process.is_main:
+            log.info("evaluating on %s", describe_device(process.device))
         evaluate(config, overridden, process)
 
 

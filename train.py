@@ -28,7 +28,7 @@ from setup import Config, TrainingConfig, load_config, output_folder, set_thread
 from trainer import Trainer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
-from utils.distributed import Process, process_group
+from utils.distributed import Process, describe_device, process_group
 from utils.errors import InputError
 from utils.files import append_json_line, write_text
 from utils.hub import is_hub_address
@@ -146,6 +146,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     given, config = config, with_accumulation(config, process.world_size)
     cfg, tokenizer = config.training, config.model.image_tokenizer
     interruption = Interruption(process)
+    patience = cfg.distributed_timeout_minutes * 60
     set_threads_and_precision(cfg)
     seed_everything(cfg.seed + process.rank)
     fast = cfg.image_resize == "fast"
@@ -164,18 +165,22 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         model=model,
         loss=loss,
         optimizer=optimizer,
-        loader=TrainingLoader(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, start.samples),
+        loader=TrainingLoader(
+            dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, start.samples, patience
+        ),
         tracker=tracker,
         journal=build_journal(config, process, start),
         interruption=interruption,
-        watch=Watch(process, stalled_after=cfg.distributed_timeout_minutes * 60 / 2),
+        watch=Watch(process, stalled_after=patience / 2),
         origin=origin,
-        validation=build_validation(config, process, model) if cfg.validate_every else None,
+        validation=build_validation(config, process, model, interruption) if cfg.validate_every else None,
         step=start.step,
     )
 
 
-def build_validation(config: Config, process: Process, model: LVSM) -> Callable[[], dict[str, float]]:
+def build_validation(
+    config: Config, process: Process, model: LVSM, interruption: Interruption
+) -> Callable[[], dict[str, float]]:
     """A function that scores the scenes of `validation_path` with the views of `validation_index`.
 
     Raises:
@@ -190,8 +195,9 @@ def build_validation(config: Config, process: Process, model: LVSM) -> Callable[
     metrics = build_metrics(["psnr", "ssim"], process.device, tokenizer.image_size)
 
     def validate() -> dict[str, float]:
-        batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size)
-        return average_scores(renderer, metrics, whole(batches), process)
+        patience = cfg.distributed_timeout_minutes * 60
+        batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, patience)
+        return average_scores(renderer, metrics, whole(interruption.until_requested(batches)), process)
 
     return validate
 
@@ -248,9 +254,10 @@ def _check_training(cfg: TrainingConfig) -> None:
 def _say(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) -> None:
     total = cfg.batch_size_per_gpu * process.world_size * cfg.grad_accum_steps
     log.info(
-        "%s, %.1f M parameters, %d scenes; batch %d x %d processes x %d accumulated = %d scenes an update",
+        "%s, %.1f M parameters, %s; %d scenes; batch %d x %d processes x %d accumulated = %d scenes an update",
         type(model).__name__,
         sum(p.numel() for p in model.parameters()) / 1e6,
+        describe_device(process.device),
         num_scenes,
         cfg.batch_size_per_gpu,
         process.world_size,

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.dataset import Batch
-from data.loader import TrainingLoader
+from data.loader import TrainingLoader, failures_told
 from model import LVSM
 from model.loss import Loss
 from model.weights import published_state
@@ -22,14 +22,14 @@ from setup import TrainingConfig, autocast
 from utils.checkpoint import CheckpointWriter
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.interruption import Interruption
+from utils.interruption import Interrupted, Interruption
 from utils.journal import Journal, RunningMean, describe
 from utils.media import NamedViews, save_comparison
 from utils.optim import clip_and_step, lr_at
 from utils.random_state import random_state
 from utils.tensors import first_not_finite
 from utils.tracking import Tracker
-from utils.watch import Watch
+from utils.watch import WAITING_FOR_DATA, Watch
 
 log = logging.getLogger("lvsm")
 
@@ -48,7 +48,7 @@ class Trainer:
         interruption: tells when to stop early.
         watch: is told what this process does, for when it hangs.
         origin: what the checkpoints say of the run besides its state.
-        validation: scores of held-out scenes by name, computed by all ranks together.
+        validation: scores of held-out scenes by name, computed by all ranks together; cut short on a request to stop.
         step: updates done before.
     """
 
@@ -78,30 +78,44 @@ class Trainer:
         if process.world_size > 1:
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self._wandb_means, self._line = RunningMean(), dict[str, float]()
+        # The step whose state is on disk, or from which training goes on.
+        self._saved = step
 
     def run(self) -> None:
         """Train to the end, or to the update after which all ranks agree to stop; log and save on the way."""
         self.model.train()
         # None: silent unless a person is watching.
         silent = None if self.process.is_main else True
-        with self.watch, tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent) as bar:
-            while self.step < self.cfg.train_steps:
-                self.update()
-                bar.update()
-                stop = self.interruption.agreed()
-                self._log(bar, stop)
-                if self.validation is not None and self._due(self.cfg.validate_every):
-                    self._validate(self.validation)
-                if stop or self._due(self.cfg.checkpoint_every):
+        bar = tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent)
+        with failures_told(), self.interruption, self.watch, bar:
+            stop = False
+            while self.step < self.cfg.train_steps and not stop:
+                stop = self._advance(bar)
+                if self.step != self._saved and (stop or self._due(self.cfg.checkpoint_every)):
                     self.save()
-                if stop:
-                    log.warning("stopped after step %d; the same command goes on from there", self.step)
-                    break
+            if stop:
+                log.warning("stopped after step %d; the same command goes on from there", self.step)
             if self.writer is not None:
                 self.writer.wait()
             self.process.barrier("saving")
             if self.writer is not None:
                 self.writer.check_last()
+
+    def _advance(self, bar: tqdm) -> bool:
+        """One update and what belongs to it; returns whether all ranks agree to stop after it."""
+        try:
+            self.update()
+        except Interrupted:
+            # While waiting for data: nothing of this update has been done.
+            if not self.journal.is_empty:
+                self._log(bar, last=True)
+            return True
+        bar.update()
+        stop = self.interruption.agreed()
+        self._log(bar, stop)
+        if self.validation is not None and not stop and self._due(self.cfg.validate_every):
+            stop = self._validate(self.validation)
+        return stop
 
     def update(self) -> dict[str, Tensor]:
         """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
@@ -142,6 +156,7 @@ class Trainer:
                 **self.origin,
             }
             self.writer.save(self.step, state)
+        self._saved = self.step
         self.process.barrier("saving")
 
     def _check_finite(self) -> None:
@@ -155,19 +170,25 @@ class Trainer:
                 f"the checkpoints in {self.folder} are kept: go on from one of them with a lower training.lr"
             )
 
-    def _validate(self, validation: Callable[[], dict[str, float]]) -> None:
+    def _validate(self, validation: Callable[[], dict[str, float]]) -> bool:
+        """Write down the scores of held-out scenes; returns whether a rank was asked to stop, which ends it early."""
         self.watch.note(f"validating after step {self.step}")
-        numbers = {f"validation/{name}": value for name, value in validation().items()}
+        scores = validation()
+        if self.interruption.agreed_now():
+            return True
+        numbers = {f"validation/{name}": value for name, value in scores.items()}
         self.tracker.write(self.step, numbers)
         self.tracker.write_wandb(self.step, numbers)
         if self.process.is_main:
             log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+        return False
 
     def _next_batches(self) -> tuple[list[Batch], float]:
         """The batches of one update, and the seconds spent waiting for them."""
-        self.watch.note(f"step {self.step + 1}, waiting for data")
+        self.watch.note(f"step {self.step + 1}, {WAITING_FOR_DATA}")
         start = time.perf_counter()
-        batches = [next(self.loader) for _ in range(self.cfg.grad_accum_steps)]
+        with self.interruption.waiting():
+            batches = self.loader.take(self.cfg.grad_accum_steps)
         self.watch.note(f"step {self.step + 1}, computing")
         return batches, time.perf_counter() - start
 

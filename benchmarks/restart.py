@@ -11,6 +11,7 @@ apart (0 on CPUs; on GPUs as far as two runs of the same seed are).
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from benchmarks.common import benchmark_parser, last_lines, read_config, show
 from utils.checkpoint import newest_readable, numbered_checkpoints
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
+from utils.text import printable
 
 _PATIENCE = 600.0
+# Characters of a log that a message shows.
+_SHOWN = 600
 
 
 def launch(folder: Path, given: argparse.Namespace) -> subprocess.Popen[str]:
@@ -50,23 +54,32 @@ def workers(launcher: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], object], run: subprocess.Popen[str], what: str) -> None:
-    """Raises InputError if the run ends, or ten minutes pass, before `condition` holds."""
+def last_words(folder: Path) -> str:
+    """The last line of a run's log that has words."""
+    text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    return next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "nothing")
+
+
+def wait_for(condition: Callable[[], object], run: subprocess.Popen[str], folder: Path, what: str) -> None:
+    """Raises InputError if the run in `folder` ends, or ten minutes pass, before `condition` holds."""
     deadline = time.monotonic() + _PATIENCE
     while not condition():
         if run.poll() is not None or time.monotonic() > deadline:
-            raise InputError(f"the run ended or hung before {what}: see its log.txt, or train for more updates")
+            raise InputError(
+                f"the run ended or hung before {what}: train for more updates, or see {folder / 'log.txt'}, which ends "
+                f"with: {printable(last_words(folder), _SHOWN)}"
+            )
         time.sleep(0.05)
 
 
 def kill_one(run: subprocess.Popen[str], folder: Path) -> float:
     """Kill a worker after the first checkpoint; seconds until the restarted run writes down an update."""
-    wait_for(lambda: numbered_checkpoints(folder), run, "its first checkpoint")
+    wait_for(lambda: numbered_checkpoints(folder), run, folder, "its first checkpoint")
     os.kill(random.choice(workers(run.pid)), signal.SIGKILL)
     start, before = time.monotonic(), len(last_lines(folder))
     starts = folder / "starts.jsonl"
-    wait_for(lambda: len(starts.read_text().splitlines()) > 1, run, "it was started again")
-    wait_for(lambda: len(last_lines(folder)) > before, run, "it went on")
+    wait_for(lambda: len(starts.read_text().splitlines()) > 1, run, folder, "it was started again")
+    wait_for(lambda: len(last_lines(folder)) > before, run, folder, "it went on")
     return time.monotonic() - start
 
 
@@ -83,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
     read_config(given.config, given.overrides)
     alone, killed = given.output_dir / "alone", given.output_dir / "killed"
     codes = [launch(alone, given).wait()]
+    if codes[0]:
+        raise InputError(f"the run left alone failed: {printable(last_words(alone), _SHOWN)}")
     run = launch(killed, given)
     seconds = kill_one(run, killed)
     codes.append(run.wait())

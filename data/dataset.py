@@ -124,6 +124,11 @@ class Batch:
         views = self.views.to(device, non_blocking=True).to_float()
         return replace(self, views=views, targets=self.targets.to(device, non_blocking=True))
 
+    def tensors(self) -> list[Tensor]:
+        """All its tensors."""
+        cameras = self.views.cameras
+        return [self.views.images, cameras.c2w, cameras.fxfycxcy, self.targets, self.frames]
+
     def pin_memory(self) -> "Batch":
         """Copy into page-locked memory."""
         return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory())

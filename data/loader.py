@@ -1,8 +1,11 @@
 """Loaders: training batches that know their position, and evaluation that covers every scene once."""
 
+import errno
+import functools
 import logging
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -11,9 +14,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, collate, collate_by_shape
+from data.handover import hand_over
 from utils.errors import InputError
 from utils.fields import bounded
 from utils.interruption import shield_worker, signals_blocked
+from utils.parallel import usable_cores
+
+# Iterators that something ended (or the error that ended the making of one, which holds it): kept, since their
+# destructors would wait for loader processes that may hang.
+_ABANDONED: list[Any] = []
+# Seconds that a batch may take, unless the run says otherwise.
+_PATIENCE = 600.0
+# How torch tells of a loader process that died, wherever the main process is just then.
+_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) ([^.]*)")
+_TIMED_OUT = "DataLoader timed out after"
 
 log = logging.getLogger("lvsm")
 
@@ -47,43 +61,66 @@ class TrainingLoader:
     Together the ranks read samples 0, 1, 2, ... of the dataset once each, so that k ranks with batch m see what one
     rank with batch k·m sees.
 
+    Args:
+        patience: seconds after which a batch that does not come is an error.
+
     Attributes:
         position: samples handed out so far by all ranks together; start a new loader there to go on.
     """
 
     def __init__(
-        self, dataset: TrainingDataset, cfg: LoaderConfig, batch_size: int, rank: int, world_size: int, position: int
+        self,
+        dataset: TrainingDataset,
+        cfg: LoaderConfig,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        position: int,
+        patience: float = _PATIENCE,
     ) -> None:
         self.position, self._per_step = position, batch_size * world_size
         sampler = _SampleNumbers(position, batch_size, rank, world_size)
-        with signals_blocked():
-            self._batches = iter(_data_loader(dataset, cfg, batch_sampler=sampler, collate_fn=collate))
+        self._batches = _start(dataset, cfg, patience, batch_sampler=sampler, collate_fn=collate)
 
     def __next__(self) -> Batch:
         """The next batch.
 
         Raises:
             InputError: a scene cannot be used, wherever the loading process met it.
+            OSError: a loader process died, or no batch came.
         """
         batch = _next(self._batches)
         say_once(batch.notes)
         self.position += self._per_step
         return batch
 
+    def take(self, number: int) -> list[Batch]:
+        """The next batches; if something ends the wait for one of them, the loader stands where it stood before."""
+        before = self.position
+        try:
+            return [next(self) for _ in range(number)]
+        except BaseException:
+            self.position = before
+            raise
+
 
 def evaluation_batches(
-    dataset: EvaluationDataset, cfg: LoaderConfig, batch_size: int, rank: int, world_size: int
+    dataset: EvaluationDataset,
+    cfg: LoaderConfig,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    patience: float = _PATIENCE,
 ) -> Iterator[Batch | Unusable]:
     """This rank's share of the scenes, each once, no padding; scenes of unlike shape come in batches of their own.
 
     A scene that cannot be read comes by itself, as what is wrong with it.
     """
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world_size))
-    with signals_blocked():
-        loader = iter(_data_loader(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape))
+    batches = _start(share, cfg, patience, batch_size=batch_size, collate_fn=collate_by_shape)
     try:
         while True:
-            for batch in _next(loader):
+            for batch in _next(batches):
                 if isinstance(batch, Batch):
                     say_once(batch.notes)
                 yield batch
@@ -99,22 +136,66 @@ def say_once(notes: Mapping[str, str]) -> None:
             log.warning("%s (said once)", note)
 
 
-def _data_loader(dataset: Dataset[Any], cfg: LoaderConfig, **kwargs: Any) -> DataLoader[Any]:
+def _start(
+    dataset: Dataset[Any], cfg: LoaderConfig, patience: float, collate_fn: Callable[..., Any], **kwargs: Any
+) -> Iterator[Any]:
     # More processes than cores only wait for one another.
-    workers = min(cfg.num_workers, len(os.sched_getaffinity(0)))
-    return DataLoader(
+    workers = min(cfg.num_workers, usable_cores())
+    loader = DataLoader(
         dataset,
         num_workers=workers,
         prefetch_factor=cfg.prefetch_factor if workers else None,
+        timeout=patience if workers else 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=shield_worker,
+        collate_fn=functools.partial(hand_over, collate_fn) if workers else collate_fn,
         **kwargs,
     )
+    try:
+        with signals_blocked():
+            return iter(loader)
+    except OSError as error:
+        _ABANDONED.append(error)
+        if workers and error.errno == errno.ENOSPC:
+            raise InputError(
+                "/dev/shm is full, so that no loader process can be started: give the container more (docker run "
+                "--shm-size=8g), or read without such processes (training.num_workers=0)"
+            ) from None
+        raise
 
 
 def _next(batches: Iterator[Any]) -> Any:
     try:
-        return next(batches)
+        with failures_told():
+            return next(batches)
+    except StopIteration:
+        raise
     except InputError as error:
         # A loader process wraps the message in its traceback; the last line is the message itself.
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None
+    except BaseException:
+        _ABANDONED.append(batches)
+        raise
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Have the failures of loader processes told in one line; to be entered around all that happens while they run.
+
+    Raises:
+        OSError: a loader process died, which torch tells at any moment, or gave nothing for too long.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if died := _DIED.search(str(error)):
+            raise ChildProcessError(
+                f"loader process {died[1]} {died[2].strip()}: if the machine ran out of memory, lower "
+                "training.num_workers or training.prefetch_factor; training.num_workers=0 reads without such processes"
+            ) from None
+        if str(error).startswith(_TIMED_OUT):
+            raise TimeoutError(
+                f"no data has come for {str(error).removeprefix(_TIMED_OUT).strip()}: the loader processes hang, most "
+                "likely in a file system that does not answer (training.distributed_timeout_minutes: how long to wait)"
+            ) from None
+        raise

@@ -16,7 +16,6 @@ synthetic_path.py, pictures in synthetic_render.py.
 import argparse
 import hashlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +34,7 @@ from data.synthetic_room import Room, make_scene
 from utils.cli import path_argument
 from utils.errors import InputError
 from utils.files import atomic_path, write_json
-from utils.parallel import exit_with_parent
+from utils.parallel import exit_with_parent, usable_cores
 
 __all__ = [
     "Clip",
@@ -208,7 +207,7 @@ def write_re10k(
 
 def _make_clips(specs: Sequence[ClipSpec], num_processes: int) -> Iterator[Clip]:
     """Clips in the order of their specs, made in parallel."""
-    workers = min(num_processes or len(os.sched_getaffinity(0)), len(specs))
+    workers = min(num_processes or usable_cores(), len(specs))
     if workers == 1:
         yield from map(make_clip, specs)
         return

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from utils.errors import InputError
 from utils.fields import bounded
-from utils.text import shown
+from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
@@ -47,6 +48,8 @@ _STATISTICS = _ATEN.var_mean.correction
 # Memory of what a block may keep, in outputs of one token: attention, then the products (3 for q k v, 1 behind
 # attention, 4 in the MLP).
 _ATTENTION_UNITS, _PRODUCT_UNITS = 1, 8
+# Characters of a compiler's error that a message shows.
+_SHOWN = 300
 # Compiled variants of one function before torch gives up and runs further ones as they are.
 _VARIANTS = 32
 
@@ -102,7 +105,8 @@ def _warn_once(message: str) -> None:
 def compiled(function: F, cfg: ExecutionConfig) -> F:
     """`function`, compiled if `cfg` says so.
 
-    Shapes are constants at first; the second one met makes what changed a variable, so there is no third time.
+    Shapes are constants at first; the second one met makes what changed a variable, so there is no third time. Where
+    the compiler fails, this and all other functions run as they are from then on; a line says so.
     """
     if not compiles(cfg):
         return function
@@ -112,7 +116,44 @@ def compiled(function: F, cfg: ExecutionConfig) -> F:
     torch._dynamo.config.optimize_ddp = False
     # Warns of in-place operations in checkpointed layers, of which there are none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-    return torch.compile(function)  # type: ignore[return-value]
+    return _with_fallback(function, torch.compile(function))
+
+
+def _with_fallback(function: F, fast: Callable[..., Any]) -> F:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Inside other compiled code it is not compiled by itself.
+        if torch.compiler.is_compiling() or _failed:
+            return function(*args, **kwargs)
+        try:
+            return fast(*args, **kwargs)
+        except _compiler_errors() as error:
+            # An error of the model's own comes again here, as itself.
+            result = function(*args, **kwargs)
+            _failed.append(error)
+            first = " ".join(str(error).split())
+            log.warning(
+                "compiling failed, so that nothing is compiled and an update takes half as long again; "
+                "training.compile=off does without the attempt (%s: %s)",
+                type(error).__name__,
+                printable(first, _SHOWN),
+            )
+            return result
+
+    return run  # type: ignore[return-value]
+
+
+# Why the compiler was given up, if it was.
+_failed: list[BaseException] = []
+
+
+@functools.cache
+def _compiler_errors() -> tuple[type[BaseException], ...]:
+    """What a failing compiler raises: torch's own, and those of the programs that it starts."""
+    import torch._inductor.exc as inductor
+
+    own = [getattr(inductor, name) for name in ("InductorError", "CppCompileError") if hasattr(inductor, name)]
+    return (torch._dynamo.exc.TorchDynamoException, subprocess.SubprocessError, *own)
 
 
 @functools.lru_cache

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import shutil
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import execution
 from model.execution import (
     ExecutionConfig,
     Keep,
     _warn_once,
     attention_backends,
     check_execution_config,
+    compiled,
     compiles,
     plan_keeping,
 )
@@ -174,6 +177,56 @@ def test_tokens_between_blocks_are_wide_unless_asked_for(variant):
 def test_compiled(claim):
     result = run("-m", "tests.run_compiled", claim)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_failing_compiler_is_done_without_and_it_is_said_once(tmp_path):
+    failing = {"CC": "/bin/false", "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    result = run("-m", "tests.run_compiled", "goes_on_without_a_compiler", **failing)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (line,) = result.stderr.splitlines()
+    assert "training.compile=off" in line and "compiling failed" in line
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A function that sets what compiled code does, in a process that has not given up on compilers."""
+    monkeypatch.setattr(execution, "_failed", [])
+    return lambda error: monkeypatch.setattr(torch, "compile", lambda _function: lambda *_: throw(error))
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch._dynamo.exc.InternalTorchDynamoError("a bug in the compiler\x1b[31m"),
+        torch._dynamo.exc.TorchRuntimeError("shapes that only the compiler finds odd"),
+        subprocess.CalledProcessError(1, ["gcc"]),
+    ],
+)
+def test_every_failure_of_a_compiler_leaves_plain_code(compiler, caplog, error):
+    compiler(error)
+    first, second = (compiled(function, ExecutionConfig(compile="on")) for function in (abs, str))
+    assert [first(-3), first(-4), second(5)] == [3, 4, "5"]
+    (record,) = caplog.records
+    assert "training.compile=off" in record.getMessage() and "\x1b" not in record.getMessage()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("device-side assert")])
+def test_other_errors_of_compiled_code_are_not_the_compilers(compiler, caplog, error):
+    compiler(error)
+    with pytest.raises(type(error), match=str(error)):
+        compiled(abs, ExecutionConfig(compile="on"))(-3)
+    assert not caplog.records
+
+
+def test_an_error_of_the_model_is_not_taken_for_the_compilers(compiler, caplog):
+    compiler(torch._dynamo.exc.TorchRuntimeError("shapes do not fit"))
+    with pytest.raises(ZeroDivisionError):
+        compiled(lambda: 1 / 0, ExecutionConfig(compile="on"))()
+    assert not caplog.records
 
 
 SHAPES = """

@@ -1,33 +1,60 @@
-"""Running a script's `main`: logging to stderr, and bad input told in one line."""
+"""Running a script's `main`: logging to stderr, and what a user can mend told in one line."""
 
 import argparse
 import errno
+import json
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from utils import launcher
 from utils.errors import InputError
 from utils.files import expand_path
+from utils.text import printable
+
+# Characters of a line on the terminal; longer ones lose their middle, since the advice stands at the end.
+_LONGEST = 2000
+# Seconds that processes get to die of SIGKILL before this one goes without them.
+_FAREWELL = 2.0
+
+
+class SafeFormatter(logging.Formatter):
+    """Records as bounded lines without characters that a terminal may act on; a traceback keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text."""
+        return "\n".join(printable(line, _LONGEST) for line in super().format(record).split("\n"))
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
     """Run an entry script's `main(argv)`; bad input ends in one line on stderr and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(SafeFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    code = 0
     try:
         main(sys.argv[1:])
     except OSError as error:
-        _fail(f"{error}{'; free some space and run again' if error.errno == errno.ENOSPC else ''}")
+        code = _fail(f"{error}{'; free some space and run again' if error.errno == errno.ENOSPC else ''}")
     except InputError as error:
-        _fail(str(error))
+        code = _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    _end_children(code)
+    if code:
+        sys.exit(code)
 
 
-def _fail(message: str) -> None:
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    sys.exit(f"{rank}error: {' '.join(message.split())}")
+def leave_at_once(message: str, code: int) -> NoReturn:
+    """End this process from any thread, whatever the others wait for, with one line."""
+    _say(message)
+    os._exit(code)
 
 
 def path_argument(text: str) -> Path:
@@ -38,3 +65,48 @@ def path_argument(text: str) -> Path:
         return expand_path(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _fail(message: str) -> int:
+    line = _say(f"error: {message}")
+    _tell_torchrun(line)
+    return 1
+
+
+def _say(message: str) -> str:
+    """Write one line to stderr; returns it."""
+    line = printable(f"{launcher.prefix()}{' '.join(message.split())}", _LONGEST)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    return line
+
+
+def _tell_torchrun(line: str) -> None:
+    """Have torchrun end its own report with `line`, instead of a word on tracebacks."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+        except OSError:
+            # The line has been said; torchrun's report is an extra.
+            return
+
+
+def _end_children(code: int) -> None:
+    """Kill the processes left: Python would wait for ever for one that hangs (a file system that is gone, say)."""
+    children = multiprocessing.active_children()
+    if not children:
+        return
+    if hasattr(signal, "SIGCHLD"):
+        # torch takes the death of a loader process for an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in children:
+        child.kill()
+    deadline = time.monotonic() + _FAREWELL
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+    if multiprocessing.active_children():
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)

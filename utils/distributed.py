@@ -15,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from utils.errors import InputError
+from utils.launcher import Place, read_place
+from utils.parallel import exit_with_parent
+
 T = TypeVar("T")
 
 # How long a barrier waits: for downloads and for writing to slow disks, not for ever.
@@ -51,14 +55,14 @@ class Process:
         is asked again and again, since one long wait would keep all other threads (the watch is one) from using it.
 
         Raises:
-            RuntimeError: names the ranks that did not come within half an hour.
+            TimeoutError: names the ranks that did not come within half an hour.
         """
         if self.store is None:
             return
         place = f"barrier/{next(self._barriers)}"
         self.store.set(f"{place}/{self.rank}", "")
         if missing := self._missing(place, _PATIENCE):
-            raise RuntimeError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
+            raise TimeoutError(f"{what}: ranks {missing} did not come within {_PATIENCE}")
 
     def leave(self) -> None:
         """Say goodbye; the main process goes last, since the store may live in it (with torchrun it does not)."""
@@ -118,20 +122,24 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     """Join the processes that torchrun started (NCCL with GPUs, gloo without), or be the only one.
 
     Inside another `process_group()` it is that one. A collective that waits longer than `timeout_minutes` for a rank
-    ends the process, so that a lost rank does not leave the others hanging.
+    ends the process, so that a lost rank does not leave the others hanging. Under torchrun a process also ends when
+    torchrun is gone.
+
+    Raises:
+        InputError: the launcher's environment variables contradict each other, or there are fewer GPUs than processes.
     """
     global _joined
     if _joined is not None:
         yield _joined
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    place = read_place()
+    device = _device(place)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        exit_with_parent("torchrun is gone: this process ends, too; start the run again")
+    if place.world_size == 1:
         yield Process(0, 0, 1, device)
         return
-    process = _joined = _join(local_rank, device, timedelta(minutes=timeout_minutes))
+    process = _joined = _join(place, device, timedelta(minutes=timeout_minutes))
     try:
         yield process
     finally:
@@ -140,16 +148,51 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
     process.leave()
 
 
-def _join(local_rank: int, device: torch.device, timeout: timedelta) -> Process:
-    """Meet the other processes at the address in torchrun's environment variables."""
-    shared, rank, world_size = next(rendezvous("env://", timeout=timeout))
+def describe_device(device: torch.device) -> str:
+    """The device for people: `cuda:0 NVIDIA H100 80GB HBM3` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def _device(place: Place) -> torch.device:
+    """The GPU of this process, made the current one, or the CPU where there is no GPU.
+
+    Raises:
+        InputError: this machine runs more processes than it has GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if place.local_rank >= gpus:
+        raise InputError(
+            f"LOCAL_RANK is {place.local_rank}, but {gpus} GPUs are visible here: start at most {gpus} processes a "
+            "machine (torchrun --nproc_per_node), or set CUDA_VISIBLE_DEVICES= to run on CPUs"
+        )
+    device = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(place: Place, device: torch.device, timeout: timedelta) -> Process:
+    """Meet the other processes at the address in torchrun's environment variables.
+
+    Raises:
+        OSError: nobody answers there, or the address is taken.
+    """
+    try:
+        shared, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise ConnectionError(f"the processes do not meet at {where}: {str(error).splitlines()[0]}") from error
     store = dist.PrefixStore(_agree_on_name(shared, rank, world_size, timeout), shared)
     # Naming the device binds NCCL to it; gloo takes none.
     bound = device if device.type == "cuda" else None
     dist.init_process_group(
         "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
     )
-    return Process(rank, local_rank, world_size, device, dist.PrefixStore("lvsm", store))
+    return Process(rank, place.local_rank, world_size, device, dist.PrefixStore("lvsm", store))
 
 
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
@@ -159,7 +202,7 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
     So everyone says hello with a word of its own, and the main process answers each word with the name.
 
     Raises:
-        RuntimeError: names the ranks that did not come within `timeout`.
+        TimeoutError: names the ranks that did not come within `timeout`.
     """
     if rank > 0:
         word = uuid.uuid4().hex
@@ -167,14 +210,14 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
         try:
             store.wait([f"name/{word}"], timeout)
         except RuntimeError as error:
-            raise RuntimeError(f"rank 0 did not come within {timeout}") from error
+            raise TimeoutError(f"rank 0 did not come within {timeout}") from error
         name = store.get(f"name/{word}").decode()
         store.set(f"{name}/here/{rank}", "")
         return name
     name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     while missing := [other for other in range(1, world_size) if not store.check([f"{name}/here/{other}"])]:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"ranks {missing} did not come within {timeout}")
+            raise TimeoutError(f"ranks {missing} did not come within {timeout}")
         for other in missing:
             # The word may still be that of a dead process; then the living one's is answered next time.
             if store.check([f"hello/{other}"]):

@@ -78,6 +78,11 @@ class Journal:
         self._failures += failures
         self._waited += waited
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no update has been added since the last line."""
+        return not self._steps
+
     def line(self, position: int, steps_left: int) -> dict[str, float]:
         """Averages and rates since the last line, the same on every rank; every rank calls it.
 

@@ -1,5 +1,6 @@
 """Helpers for pools of worker processes and for work in background threads."""
 
+import multiprocessing
 import os
 import threading
 import time
@@ -10,22 +11,40 @@ from queue import Full, Queue
 from types import TracebackType
 from typing import Any
 
+from utils.cli import leave_at_once
+from utils.launcher import read_place
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; where the system does not say, all of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 def cores_of_process() -> int:
-    """This process's share of the cores that the processes of its machine may use, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """This process's share of the cores that the processes of its machine may use, at least 1.
+
+    Raises:
+        InputError: the launcher's environment variables contradict each other.
+    """
+    return max(1, usable_cores() // read_place().local_world_size)
 
 
-def exit_with_parent() -> None:
-    """Make this worker end when its parent is gone; pass it to a pool as `initializer`.
+def exit_with_parent(last_words: str = "") -> None:
+    """Make this process end when its parent is gone; pass it to a pool as `initializer`.
 
     Without it, workers of a killed run go on with the queued work beside the restarted one, and then wait for ever.
     """
     parent = os.getppid()
+    # The process that started this one, also where a fork server is its parent; None in a program's main process.
+    starter = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (starter is None or starter.is_alive()):
             time.sleep(0.5)
+        if last_words:
+            leave_at_once(last_words, 1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

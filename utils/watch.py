@@ -9,6 +9,9 @@ from utils.distributed import Process
 
 log = logging.getLogger("lvsm")
 
+# What a process notes while it waits for its loader processes.
+WAITING_FOR_DATA = "waiting for data"
+
 
 class Watch:
     """Keeps what every process is doing in their common store; when nothing moves, the main process tells.
@@ -22,12 +25,12 @@ class Watch:
 
     def __init__(self, process: Process, stalled_after: float) -> None:
         self._process, self._limit = process, stalled_after
-        self._noted, self._told = time.monotonic(), False
+        self._noted, self._told, self._doing = time.monotonic(), False, "starting"
         self._over = threading.Event()
 
     def __enter__(self) -> "Watch":
         self.note("starting")
-        if self._process.store is not None and self._process.is_main:
+        if self._process.is_main:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -40,20 +43,25 @@ class Watch:
         """Say what this process does from now on."""
         if self._process.store is not None:
             self._process.store.set(f"doing/{self._process.rank}", doing)
-            self._noted, self._told = time.monotonic(), False
+        self._doing = doing
+        self._noted, self._told = time.monotonic(), False
 
     def _watch(self) -> None:
         while not self._over.wait(self._limit / 10):
             stalled = time.monotonic() - self._noted
             if stalled > self._limit and not self._told:
                 self._told = True
-                log.error("NO PROGRESS for %.0f seconds: %s", stalled, describe(self._read()))
+                log.error("NO PROGRESS for %.0f seconds: %s", stalled, self._describe())
 
-    def _read(self) -> list[str]:
+    def _describe(self) -> str:
         store, ranks = self._process.store, range(self._process.world_size)
-        assert store is not None
-        keys = [f"doing/{rank}" for rank in ranks]
-        return [store.get(key).decode() if store.check([key]) else "starting" for key in keys]
+        if store is None:
+            text = self._doing
+        else:
+            keys = [f"doing/{rank}" for rank in ranks]
+            text = describe([store.get(key).decode() if store.check([key]) else "starting" for key in keys])
+        hint = "; does the file system of the images answer?" if WAITING_FOR_DATA in text else ""
+        return f"{text}{hint}"
 
 
 def describe(doing: list[str]) -> str:
