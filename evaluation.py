@@ -95,8 +95,11 @@ class Renderer:
 
 def find_items(
     index_path: Path, list_path: Path, allow_missing: bool, allow_outside: bool = False
-) -> list[tuple[Path, Selection]]:
+) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
     """The scenes of an evaluation index with their views, in its order; the published index is fetched if missing.
+
+    Returns:
+        The scenes to evaluate, and why each of the others is left out.
 
     Raises:
         InputError: the index is missing, or a scene that it names, unless `allow_missing` leaves such scenes out.
@@ -113,7 +116,7 @@ def find_items(
         log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
     if not items:
         raise InputError(f"none of the scenes in {index_path} is in {list_path}")
-    return items
+    return items, missing
 
 
 def _some(missing: dict[str, str]) -> str:

@@ -84,20 +84,21 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     return Renderer(model, config.training, process.device), path
 
 
-def choose_items(config: Config, overridden: set[str]) -> list[tuple[Path, Selection]]:
-    """The scenes to evaluate with their views.
+def choose_items(config: Config, overridden: set[str]) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
+    """The scenes to evaluate with their views, and why others of the index are left out.
 
     Raises:
         InputError: the index, a scene it names or a list of cameras is missing or unusable, or an override contradicts
             the index.
     """
     index_path, list_path = Path(config.inference.view_idx_file_path), Path(config.training.dataset_path)
-    items = find_items(index_path, list_path, config.inference.allow_missing, config.training.allow_outside_images)
+    allowed = (config.inference.allow_missing, config.training.allow_outside_images)
+    items, missing = find_items(index_path, list_path, *allowed)
     for path, selection in items:
         check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
     for file in sorted(saved_cameras(config.inference, items)):
         read_cameras(file)
-    return items
+    return items, missing
 
 
 def saved_cameras(cfg: InferenceConfig, items: list[tuple[Path, Selection]]) -> set[Path]:
@@ -384,7 +385,7 @@ def describe_speed(shares: Sequence[Share]) -> dict[str, Any]:
 def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     """Evaluate every scene of the index that an interrupted run has not finished, then write the results of all."""
     start, out_dir, cfg = time.perf_counter(), Path(config.inference_out_dir), config.inference
-    items = process.broadcast(choose_items(config, overridden) if process.is_main else None)
+    items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     check_scene_folders(out_dir, [path.stem for path, _ in items])
     if process.is_main:
         remove_stale(out_dir)
@@ -403,18 +404,18 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     share = evaluate_share(config, renderer, metrics, run_id, left, process)
     process.barrier("evaluating")
     shares = process.gather(share)
-    missing = {name: reason for share in shares for name, reason in share.missing.items()}
+    missing |= {name: reason for share in shares for name, reason in share.missing.items()}
     finished |= {record.scene_name: record for share in shares for record in share.records}
     if not finished:
         raise InputError(f"none of the {len(items)} scenes can be read, one of them: {next(iter(missing.values()))}")
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
         speed = describe_speed(shares)
-        run = {**files, "scenes": len(items), "seconds": seconds, **speed, **describe_run(config, process)}
-        if missing:
-            log.warning("%d of %d scenes were left out, results.json says which", len(missing), len(items))
-            run["missing"] = missing
         records = [finished[path.stem] for path, _ in items if path.stem in finished]
+        run = {**files, "scenes": len(records), "seconds": seconds, **speed, **describe_run(config, process)}
+        if missing:
+            log.warning("%d scenes of the index were left out, results.json says which", len(missing))
+            run["missing"] = missing
         write_results(out_dir, records, run, cfg.generate_website)
     process.barrier("writing results")
 

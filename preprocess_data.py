@@ -212,10 +212,9 @@ def _keep(key: str, record: Any, out: Output, report: Report) -> None:
         report.lose(f"clip {key}", f"{path} was made of another clip of this name; delete it to have this one instead")
         return
     report.kept += 1
-    reason = f"lost in an earlier run; delete {path} to try again"
-    for frame, image in enumerate(scene.image_paths):
-        if image is None:
-            report.lose(f"clip {key}, frame {frame}", reason)
+    for frame in range(len(scene)):
+        if fault := scene.fault(frame):
+            report.lose(f"clip {key}, frame {frame}", f"{fault}; delete {path} to try again")
 
 
 def _is_same(scene: Scene, record: Any) -> bool:

@@ -189,7 +189,7 @@ def build_validation(
     cfg, tokenizer = config.training, config.model.image_tokenizer
     index_path, list_path = Path(cfg.validation_index), Path(cfg.validation_path)
     outside = cfg.allow_outside_images
-    items = process.broadcast(find_items(index_path, list_path, False, outside) if process.is_main else None)
+    items = process.broadcast(find_items(index_path, list_path, False, outside)[0] if process.is_main else None)
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     renderer = Renderer(model, cfg, process.device)
     metrics = build_metrics(["psnr", "ssim"], process.device, tokenizer.image_size)
@@ -279,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             trainer.run()
         finally:
-            trainer.tracker.close()
+            trainer.close()
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ class Trainer:
             if self.writer is not None:
                 self.writer.check_last()
 
+    def close(self) -> None:
+        """End what goes on beside training: a save in the background, and where numbers go."""
+        if self.writer is not None:
+            self.writer.join()
+        self.tracker.close()
+
     def _advance(self, bar: tqdm) -> bool:
         """One update and what belongs to it; returns whether all ranks agree to stop after it."""
         try:

@@ -64,9 +64,10 @@ class OneBatch:
     def __init__(self, batch: Batch) -> None:
         self.batch, self.position = batch, 0
 
-    def __next__(self) -> Batch:
-        self.position += len(self.batch.scenes)
-        return self.batch
+    def take(self, number: int) -> list[Batch]:
+        """The batches of one update."""
+        self.position += number * len(self.batch.scenes)
+        return [self.batch] * number
 
 
 def seeded_trainer(config: Config, process: Process) -> train.Trainer:
@@ -91,8 +92,8 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
 def bare_update(trainer: train.Trainer) -> None:
     """Forward, backward, clipping and AdamW, and nothing else."""
     cfg = trainer.cfg
-    for _ in range(cfg.grad_accum_steps):
-        batch = next(trainer.loader).to(trainer.process.device)
+    for waiting in trainer.loader.take(cfg.grad_accum_steps):
+        batch = waiting.to(trainer.process.device)
         inputs, targets = batch.split(cfg.num_input_views)
         with autocast(cfg, trainer.process.device):
             loss = trainer.loss(trainer._parallel(inputs, targets.cameras), targets.images)["loss"]

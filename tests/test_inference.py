@@ -366,10 +366,12 @@ def test_a_scene_that_cannot_be_read_costs_that_scene(place, content, caplog):
     (place / "scenes" / "images" / "scene1" / "00004.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"scene1.*inference\.allow_missing"):
         inference.main(command(place))
+    (place / "index.json").write_text(json.dumps(INDEX | {"ghost": INDEX["scene0"]}))
     with caplog.at_level("WARNING", "lvsm"):
         inference.main(command(place, "inference.allow_missing=true"))
     results = json.loads((place / "out" / "results.json").read_text())
-    assert list(results["scenes"]) == ["scene0", "scene2"] and list(results["provenance"]["missing"]) == ["scene1"]
+    assert list(results["scenes"]) == ["scene0", "scene2"] and results["provenance"]["scenes"] == 2
+    assert list(results["provenance"]["missing"]) == ["ghost", "scene1"]
     assert "scene1" in caplog.text and "00004.jpg" in (place / "out" / "index.html").read_text()
 
 
@@ -481,7 +483,7 @@ def test_copying_the_nearest_input_never_copies_the_target():
 
 
 def test_selections_are_plain(place):
-    items = inference.choose_items(load_config(command(place))[0], set())
+    items, _ = inference.choose_items(load_config(command(place))[0], set())
     assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]
 
 

@@ -185,7 +185,7 @@ def test_lost_frames_are_named_again_until_they_are_there(tmp_path):
     write_chunks(tmp_path, [make_clip("a", images=[jpeg(), jpeg()])])
     again = preprocess_with_losses(base, out)
     metadata = out / "train" / "metadata" / "a.json"
-    assert again == {"clip a, frame 1": f"lost in an earlier run; delete {metadata} to try again"}
+    assert again == {"clip a, frame 1": f"its image was lost in preprocessing; delete {metadata} to try again"}
     metadata.unlink()
     preprocess(base, out)
     assert not (out / "train" / "lost.json").exists() and None not in scene_of(out, "a").image_paths

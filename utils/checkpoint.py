@@ -234,10 +234,14 @@ class CheckpointWriter:
         Raises:
             OSError: it failed, and `on_full_disk` says to stop.
         """
+        self.join()
+        self._raise_error()
+
+    def join(self) -> None:
+        """Wait for a background save, whatever becomes of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._raise_error()
 
     def check_last(self) -> None:
         """Raises InputError if the newest checkpoint could not be written, though the run went on."""
