@@ -230,7 +230,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} is not a configuration: it is nested too deep") from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
     return content
 
@@ -295,7 +295,7 @@ def _nested(key: str, value: Any) -> Any:
 
 
 def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
-    """Raises InputError for the first key that `owner` (a dataclass) does not have."""
+    """Raises InputError for the first key that `owner` (a dataclass) does not have, or that has no value."""
     known = get_type_hints(owner)
     if not isinstance(given, dict):
         raise InputError(f"{prefix[:-1]} is a section (with {', '.join(known)}), not a value")
@@ -303,6 +303,8 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
         if key not in known:
             name = printable(f"{prefix}{key}", _REASON)
             raise InputError(f"unknown key {name}{_nearest(name)}")
+        if value == "???":
+            raise InputError(f"{prefix}{key} is '???', which stands for no value: give it one, or leave the key out")
         if dataclasses.is_dataclass(known[key]):
             _check_keys(value, known[key], f"{prefix}{key}.")
 

@@ -82,9 +82,11 @@ def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
     """
     # Hidden ones are no chunks: a Mac leaves `._NAME` beside every file that it copies.
     files, index_path = sorted(folder.glob("[!.]*.torch")), folder / "index.json"
-    if not files and not index_path.exists():
+    # A link that leads nowhere is meant to be an index, too.
+    has_index = index_path.exists() or index_path.is_symlink()
+    if not files and not has_index:
         raise InputError(f"no chunks (*.torch) in {folder}: --base_path must hold the folders train and test")
-    if not index_path.exists():
+    if not has_index:
         return dict.fromkeys(files)
     index = read_json(index_path, "chunk index")
     if not isinstance(index, dict):

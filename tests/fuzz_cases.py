@@ -248,10 +248,10 @@ class Case:
             values = (
                 NUMBERS | OTHERS | TEXTS | {"bomb": Bomb(self.canary()), "class": Case, "list in lists": _deep(300)}
             )
-            words = damage_tree(holder, self.rng, values)
             try:
+                words = damage_tree(holder, self.rng, values)
                 torch.save(holder[0], path)
-            except Exception:  # what cannot be stored cannot arrive
+            except Exception:  # what cannot be made or stored cannot arrive
                 return "nothing"
             return words
 

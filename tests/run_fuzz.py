@@ -165,6 +165,8 @@ class Runner:
             warnings.simplefilter("ignore")
             door = KINDS[kind](case)
             outcome, text = self._run(door, folder)
+        if kind == "finished evaluation" and outcome == "silent" and not self._has_sound_scores(folder):
+            outcome, text = "FAULT", "the scores are not those of a sound evaluation"
         seconds = round(time.perf_counter() - start, 2)
         shutil.rmtree(folder.parent)
         return {
@@ -177,6 +179,11 @@ class Runner:
             "text": text.replace(str(folder), "CASE"),
             "seconds": seconds,
         }
+
+    def _has_sound_scores(self, folder: Path) -> bool:
+        """Whether an evaluation of undamaged scenes has the scores that it had before its own files were damaged."""
+        before, after = (json.loads((root / "out" / "results.json").read_text()) for root in (self.pristine, folder))
+        return before["averages"] == after["averages"] and before["scenes"] == after["scenes"]
 
     def _prepare(self, folder: Path) -> None:
         """A copy of the sound inputs, with a file outside of the set and a false Ghostscript."""

@@ -234,6 +234,20 @@ def test_broken_metrics_of_a_scene_are_named(folders, content, message):
     assert "second/b/metrics.json" in str(caught.value)
 
 
+def test_metrics_of_a_scene_that_are_no_file_are_named(folders):
+    path = folders[1] / "b" / "metrics.json"
+    run = read_run(folders[1], "second")
+    path.unlink()
+    assert not read_scene(run, "b").per_view
+    path.symlink_to("nowhere")
+    with pytest.raises(InputError, match=re.escape("second/b/metrics.json")):
+        read_scene(run, "b")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=re.escape("second/b/metrics.json")):
+        read_scene(run, "b")
+
+
 def refusal(*arguments: object) -> str:
     with pytest.raises(InputError) as caught:
         inference.main([str(argument) for argument in arguments])

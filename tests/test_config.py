@@ -35,6 +35,13 @@ def test_defaults_are_the_published_values():
         assert getattr(default, key) == getattr(loaded, key), key
 
 
+@pytest.mark.parametrize("key", ["training.lr", "inference.metrics", "inference_out_dir"])
+def test_three_question_marks_are_no_value(key):
+    for content, overrides in ((_nested(key, "???"), {}), ({}, {key: "???"})):
+        with pytest.raises(InputError, match=re.escape(key)):
+            build_config(content, overrides)
+
+
 def test_spaces_around_equals_signs():
     tokens = "training.batch_size_per_gpu = 16 training.lr= 1e-4 training.warmup =7 training.train_steps=9".split()
     training = build_config({}, parse_overrides(tokens)).training
@@ -133,7 +140,13 @@ def test_sizes_of_the_other_variant_warn(caplog):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [1", "is not YAML"), ("- 1", "holds no keys"), (None, "configuration not found")],
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1", "holds no keys"),
+        ("", "holds no keys"),
+        ("# training: {}\n", "holds no keys"),
+        (None, "configuration not found"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, content, message):
     path = tmp_path / "c.yaml"

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import struct
@@ -221,6 +222,17 @@ def test_a_damaged_chunk_that_no_index_knows_is_named_itself(tmp_path):
     (base / "train" / CHUNKS[0]).write_bytes(b"")
     (base / "train" / "index.json").unlink()
     assert list(preprocess_with_losses(base, tmp_path / "out")) == [f"chunk {CHUNKS[0]}"]
+
+
+def test_an_index_that_leads_nowhere_is_named(tmp_path):
+    base = write_chunks(tmp_path, [make_clip("a")])
+    path = base / "train" / "index.json"
+    path.unlink()
+    for target in ("nowhere", path):
+        path.symlink_to(target)
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            preprocess(base, tmp_path / "out")
+        path.unlink()
 
 
 def test_a_chunk_that_the_index_promises_and_is_missing(tmp_path):

@@ -80,7 +80,7 @@ def read_scene(run: Run, name: str) -> SceneRecord:
     """
     folder = run.folder / name
     path, has_video = folder / "metrics.json", (folder / "rendered_video.mp4").is_file()
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return SceneRecord(name, name, _known(run.scenes[name]), [], [], has_video)
     content = read_json(path, "metrics of a scene")
     summary, per_view, context = parts_of_scene(content, path)
