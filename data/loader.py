@@ -4,6 +4,7 @@ import errno
 import functools
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from utils.parallel import usable_cores
 _ABANDONED: list[Any] = []
 # Seconds that a batch may take, unless the run says otherwise.
 _PATIENCE = 600.0
+# Seconds between two looks around while a batch is waited for. A signal may reach another thread than the one that
+# waits, which then hears of it only here.
+_LOOK_AROUND = 2.0
 # How torch tells of a loader process that died, wherever the main process is just then.
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) ([^.]*)")
 _TIMED_OUT = "DataLoader timed out after"
@@ -78,9 +82,9 @@ class TrainingLoader:
         position: int,
         patience: float = _PATIENCE,
     ) -> None:
-        self.position, self._per_step = position, batch_size * world_size
+        self.position, self._per_step, self._patience = position, batch_size * world_size, patience
         sampler = _SampleNumbers(position, batch_size, rank, world_size)
-        self._batches = _start(dataset, cfg, patience, batch_sampler=sampler, collate_fn=collate)
+        self._batches = _start(dataset, cfg, batch_sampler=sampler, collate_fn=collate)
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -89,7 +93,7 @@ class TrainingLoader:
             InputError: a scene cannot be used, wherever the loading process met it.
             OSError: a loader process died, or no batch came.
         """
-        batch = _next(self._batches)
+        batch = _next(self._batches, self._patience)
         say_once(batch.notes)
         self.position += self._per_step
         return batch
@@ -117,10 +121,10 @@ def evaluation_batches(
     A scene that cannot be read comes by itself, as what is wrong with it.
     """
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world_size))
-    batches = _start(share, cfg, patience, batch_size=batch_size, collate_fn=collate_by_shape)
+    batches = _start(share, cfg, batch_size=batch_size, collate_fn=collate_by_shape)
     try:
         while True:
-            for batch in _next(batches):
+            for batch in _next(batches, patience):
                 if isinstance(batch, Batch):
                     say_once(batch.notes)
                 yield batch
@@ -136,16 +140,14 @@ def say_once(notes: Mapping[str, str]) -> None:
             log.warning("%s (said once)", note)
 
 
-def _start(
-    dataset: Dataset[Any], cfg: LoaderConfig, patience: float, collate_fn: Callable[..., Any], **kwargs: Any
-) -> Iterator[Any]:
+def _start(dataset: Dataset[Any], cfg: LoaderConfig, collate_fn: Callable[..., Any], **kwargs: Any) -> Iterator[Any]:
     # More processes than cores only wait for one another.
     workers = min(cfg.num_workers, usable_cores())
     loader = DataLoader(
         dataset,
         num_workers=workers,
         prefetch_factor=cfg.prefetch_factor if workers else None,
-        timeout=patience if workers else 0,
+        timeout=_LOOK_AROUND if workers else 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=shield_worker,
         collate_fn=functools.partial(hand_over, collate_fn) if workers else collate_fn,
@@ -164,10 +166,10 @@ def _start(
         raise
 
 
-def _next(batches: Iterator[Any]) -> Any:
+def _next(batches: Iterator[Any], patience: float) -> Any:
     try:
         with failures_told():
-            return next(batches)
+            return _await(batches, patience)
     except StopIteration:
         raise
     except InputError as error:
@@ -178,12 +180,28 @@ def _next(batches: Iterator[Any]) -> Any:
         raise
 
 
+def _await(batches: Iterator[Any], patience: float) -> Any:
+    """The next batch; after a look around torch's iterator waits on for the same one."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if not str(error).startswith(_TIMED_OUT):
+                raise
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"no data has come for {patience:g} seconds: the loader processes hang, most likely in a file "
+                    "system that does not answer (training.distributed_timeout_minutes: how long to wait)"
+                ) from None
+
+
 @contextmanager
 def failures_told() -> Iterator[None]:
     """Have the failures of loader processes told in one line; to be entered around all that happens while they run.
 
     Raises:
-        OSError: a loader process died, which torch tells at any moment, or gave nothing for too long.
+        OSError: a loader process died, which torch tells at any moment.
     """
     try:
         yield
@@ -192,10 +210,5 @@ def failures_told() -> Iterator[None]:
             raise ChildProcessError(
                 f"loader process {died[1]} {died[2].strip()}: if the machine ran out of memory, lower "
                 "training.num_workers or training.prefetch_factor; training.num_workers=0 reads without such processes"
-            ) from None
-        if str(error).startswith(_TIMED_OUT):
-            raise TimeoutError(
-                f"no data has come for {str(error).removeprefix(_TIMED_OUT).strip()}: the loader processes hang, most "
-                "likely in a file system that does not answer (training.distributed_timeout_minutes: how long to wait)"
             ) from None
         raise
