@@ -29,7 +29,7 @@ from trainer import Trainer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
 from utils.distributed import Process, describe_device, process_group
-from utils.errors import InputError
+from utils.errors import InputError, MisfitError
 from utils.files import append_json_line, write_text
 from utils.hub import is_hub_address
 from utils.interruption import Interruption
@@ -57,13 +57,17 @@ class Start:
 def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch.optim.AdamW) -> Start:
     """Load what training goes on from.
 
-    The run folder's newest readable checkpoint comes first, then `resume_ckpt` (with `reset_training_state`, its
-    weights alone).
+    The newest checkpoint of the run folder that can be used comes first, then `resume_ckpt` (with
+    `reset_training_state`, its weights alone).
 
     Raises:
-        InputError: checkpoints that are unreadable, of another model, or without training state though it is needed.
+        InputError: checkpoints that are broken, of another model, or without training state though it is needed.
     """
-    found = newest_readable(Path(cfg.checkpoint_dir)) if process.is_main else None
+
+    def load_own(content: dict[str, Any], path: Path) -> None:
+        load_weights(model, content, path, True)
+
+    found = newest_readable(Path(cfg.checkpoint_dir), load_own) if process.is_main else None
     own = process.broadcast(found and found[0])
     if own is None and not cfg.resume_ckpt:
         return Start()
@@ -71,7 +75,8 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
         log.warning("reset_training_state has no effect: this run has begun, %s goes on", cfg.checkpoint_dir)
     path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     content = found[1] if found else read_checkpoint(path)
-    load_weights(model, content, path, own is not None)
+    if found is None:
+        load_weights(model, content, path, own is not None)
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()
@@ -86,14 +91,14 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
 
 
 def load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:
-    """Load a checkpoint's weights; where it is the run folder's `own`, the error tells of the folder, too."""
+    """Load a checkpoint's weights; where the run folder's `own` are of another model, the error tells of the folder."""
     try:
         load_published(model, state["model"], path)
-    except InputError as error:
+    except MisfitError as error:
         if not own:
             raise
         hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
-        raise InputError(f"{error}; {hint}") from None
+        raise MisfitError(f"{error}; {hint}") from None
 
 
 def say_where(cfg: TrainingConfig, process: Process, state: TrainingState, path: Path) -> None:

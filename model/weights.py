@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from model.lvsm import LVSM, EncoderDecoder
-from utils.errors import InputError
+from utils.errors import InputError, MisfitError
 from utils.tensors import plain_fault, tensor_fault
 from utils.text import printable, shown
 
@@ -87,8 +87,9 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
         source: where the weights come from, for error messages.
 
     Raises:
-        InputError: names the tensor that is not plain, finite numbers; the sizes that differ, with both numbers; where
-            they agree, the keys that are missing, unknown or of the wrong shape. The model is unchanged.
+        InputError: names the tensor that is not plain, finite numbers. The model is unchanged.
+        MisfitError: names the sizes that differ, with both numbers; where they agree, the keys that are missing,
+            unknown or of the wrong shape. The model is unchanged.
     """
     given = _without_wrappers(state, source)
     own = published_state(model)
@@ -97,7 +98,7 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
             raise InputError(f"{source}: {name} {fault}")
     problems = _disagreements(own, given) or _mismatches(own, given)
     if problems:
-        raise InputError(f"{source} does not fit this model: {'; '.join(problems)}")
+        raise MisfitError(f"{source} does not fit this model: {'; '.join(problems)}")
     for name, value in given.items():
         # As the model will have them, since a number may fit into the file's type alone.
         if fault := tensor_fault(value.to(own[name].dtype)):

@@ -23,7 +23,7 @@ import torch
 
 import train
 from model.weights import load_published, published_state
-from tests.helpers import small_model, write_toy_set
+from tests.helpers import run, small_model, write_toy_set
 from tests.test_train import build, command
 from utils.checkpoint import checkpoint_name, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.errors import InputError
@@ -277,6 +277,23 @@ def test_state_dicts_are_checkpoints_of_weights_alone(tmp_path, content):
 def test_what_holds_no_weights_is_named(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
     assert "not a checkpoint" in refusal(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["model", "state_dict"])
+@pytest.mark.parametrize(("value", "kind"), [(3, "3"), ([1], "list"), (None, "None"), (torch.ones(2), "Tensor")])
+def test_what_stands_in_the_place_of_weights_is_named(tmp_path, name, value, kind):
+    torch.save({name: value, "step": 1}, tmp_path / "x.pt")
+    assert f'its "{name}" is not a state dict but {kind}' in refusal(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_torch_says_nothing_beside_the_error(tmp_path):
+    torch.save({"model": {"a": torch.eye(3).to_sparse_csr(), "b": torch.eye(3).to_sparse()}}, tmp_path / "x.pt")
+    # Torch warns once a process.
+    code = (
+        f"from pathlib import Path; from utils.checkpoint import *; read_checkpoint(Path({str(tmp_path / 'x.pt')!r}))"
+    )
+    assert run("-c", code).stderr == ""
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
@@ -651,6 +668,25 @@ def test_sound_random_states_are_accepted_at_any_moment():
 def test_training_does_not_go_on_from_a_broken_state(scenes, run_folder, change, said):
     assert said in resume(scenes, run_folder, change)
     assert [path.name for path in run_folder.glob("*.pt")] == [checkpoint_name(2)]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_an_older_checkpoint_is_taken_for_one_with_broken_weights(scenes, run_folder, value, caplog):
+    newest, older = run_folder / checkpoint_name(2), run_folder / checkpoint_name(1)
+    shutil.copy(newest, older)
+    state = torch.load(newest, weights_only=True)
+    state["model"]["transformer_blocks.0.norm1.weight"].fill_(value)
+    torch.save(state, newest)
+    train.main(command(scenes, run_folder, "training.train_steps=3"))
+    assert f"SKIPPED {newest}: transformer_blocks.0.norm1.weight" in caplog.text
+    assert caplog.text.count("taking the checkpoint before it") == 1 and "of another model" not in caplog.text
+
+
+def test_only_weights_of_other_sizes_are_of_another_model(scenes, run_folder):
+    def break_weights(state):
+        state["model"]["transformer_blocks.0.norm1.weight"].fill_(math.nan)
+
+    assert "another model" not in resume(scenes, run_folder, break_weights)
 
 
 def test_a_run_that_diverged_keeps_its_checkpoints(scenes, tmp_path):

@@ -421,17 +421,21 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(scenes, tmp_path, caplo
     assert caplog.text.count("; taking the checkpoint before it") == 1
     (folder / checkpoint_name(1)).write_bytes(b"")
     caplog.clear()
-    with pytest.raises(InputError, match="none of the 2 checkpoints .* can be read"):
+    with pytest.raises(InputError, match="none of the 2 checkpoints .* can be used"):
         train.main(command(scenes, folder))
     assert caplog.text.count("SKIPPED") == 2 and caplog.text.count("; taking the checkpoint before it") == 1
     assert newest_readable(tmp_path / "empty") is None
 
 
 def test_old_checkpoints_go_and_every_nth_stays(tmp_path):
+    copies = ["ckpt_1.pt", "ckpt_00000000000000002.pt", "ckpt_٣.pt", "ckpt_best.pt", "mine.pt"]
+    for name in copies:
+        (tmp_path / name).write_bytes(b"a person's")
     writer = CheckpointWriter(CheckpointConfig(str(tmp_path), keep_last=2, keep_every=4))
     for step in range(1, 11):
         writer.save(step, {"model": {}})
-    assert [checkpoint.checkpoint_step(p) for p in numbered_checkpoints(tmp_path)] == [4, 8, 9, 10]
+    kept = {checkpoint_name(step) for step in (4, 8, 9, 10)}
+    assert {path.name for path in tmp_path.iterdir()} == kept | set(copies)
 
 
 def test_a_background_save_holds_the_state_of_its_moment(tmp_path):

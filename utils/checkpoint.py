@@ -3,14 +3,14 @@
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, MisfitError
 from utils.fields import bounded, file_path
 from utils.files import atomic_path, remove_stale
 from utils.hub import fetch_from_hub, is_hub_address
@@ -22,6 +22,8 @@ log = logging.getLogger("lvsm")
 
 _NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 _SUFFIXES = (".pt", ".safetensors")
+# Under which of its names a checkpoint holds weights.
+_WEIGHTS_NAMES = ("model", "state_dict")
 # Names that a message lists.
 _SHOWN = 4
 # Beyond what any run counts.
@@ -96,21 +98,34 @@ def find_checkpoint(named: str | Path, key: str) -> Path:
     return found[-1]
 
 
-def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run folder that can be read, with its content; None if the folder holds none at all.
+def newest_readable(
+    folder: Path, load: Callable[[dict[str, Any], Path], None] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run folder that can be used, with its content; None if the folder holds none at all.
+
+    Args:
+        load: takes the weights of a checkpoint's content, and raises InputError if they are broken.
 
     Raises:
-        InputError: there are checkpoints and none can be read. Starting over would lose the run.
+        MisfitError: the newest sound one is of another model.
+        InputError: there are checkpoints and none can be used. Starting over would lose the run.
     """
     found = numbered_checkpoints(folder)
+    faults = []
     for path in reversed(found):
         try:
-            return path, read_checkpoint(path)
+            content = read_checkpoint(path)
+            if load is not None:
+                load(content, path)
+            return path, content
+        except MisfitError:
+            raise
         except InputError as error:
             log.error("SKIPPED %s%s", error, "" if path is found[0] else "; taking the checkpoint before it")
+            faults.append(error)
     if found:
         raise InputError(
-            f"none of the {len(found)} checkpoints in {folder} can be read: "
+            f"none of the {len(found)} checkpoints in {folder} can be used (the newest: {faults[0]}): "
             "bring one back, or move them away to start over"
         )
     return None
@@ -134,16 +149,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint cannot be read: {named}: {reason}") from None
     state = _with_model(content)
     if state is None:
-        held = ", ".join(map(shown, list(content)[:4])) if isinstance(content, dict) else shown(content)
-        raise InputError(f'not a checkpoint: {named}: it holds no "model" but {held or "nothing"}')
+        raise InputError(f"not a checkpoint: {named}: {_held_instead(content)}: name a file of weights")
     return state
+
+
+def _held_instead(content: object) -> str:
+    """What stands in the place of a checkpoint's weights."""
+    if not isinstance(content, dict):
+        return f'it holds no "model" but {shown(content)}'
+    for name in _WEIGHTS_NAMES:
+        if name in content:
+            return f'its "{name}" is not a state dict but {shown(content[name])}'
+    held = ", ".join(map(shown, list(content)[:_SHOWN]))
+    return f'it holds no "model" but {held or "nothing"}'
 
 
 def _with_model(content: object) -> dict[str, Any] | None:
     """A checkpoint with its weights under "model"; None if there are none."""
     if not isinstance(content, dict):
         return None
-    for name in ("model", "state_dict"):
+    for name in _WEIGHTS_NAMES:
         if isinstance(content.get(name), Mapping):
             return {**content, "model": content[name]}
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -269,7 +294,11 @@ class CheckpointWriter:
     def _prune(self) -> None:
         if not self.cfg.keep_last:
             return
-        for path in numbered_checkpoints(self.folder)[: -self.cfg.keep_last]:
+        # A person's copy, such as ckpt_1.pt, is not this program's to remove.
+        own = [
+            path for path in numbered_checkpoints(self.folder) if path.name == checkpoint_name(checkpoint_step(path))
+        ]
+        for path in own[: -self.cfg.keep_last]:
             if not self.cfg.keep_every or checkpoint_step(path) % self.cfg.keep_every:
                 path.unlink()
 

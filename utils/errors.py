@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the culprit and says what to do. Entry scripts print it without a
     traceback and exit with a non-zero code; every other exception keeps its traceback.
     """
+
+
+class MisfitError(InputError):
+    """Sound weights of another model: names or sizes differ."""

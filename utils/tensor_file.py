@@ -1,6 +1,7 @@
 """Files of tensors (`torch.save`, safetensors): read without executing anything, each fault told apart."""
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def read_tensors(path: Path) -> Any:
     if archive:
         _check_archive(path)
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            # Of kinds of tensors that torch is not done with; whoever cannot use them says so.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, weights_only=True, map_location="cpu", mmap=archive)
     except Exception as error:  # what is damaged fails in as many ways as there are bytes in it
         raise TensorFileError(_reason(error)) from None
