@@ -432,7 +432,8 @@ def _write_list(root: Path) -> None:
 
 def _say(report: Report, out: Output) -> None:
     """Print the outcome; write what was lost to a file, and exit with 1 if anything was."""
-    print(f"{report.written} clips written, {report.kept} already there: {out.root / 'full_list.txt'}")
+    where = printable(str(out.root / "full_list.txt"))
+    print(f"{report.written} clips written, {report.kept} already there: {where}")
     lost_path = out.root / "lost.json"
     if not report.lost:
         lost_path.unlink(missing_ok=True)
@@ -440,7 +441,7 @@ def _say(report: Report, out: Output) -> None:
     lost = dict(sorted(report.lost.items()))
     write_json(lost_path, lost)
     for name, reason in list(lost.items())[:_SHOWN]:
-        print(f"lost: {name}: {reason}", file=sys.stderr)
+        print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
     raise InputError(f"{len(report.lost)} clips or frames were lost; {lost_path} names them all")
 
 

@@ -29,6 +29,7 @@ from utils.cli import path_argument
 from utils.files import write_json
 from utils.provenance import provenance
 from utils.random_state import seed_everything
+from utils.text import printable
 
 REPEATS = 3
 
@@ -164,7 +165,8 @@ def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
     table = [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip(), flush=True)
+        row = "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        print(printable(row.rstrip()), flush=True)
     about = {"device": device_name(), **provenance()}
     print(f"({about['device']}, torch {torch.__version__})", flush=True)
     if path is not None:

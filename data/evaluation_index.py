@@ -53,27 +53,38 @@ def read_evaluation_index(path: Path) -> dict[str, Selection]:
     """
     record = read_json(path, "evaluation index (inference.view_idx_file_path)")
     if not isinstance(record, dict):
-        raise InputError(f"{path} is not an evaluation index: no object at the top")
+        raise InputError(f"{printable(str(path))} is not an evaluation index: no object at the top")
     selections = {key: _selection(entry, key, path) for key, entry in record.items() if entry is not None}
     if not selections:
-        raise InputError(f"{path} names no scene to evaluate")
+        raise InputError(f"{printable(str(path))} names no scene to evaluate")
     return selections
 
 
 def _selection(entry: Any, key: str, path: Path) -> Selection:
     where = f"{printable(str(path))}: scene {shown(key)}"
-    fields = entry if isinstance(entry, dict) else {}
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: context and target must be lists of frame numbers, but it is {shown(entry)}")
     for name in ("context", "target"):
-        frames = fields.get(name)
-        if not isinstance(frames, list) or not frames or not all(type(f) is int and f >= 0 for f in frames):
-            raise InputError(f"{where}: context and target must be lists of frame numbers")
+        frames = entry.get(name)
+        fault = _frames_fault(frames)
+        if fault:
+            raise InputError(f"{where}: context and target must be lists of frame numbers, but {name} {fault}")
         if len(set(frames)) < len(frames):
             twice = next(frame for n, frame in enumerate(frames) if frame in frames[:n])
             raise InputError(f"{where}: frame {shown(twice)} stands twice in {name}")
-    context, target = fields["context"], fields["target"]
+    context, target = entry["context"], entry["target"]
     if len(context) == 1 and context[0] in target:
         raise InputError(f"{where}: frame {shown(context[0])} is a target and the only context frame")
     return Selection(context, target)
+
+
+def _frames_fault(frames: Any) -> str | None:
+    """Why `frames` is not a list of frame numbers."""
+    if not isinstance(frames, list):
+        return f"is {shown(frames)}"
+    if not frames:
+        return "is empty"
+    return next((f"holds {shown(frame)}" for frame in frames if type(frame) is not int or frame < 0), None)
 
 
 def match_scenes(

@@ -35,6 +35,7 @@ from utils.cli import path_argument
 from utils.errors import InputError
 from utils.files import atomic_path, write_json
 from utils.parallel import exit_with_parent, usable_cores
+from utils.text import printable
 
 __all__ = [
     "Clip",
@@ -329,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_re10k(**vars(_parse(argv)))
     except (InputError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{printable(f'error: {error}')}\n")
         return 2
     return 0
 

@@ -1,6 +1,7 @@
 import argparse
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,38 @@ def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     with pytest.raises(OSError, match="regular"):
         read_bytes(tmp_path / "link", 100)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+def test_only_regular_files_are_replaced(tmp_path, monkeypatch, kind, linked):
+    monkeypatch.chdir(tmp_path)  # the address of a socket is short
+    there = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(there)
+    elif kind == "folder":
+        there.mkdir()
+    else:
+        socket.socket(socket.AF_UNIX).bind(kind)
+    before, path = there.lstat(), there
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to(there)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(OSError, match=str(path)):
+        write_json(path, 1)
+    assert os.path.samestat(there.lstat(), before) and path.is_symlink() == linked
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("target", ["file", "nothing", "link"])
+def test_links_to_files_or_nowhere_are_replaced_themselves(tmp_path, target):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    write_json(tmp_path / "link", 1)
+    assert not (tmp_path / "link").is_symlink() and read_json(tmp_path / "link", "file") == 1
+    assert (tmp_path / "file").read_text() == "old"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

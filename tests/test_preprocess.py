@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import preprocess_data
+from data import synthetic
 from data.scene import read_scene, read_scene_list
 from data.transforms import read_image
 from tests.chunks import (
@@ -322,6 +323,15 @@ def test_a_second_run_writes_nothing_again(tmp_path, capsys):
     assert len(before) == 6 * (3 + 1) and states(out) == before
     assert (out / "train" / "full_list.txt").read_text() == listed
     assert capsys.readouterr().out.startswith("0 clips written, 6 already there: ")
+
+
+def test_folders_of_odd_names_are_told_in_one_printable_line(tmp_path, capsys):
+    out = tmp_path / "out\nin\u2028two\x1b[31m"
+    preprocess(write_chunks(tmp_path, [make_clip("a", 2)]), out)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.rstrip("\n").isprintable() and r"out\nin\u2028two\x1b[31m" in said
+    assert synthetic.main(["--output_dir", str(out), "--frames", "\u2028"]) == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
 
 
 def test_a_deleted_metadata_file_brings_back_that_clip_alone(tmp_path):

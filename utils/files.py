@@ -122,9 +122,13 @@ def is_inside(path: Path, folder: Path) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
 
+    A link at `path` is replaced itself.
+
     Raises:
-        OSError: whatever the file system refuses (no space, no permission), after the temporary is gone.
+        OSError: something else than a file stands at `path`, which is left alone; or whatever the file system refuses
+            (no space, no permission), after the temporary is gone.
     """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since libraries choose the file format by it; two writers do not meet.
     temporary = temporary_path(path)
@@ -137,6 +141,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises OSError for a device, a pipe, a socket or a folder, or a link to one, which no file may replace."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # nothing is there, or nothing can be written there, as writing will tell
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(path))
 
 
 def temporary_path(path: Path) -> Path:
