@@ -32,11 +32,10 @@ from data.scene import Scene, read_scene, write_scene
 from data.torch_file import DamagedError, TorchFile
 from data.transforms import IMAGE_ERRORS, open_image, to_rgb
 from utils.camera_check import camera_faults
-from utils.cli import run_main
+from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.files import (
     errors_name,
-    expand_path,
     is_inside,
     is_plain_name,
     remove_stale,
@@ -463,8 +462,10 @@ def _stopped_by_sigterm() -> Iterator[None]:
 def main(argv: Sequence[str]) -> None:
     """Parse arguments, process one split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base_path", required=True, help="folder with train/ and test/ chunk folders")
-    parser.add_argument("--output_dir", required=True, help="scenes go to OUTPUT_DIR/MODE")
+    parser.add_argument(
+        "--base_path", type=path_argument, required=True, help="folder with train/ and test/ chunk folders"
+    )
+    parser.add_argument("--output_dir", type=path_argument, required=True, help="scenes go to OUTPUT_DIR/MODE")
     parser.add_argument("--mode", choices=["train", "test"], required=True, help="which split")
     parser.add_argument("--num_processes", type=int, help="default: all cores")
     parser.add_argument(
@@ -477,8 +478,8 @@ def main(argv: Sequence[str]) -> None:
     processes = cores_of_process() if arguments.num_processes is None else arguments.num_processes
     if processes < 1:
         raise InputError(f"--num_processes is {processes}; at least 1 is needed")
-    chunks = chunk_files(expand_path(arguments.base_path) / arguments.mode)
-    out = Output(expand_path(arguments.output_dir) / arguments.mode, arguments.image_format)
+    chunks = chunk_files(arguments.base_path / arguments.mode)
+    out = Output(arguments.output_dir / arguments.mode, arguments.image_format)
     with _stopped_by_sigterm(), only_writer(out.root, "--output_dir"):
         _say(preprocess(chunks, out, processes), out)
 

@@ -335,12 +335,14 @@ def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
 def _check_values(config: Config) -> None:
     training = config.training
     check_ranges(config)
-    for key, folder in (
+    for key, path in (
+        ("training.dataset_path", training.dataset_path),
         ("training.checkpoint_dir", training.checkpoint_dir),
+        ("inference.view_idx_file_path", config.inference.view_idx_file_path),
         ("inference_out_dir", config.inference_out_dir),
     ):
-        if not folder.strip():
-            raise InputError(f"{key} is empty: name a folder")
+        if not path.strip():
+            raise InputError(f"{key} is empty: name a file or folder")
     if config.inference.compute_metrics and not config.inference.metrics:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
     check_model_config(config.model)

@@ -86,6 +86,8 @@ class Trainer:
         self.model.train()
         # None: silent unless a person is watching.
         silent = None if self.process.is_main else True
+        if self.step >= self.cfg.train_steps and self.process.is_main:
+            log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.cfg.train_steps)
         bar = tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent)
         with failures_told(), self.interruption, self.watch, bar:
             stop = False

@@ -306,6 +306,7 @@ def test_a_run_whose_data_hangs_ends_on_a_signal(scenes, tmp_path, kind, number,
 
 def test_ranks_end_when_torchrun_is_killed(scenes, tmp_path):
     process = stalled("train", tmp_path, *place_of(scenes, tmp_path), processes=2)
+    group = [process.pid]
     try:
         wait_for(lambda: len(hung(tmp_path)) == 2 or process.poll() is not None, LONG)
         group = processes_of(process.pid)
@@ -314,13 +315,16 @@ def test_ranks_end_when_torchrun_is_killed(scenes, tmp_path):
         wait_for(lambda: not any(map(is_alive, group)), LONG)
         assert "torchrun is gone" in process.communicate(timeout=LONG)[1]
     finally:
-        os.killpg(process.pid, signal.SIGKILL) if any(map(is_alive, processes_of(process.pid))) else None
+        for pid in filter(is_alive, group):
+            os.kill(pid, signal.SIGKILL)
 
 
-def processes_of(session):
-    """Process ids of a session."""
-    found = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in found]
+def processes_of(launcher):
+    """Process ids of a launcher and of all that it started, directly or not."""
+    found = [launcher]
+    for parent in found:
+        found += map(int, subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout.split())
+    return found
 
 
 def test_several_ranks_whose_data_hangs_end_on_a_signal(scenes, tmp_path):

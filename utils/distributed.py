@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from utils.errors import InputError
 from utils.launcher import Place, read_place
 from utils.parallel import exit_with_parent
+from utils.text import printable
 
 T = TypeVar("T")
 
@@ -141,11 +142,32 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Process]:
         return
     process = _joined = _join(place, device, timedelta(minutes=timeout_minutes))
     try:
-        yield process
+        with _lost_processes_told():
+            yield process
     finally:
         _joined = None
         dist.destroy_process_group()
     process.leave()
+
+
+@contextmanager
+def _lost_processes_told() -> Iterator[None]:
+    """Have the loss of another process, or of the store, told in one line.
+
+    Raises:
+        ConnectionError: a process is gone, or did not come to a collective.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no type of their own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = printable(str(error).splitlines()[0], 200)
+        raise ConnectionError(
+            f"another process of this run is gone or hangs: look for its own words above, then start the run again; "
+            f"the last checkpoint counts ({reason})"
+        ) from None
 
 
 def describe_device(device: torch.device) -> str:

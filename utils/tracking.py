@@ -18,6 +18,9 @@ from utils.files import open_to_append, write_text
 
 log = logging.getLogger("lvsm")
 
+# Seconds for which wandb may try to reach its server at the start.
+_PATIENCE = 30
+
 
 class Tracker:
     """Writes numbers to `folder/metrics.jsonl` and to wandb; on ranks other than the main one, nowhere.
@@ -76,13 +79,17 @@ def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any]
     try:
         import wandb
 
+        log.info("wandb: connecting, for %d seconds at most; WANDB_MODE=offline or disabled does without", _PATIENCE)
         if key:
             os.environ["WANDB_API_KEY"] = key
         note = folder / "wandb_run_id"
         if not note.exists():
             write_text(note, uuid.uuid4().hex[:8])
         run_id = note.read_text(encoding="utf-8")
-        return wandb.init(project=project, name=name, dir=str(folder), config=config, id=run_id, resume="allow")
+        settings = wandb.Settings(init_timeout=_PATIENCE)
+        return wandb.init(
+            project=project, name=name, dir=str(folder), config=config, id=run_id, resume="allow", settings=settings
+        )
     except Exception as error:  # wandb raises many kinds; none of them is a reason not to train
         log.warning("wandb is off: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
         return None

@@ -5,12 +5,16 @@ import threading
 import time
 from types import TracebackType
 
+from utils.cli import leave_at_once
 from utils.distributed import Process
 
 log = logging.getLogger("lvsm")
 
 # What a process notes while it waits for its loader processes.
 WAITING_FOR_DATA = "waiting for data"
+# Limits without a new note after which a wait for data is ended, if nothing else has ended it: torch's wait for a batch
+# has an end, but not what it reads of it from a loader process that was stopped meanwhile.
+_PATIENCE = 3
 
 
 class Watch:
@@ -20,7 +24,8 @@ class Watch:
     Notes are taken, and watched, inside `with watch:`.
 
     Args:
-        stalled_after: seconds without a new note after which the main process says where all stand.
+        stalled_after: seconds without a new note after which the main process says where all stand; if it waits for
+            data itself, three times as many end it.
     """
 
     def __init__(self, process: Process, stalled_after: float) -> None:
@@ -52,6 +57,12 @@ class Watch:
             if stalled > self._limit and not self._told:
                 self._told = True
                 log.error("NO PROGRESS for %.0f seconds: %s", stalled, self._describe())
+            if stalled > _PATIENCE * self._limit and WAITING_FOR_DATA in self._doing:
+                leave_at_once(
+                    f"error: no data has come for {stalled:.0f} seconds, the loader processes hang: ended; the last "
+                    "checkpoint counts (training.distributed_timeout_minutes: how long to wait)",
+                    1,
+                )
 
     def _describe(self) -> str:
         store, ranks = self._process.store, range(self._process.world_size)
