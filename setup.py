@@ -228,7 +228,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise
     except RecursionError:
         raise InputError(f"{path} is not a configuration: it is nested too deep") from None
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except OSError as error:
+        raise InputError(f"configuration cannot be read: {path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")

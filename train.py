@@ -231,7 +231,7 @@ def with_accumulation(config: Config, world_size: int) -> Config:
     if rest:
         raise InputError(
             f"training.total_batch_size={cfg.total_batch_size} is no multiple of batch_size_per_gpu x processes "
-            f"({cfg.batch_size_per_gpu} x {world_size}): make it one of {cfg.batch_size_per_gpu * world_size}"
+            f"({cfg.batch_size_per_gpu} x {world_size}): make it a multiple of {cfg.batch_size_per_gpu * world_size}"
         )
     return dataclasses.replace(config, training=dataclasses.replace(cfg, grad_accum_steps=steps))
 

@@ -281,9 +281,12 @@ def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
     assert config.training.checkpoint_dir == "/some where/run" and config.training.wandb_exp_name == "$PLACE"
 
 
-@pytest.mark.parametrize("key", ["training.checkpoint_dir", "inference_out_dir"])
+@pytest.mark.parametrize(
+    "key",
+    ["training.checkpoint_dir", "training.dataset_path", "inference.view_idx_file_path", "inference_out_dir"],
+)
 @pytest.mark.parametrize("text", ["", "  "])
-def test_an_empty_folder_is_refused(key, text):
+def test_an_empty_path_is_refused(key, text):
     with pytest.raises(InputError, match=f"{key} is empty"):
         build_config({}, {key: text})
 

@@ -107,7 +107,7 @@ def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
     [
         (
             "training.batch_size_per_gpu=3",
-            r"total_batch_size=8 is no multiple of batch_size_per_gpu x processes \(3 x 1\): make it one of 3",
+            r"total_batch_size=8 is no multiple of batch_size_per_gpu x processes \(3 x 1\): make it a multiple of 3",
         ),
         ("training.grad_accum_steps=2", "training.grad_accum_steps follows from training.total_batch_size"),
     ],
