@@ -19,7 +19,7 @@ from utils.camera import Cameras, Normalization, Views, pose_normalization
 from utils.camera_check import camera_faults
 from utils.errors import InputError
 from utils.fields import bounded, file_path
-from utils.text import shown
+from utils.text import printable, shown
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 IMAGE_RESIZES = ("exact", "fast")
@@ -214,6 +214,7 @@ class ViewLoader:
         read = [self._read(scene, int(frame), notes) for frame in frames]
         images, crops, sizes = zip(*read, strict=True)
         _check_cameras(scene, frames, sizes)
+        _check_sizes(scene, frames, sizes)
         if len({image.shape for image in images}) > 1:
             raise InputError(f"scene {scene.name}: frames of different sizes cannot be views of one sample")
         intrinsics = [crop.intrinsics(scene.fxfycxcy[frame]) for crop, frame in zip(crops, frames, strict=True)]
@@ -247,6 +248,21 @@ def _check_cameras(scene: Scene, frames: np.ndarray, sizes: Sequence[tuple[int, 
     for position, fault in faults.items():
         width, height = sizes[position]
         raise InputError(f"scene {scene.name}, frame {frames[position]}, of {width}x{height} pixels: {fault}")
+
+
+def _check_sizes(scene: Scene, frames: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises InputError for two images of different sizes with the same intrinsics, which are wrong for one of them."""
+    if len(set(sizes)) == 1:
+        return
+    seen: dict[tuple[float, ...], int] = {}
+    for position, frame in enumerate(frames):
+        other = seen.setdefault(tuple(scene.fxfycxcy[frame]), position)
+        if sizes[other] != sizes[position]:
+            first, second = (f"frame {frames[n]} ({sizes[n][0]}x{sizes[n][1]} pixels)" for n in (other, position))
+            raise InputError(
+                f"scene {scene.name}: {first} and {second} have the same fxfycxcy, which is wrong for one of them "
+                f"({printable(str(scene.source))})"
+            )
 
 
 def _float32(array: np.ndarray) -> Tensor:

@@ -8,6 +8,7 @@ To make one for any preprocessed set, by frame distance as in training:
 
 import argparse
 import logging
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ log = logging.getLogger("lvsm")
 
 # Windows drawn from a clip with lost frames before it is given up.
 _WINDOW_TRIES = 20
+# Damaged scenes that are named.
+_SHOWN = 10
 
 INDEX_NAME = "evaluation_index_re10k.json"
 INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets/{INDEX_NAME}"
@@ -65,7 +68,7 @@ def _selection(entry: Any, key: str, path: Path) -> Selection:
     if not isinstance(entry, dict):
         raise InputError(f"{where}: context and target must be lists of frame numbers, but it is {shown(entry)}")
     for name in ("context", "target"):
-        frames = entry.get(name)
+        frames: Any = entry.get(name)
         fault = _frames_fault(frames)
         if fault:
             raise InputError(f"{where}: context and target must be lists of frame numbers, but {name} {fault}")
@@ -112,13 +115,19 @@ def match_scenes(
 def _fault(path: Path, selection: Selection, allow_outside: bool) -> str | None:
     """Why the frames of a selection cannot be evaluated, as far as the metadata tell."""
     try:
-        scene = read_scene(path, allow_outside)
+        scene = _read_named(path, allow_outside)
     except InputError as error:
         return str(error)
-    if scene.name != path.stem:
-        return f"{printable(str(path))}: scene_name is {scene.name}, not the file's name"
     faults = ((frame, scene.fault(frame)) for frame in selection.context + selection.target)
     return next((f"frame {shown(frame)}: {fault} ({path})" for frame, fault in faults if fault), None)
+
+
+def _read_named(path: Path, allow_outside: bool) -> Scene:
+    """Read a metadata file that is named as its scene is; raises InputError for any other."""
+    scene = read_scene(path, allow_outside)
+    if scene.name != path.stem:
+        raise InputError(f"{printable(str(path))}: scene_name is {scene.name}, not the file's name")
+    return scene
 
 
 def fetch_evaluation_index(path: Path) -> None:
@@ -141,11 +150,15 @@ def fetch_evaluation_index(path: Path) -> None:
 def choose_selection(
     scene: Scene, context: int, targets: int, distances: ViewSelectorConfig, seed: int
 ) -> Selection | None:
-    """Inputs and targets of one scene, a function of its name and the seed; None if it is too short or too damaged.
+    """Inputs and targets of one scene, a function of its name and the seed; None if it is too short.
 
     The first and last frame of a random window are inputs, further inputs stand evenly between them, and the targets
-    are drawn from the frames that are left between.
+    are drawn from the frames that are left between. Their images are files, but no image is opened.
+
+    Raises:
+        InputError: the scene is too damaged; the message names a frame.
     """
+    fault = None
     rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
     for _ in range(_WINDOW_TRIES):
         window = choose_window(len(scene), context + targets, distances, rng)
@@ -154,26 +167,57 @@ def choose_selection(
         inputs = np.linspace(window[0], window[1], context).round().astype(int)
         between = np.setdiff1d(np.arange(window[0] + 1, window[1]), inputs)
         chosen = Selection(inputs.tolist(), sorted(rng.choice(between, targets, replace=False).tolist()))
-        if all(scene.image_paths[frame] is not None for frame in chosen.context + chosen.target):
+        faults = (_image_fault(scene, frame) for frame in chosen.context + chosen.target)
+        fault = next(filter(None, faults), None)
+        if fault is None:
             return chosen
-    return None
+    raise InputError(f"{fault}; each of {_WINDOW_TRIES} windows of frames holds such a frame")
+
+
+def _image_fault(scene: Scene, frame: int) -> str | None:
+    """Why the image of a frame is not a file, without opening it."""
+    try:
+        path = scene.image_path(frame)
+    except InputError as error:
+        return str(error)
+    if os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for some names
+        return None
+    return f"scene {scene.name}, frame {frame}: its image {printable(str(path))} is not a file that can be read"
 
 
 def make_index(
     scene_files: Sequence[Path], context: int, targets: int, distances: ViewSelectorConfig, seed: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """An evaluation index for these scenes; null for those that are too short or too damaged.
 
+    Also what is wrong with the damaged ones, a line each.
+
     Raises:
-        InputError: a scene's metadata is unusable.
+        InputError: two files are of one scene.
     """
-    selections = {}
+    selections: dict[str, Selection | None] = {}
+    faults: list[str] = []
     for path in tqdm(scene_files, unit="scene", disable=None):
-        scene = read_scene(path, allow_outside=True)  # no image is opened
-        if scene.name in selections:
-            raise InputError(f"two files of the scene list are of scene {scene.name}, one of them is {path}")
-        selections[scene.name] = choose_selection(scene, context, targets, distances, seed)
-    return {name: selection and asdict(selection) for name, selection in selections.items()}
+        if path.stem in selections:
+            where = printable(str(path))
+            raise InputError(f"two files of the scene list are of scene {shown(path.stem)}, one of them is {where}")
+        selections[path.stem] = None
+        try:
+            scene = _read_named(path, allow_outside=True)
+            selections[path.stem] = choose_selection(scene, context, targets, distances, seed)
+        except InputError as error:
+            faults.append(str(error))
+    return {name: selection and asdict(selection) for name, selection in selections.items()}, faults
+
+
+def _check_output(path: Path) -> None:
+    """Raises InputError if something stands at `path` that is not an evaluation index."""
+    if not path.exists():
+        return
+    try:
+        read_evaluation_index(path)
+    except InputError as error:
+        raise InputError(f"--output would replace what is no evaluation index: {error}: choose another name") from None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -192,9 +236,15 @@ def main(argv: Sequence[str]) -> None:
     if given.targets < 1 or not 1 <= given.min_frame_dist <= given.max_frame_dist or given.seed < 0:
         raise InputError("--targets must be at least 1, --seed 0, and 1 <= --min_frame_dist <= --max_frame_dist")
     distances = ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
-    index = make_index(read_scene_list(given.scenes), given.context, given.targets, distances, given.seed)
+    _check_output(given.output)
+    index, faults = make_index(read_scene_list(given.scenes), given.context, given.targets, distances, given.seed)
     if not any(index.values()):
-        raise InputError(f"none of the {len(index)} scenes in {given.scenes} is long enough")
+        reason = f"can be used: {faults[0]}" if faults else "is long enough"
+        raise InputError(f"none of the {len(index)} scenes in {printable(str(given.scenes))} {reason}")
+    for fault in faults[:_SHOWN]:
+        log.warning("not in the index: %s", fault)
+    if len(faults) > _SHOWN:
+        log.warning("not in the index, all in all: %d damaged scenes", len(faults))
     write_json(given.output, index)
     log.info("%d of %d scenes: %s", sum(map(bool, index.values())), len(index), given.output)
 

@@ -74,25 +74,30 @@ def _find_base(texts: Sequence[str], folder: Path) -> tuple[Path, str]:
     images may still lie in the set as images/SCENE/FILE, or where the paths lead from the working directory.
     """
     for text in texts:
-        if text.startswith("../") or _exists(folder / text):
+        if text.startswith("../") or exists(folder / text):
             break
         tail = "/".join(text.split("/")[-3:])
-        if tail.startswith("images/") and _exists(folder.parent / tail):
+        if tail.startswith("images/") and exists(folder.parent / tail):
             return folder.parent, text.removesuffix(tail)
-        if _exists(Path(text)):
+        if exists(Path(text)):
             return Path.cwd(), ""
     return folder, ""
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether something is at `path`, as far as one can see."""
     try:
         return path.exists()
-    except OSError:  # a name too long, a folder that may not be entered
+    except (OSError, ValueError):  # a name too long or of zeros, a folder that may not be entered
         return False
 
 
 def is_led_out(path: Path, root: Path) -> bool:
-    """Whether a link leads the image `path` out of `root`."""
+    """Whether a link leads the image `path` out of `root`.
+
+    Raises:
+        OSError: the system does not say whether it is a link.
+    """
     return not (is_inside(path, root) if path.is_symlink() else _is_folder_inside(path.parent, root))
 
 

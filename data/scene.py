@@ -4,6 +4,7 @@ Paths inside a file are relative to that file; absolute ones work too. A frame t
 list with no image, so that frame numbers mean the same everywhere; if its camera was of no use, that is null, too.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data.image_paths import find_images, is_led_out, outside
+from data.image_paths import exists, find_images, is_led_out, outside
 from utils.camera_check import camera_faults
 from utils.errors import InputError
 from utils.files import check_plain_name, read_json, read_text, write_json
 from utils.text import printable, shown
+
+log = logging.getLogger("lvsm")
 
 _LOST = "its image was lost in preprocessing"
 _NO_FIELD = object()  # stands for a field that a frame does not have, where null means something
@@ -61,15 +64,24 @@ class Scene:
         """The image of a frame.
 
         Raises:
-            InputError: the frame cannot be used, or a link leads its image to where it may not lie.
+            InputError: the frame cannot be used, the system does not let its image be looked at, or a link leads the
+                image to where it may not lie.
         """
         fault = self.fault(frame)
         path = None if fault else self.image_paths[frame]
         if path is None:
             raise InputError(f"scene {self.name}, frame {frame}: {fault} ({printable(str(self.source))})")
-        if self.root is not None and is_led_out(path, self.root):
+        if self.root is not None and self._is_led_out(path, frame, self.root):
             raise InputError(f"scene {self.name}, frame {frame}: {outside(path, self.root)}")
         return path
+
+    def _is_led_out(self, path: Path, frame: int, root: Path) -> bool:
+        try:
+            return is_led_out(path, root)
+        except OSError as error:
+            raise InputError(
+                f"scene {self.name}, frame {frame}: its image {shown(str(path), 300)} cannot be found: {error.strerror}"
+            ) from None
 
 
 def read_scene(path: Path, allow_outside: bool = False) -> Scene:
@@ -83,7 +95,10 @@ def read_scene(path: Path, allow_outside: bool = False) -> Scene:
     """
     frames, record = _read_frames(path, "scene metadata")
     name = check_plain_name(record.get("scene_name"), f"{printable(str(path))}: scene_name")
-    images = find_images([frame.get("image_path", _NO_FIELD) for frame in frames], path, allow_outside)
+    try:
+        images = find_images([frame.get("image_path", _NO_FIELD) for frame in frames], path, allow_outside)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise InputError(f"{printable(str(path))}: its images cannot be looked for: {error}") from None
     fxfycxcy, w2c, bad_cameras = _read_cameras(frames)
     faults = {n: fault for n, fault in bad_cameras.items() if images.paths[n] is not None} | images.faults
     paths = [None if n in faults else image for n, image in enumerate(images.paths)]
@@ -187,11 +202,13 @@ def read_scene_list(path: Path) -> list[Path]:
             "preprocess_data.py makes it; training.dataset_path names it"
         ) from None
     numbers: dict[Path, int] = {}
+    folder = None
     for number, line in enumerate(lines, 1):
         text = line.strip().replace("\\", "/")
         if not text or text.startswith("#"):
             continue
-        scene = Path(os.path.normpath(path.parent / text))
+        folder = folder or _folder_of_list(path, text)
+        scene = Path(os.path.normpath(folder / text))
         if scene in numbers:
             raise InputError(
                 f"the scene list {printable(str(path))} names {shown(text, 200)} twice, "
@@ -201,3 +218,11 @@ def read_scene_list(path: Path) -> list[Path]:
     if not numbers:
         raise InputError(f"the scene list {printable(str(path))} is empty: preprocess_data.py makes it from the chunks")
     return list(numbers)
+
+
+def _folder_of_list(path: Path, first: str) -> Path:
+    """What the lines of a list are relative to: its folder, or where it is only there, the working directory."""
+    if exists(path.parent / first) or not exists(Path(first)):
+        return path.parent
+    log.warning("%s: its lines are read as relative to the working directory, where the first one leads to", path)
+    return Path.cwd()

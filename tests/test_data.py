@@ -1,5 +1,7 @@
 import json
+import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,6 +342,21 @@ def test_lists_take_relative_and_absolute_paths(tmp_path):
         read_scene_list(tmp_path / "no.txt")
 
 
+@pytest.mark.parametrize("first", ["sets/mine/metadata/b.json", "sets\\mine\\metadata\\b.json"])
+def test_a_list_may_be_relative_to_the_working_directory(tmp_path, monkeypatch, caplog, first):
+    scenes = [write_toy_scene(tmp_path / "sets" / "mine", name, 3) for name in "ab"]
+    path = tmp_path / "sets" / "mine" / "full_list.txt"
+    path.write_text(f"# all\n{first}\nsets/mine/metadata/a.json\nsets/mine/metadata/gone.json\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_scene_list(Path("sets/mine/full_list.txt"))[:2] == [scenes[1], scenes[0]]
+    assert [str(path.relative_to(tmp_path)) in record.getMessage() for record in caplog.records] == [True]
+    path.write_text("metadata/b.json\nsets/mine/metadata/a.json\n")
+    assert read_scene_list(path) == [scenes[1], path.parent / "sets/mine/metadata/a.json"]
+    path.write_text("x" * 300 + "\n")
+    assert read_scene_list(path) == [path.parent / ("x" * 300)]
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -561,6 +578,66 @@ def test_an_index_can_be_made_for_any_set(tmp_path, context):
     evaluation_index.main([*arguments, "--seed", "1", "--output", str(tmp_path / "other.json")])
     assert read_evaluation_index(tmp_path / "other.json") != index
     assert match_scenes(index, read_scene_list(path))[1] == {}
+
+
+def make_an_index(path, output):
+    distances = ["--targets", "2", "--min_frame_dist", "8", "--max_frame_dist", "13"]
+    evaluation_index.main(["--scenes", str(path), "--output", str(output), *distances])
+    return json.loads(output.read_text())
+
+
+def test_damaged_scenes_are_null_in_an_index_and_named(tmp_path, caplog):
+    path = write_toy_set(tmp_path, scenes=6)
+    files = read_scene_list(path)
+    files[0].write_text("[" * 5000)
+    files[1].unlink()
+    edit(files[2], lambda record: record.update(scene_name="other"))
+    for image in (tmp_path / "images" / "scene3").iterdir():
+        image.unlink()
+    (tmp_path / "images" / "scene4" / "00005.jpg").unlink()
+    os.mkfifo(tmp_path / "images" / "scene4" / "00005.jpg")
+    edit(files[4], lambda record: record["frames"][4].update(image_path="../images/" + "x" * 300))
+    with caplog.at_level(logging.INFO, "lvsm"):
+        index = make_an_index(path, tmp_path / "index.json")
+    assert [name for name, entry in index.items() if entry is None] == ["scene0", "scene1", "scene2", "scene3"]
+    assert not {4, 5} & set(index["scene4"]["context"] + index["scene4"]["target"])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 5 and said[4].startswith("2 of 6 scenes")
+    assert all(str(file) in line for file, line in zip(files[:3], said, strict=False))
+    assert "scene scene3, frame" in said[3] and "/scene3/" in said[3]
+
+
+def test_many_damaged_scenes_are_counted(tmp_path, caplog):
+    path = write_toy_set(tmp_path, scenes=1)
+    path.write_text(path.read_text() + "".join(f"metadata/no{n}.json\n" for n in range(30)))
+    with caplog.at_level(logging.INFO, "lvsm"):
+        make_an_index(path, tmp_path / "index.json")
+    assert len(caplog.records) == 12 and "30 damaged scenes" in caplog.records[10].getMessage()
+
+
+def test_an_index_of_damaged_scenes_alone_is_an_error(tmp_path):
+    path = write_toy_set(tmp_path, scenes=2)
+    for file in read_scene_list(path):
+        file.write_text("{}")
+    with pytest.raises(InputError, match=f"none of the 2 scenes in {path}.*{file.parent}/scene0.json"):
+        make_an_index(path, tmp_path / "index.json")
+
+
+@pytest.mark.parametrize("name", ["full_list.txt", "metadata/scene1.json", "images/scene1/00000.jpg", "images", "pipe"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_index_replaces_an_index_alone(tmp_path, name, linked):
+    path, output = write_toy_set(tmp_path), tmp_path / name
+    os.mkfifo(tmp_path / "pipe")
+    before = output.lstat()
+    if linked:
+        output = tmp_path / "link"
+        output.symlink_to(tmp_path / name)
+    read_scene_list(path)[0].unlink()
+    with pytest.raises(InputError, match=f"--output .*{output}"):
+        make_an_index(path, output)
+    assert os.path.samestat(before, (tmp_path / name).lstat()) and output.is_symlink() == linked
+    for _ in range(2):
+        assert make_an_index(path, tmp_path / "index.json")["scene0"] is None
 
 
 def test_an_index_of_nothing_is_an_error(tmp_path):

@@ -1,13 +1,16 @@
 """Where images may lie and are looked for, and what is said once of them."""
 
+import errno
 import json
 import logging
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import loader
@@ -148,6 +151,106 @@ def test_messages_name_images_plainly(scene):
     (scene.parent.parent / "images" / "a" / "00001.jpg").unlink()
     found = EvaluationDataset(view_loader(), [(scene, Selection([0, 2], [1]))])[0]
     assert f"image not found: {scene.parent.parent}/images/a/00001.jpg" in found.reason
+
+
+# Files that the system does not let be looked at
+
+
+def no_such_name(frame, _images):
+    frame["image_path"] = "../images/" + "x" * 300 + ".jpg"
+
+
+def too_deep(frame, _images):
+    frame["image_path"] = "../images/" + "x/" * 4000 + "0.jpg"
+
+
+def folder_too_long(frame, _images):
+    frame["image_path"] = "../images/" + "x" * 300 + "/00001.jpg"
+
+
+def folder_in_circles(frame, images):
+    (images.parent / "circle").symlink_to(images.parent / "circle")
+    frame["image_path"] = "../images/circle/00001.jpg"
+
+
+def below_a_file(frame, images):
+    frame["image_path"] = "../images/a/00000.jpg/00001.jpg"
+
+
+def a_pipe(_frame, images):
+    (images / "00001.jpg").unlink()
+    os.mkfifo(images / "00001.jpg")
+
+
+UNREACHABLE = [no_such_name, too_deep, folder_too_long, folder_in_circles, below_a_file, a_pipe]
+
+
+def spoil_frame(path, change):
+    """Change frame 1 of a scene."""
+    record = json.loads(path.read_text())
+    change(record["frames"][1], path.parent.parent / "images" / path.stem)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("change", UNREACHABLE)
+def test_an_image_that_cannot_be_looked_at_costs_its_frame(tmp_path, change, allow):
+    path = write_toy_scene(tmp_path / "set", "a", 4)
+    spoil_frame(path, change)
+    items = [(path, Selection([0, 3], [1])), (path, Selection([0, 3], [2]))]
+    found = EvaluationDataset(view_loader(allow_outside_images=allow), items)
+    assert "scene a, frame 1" in found[0].reason and found[0].reason.isprintable()
+    assert found[1].scenes == ["a"]
+
+
+@pytest.mark.parametrize("owner", ["lstat", "open"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_an_error_of_the_system_costs_the_scene(tmp_path, monkeypatch, owner, code):
+    path = write_toy_scene(tmp_path / "set", "a", 4)
+    items = [(path, Selection([0, 3], [1])), (path, Selection([0, 3], [2]))]
+    true = getattr(os, owner)
+
+    def failing(file, *args, **kwargs):
+        if str(file).endswith("00001.jpg"):
+            raise OSError(code, os.strerror(code), str(file))
+        return true(file, *args, **kwargs)
+
+    monkeypatch.setattr(os, owner, failing)
+    # Newer releases of Python ask the system by other ways.
+    if owner == "lstat":
+        monkeypatch.setattr(Path, "is_symlink", lambda path: stat.S_ISLNK(failing(path).st_mode))
+    found = EvaluationDataset(view_loader(), items)
+    assert "scene a, frame 1" in found[0].reason and os.strerror(code) in found[0].reason
+    assert found[1].scenes == ["a"]
+
+
+@pytest.mark.parametrize("change", [no_such_name, folder_in_circles])
+def test_loader_processes_leave_such_a_scene_out(tmp_path, change):
+    path = write_toy_set(tmp_path, scenes=2)
+    record = json.loads(read_scene_list(path)[0].read_text())
+    for frame in record["frames"]:
+        (tmp_path / "images" / "circle").unlink(missing_ok=True)
+        change(frame, tmp_path / "images" / "scene0")
+    read_scene_list(path)[0].write_text(json.dumps(record))
+    dataset = TrainingDataset(view_loader(dataset_path=str(path)), seed=0)
+    loading = TrainingLoader(dataset, LoaderConfig(1, 2), 2, 0, 1, 0)
+    batch = next(loading)
+    assert batch.scenes == ["scene1", "scene1"]
+    assert len(batch.failures) == 1 and "scene scene0, frame " in batch.failures[0]
+
+
+def test_images_of_unlike_sizes_do_not_share_intrinsics(tmp_path):
+    path = write_toy_scene(tmp_path, "a", 5)
+    image = tmp_path / "images" / "a" / "00002.jpg"
+    Image.open(image).resize((54, 36)).save(image)
+    dataset = EvaluationDataset(view_loader(), [(path, Selection([0, 4], [t])) for t in (1, 2)])
+    assert dataset[0].scenes == ["a"]
+    assert "scene a: frame 0 (48x32 pixels) and frame 2 (54x36 pixels)" in dataset[1].reason
+    assert str(path) in dataset[1].reason
+    record = json.loads(path.read_text())
+    record["frames"][2]["fxfycxcy"] = [45.0, 45.0, 27.0, 18.0]
+    path.write_text(json.dumps(record))
+    torch.testing.assert_close(dataset[1].views.cameras.fxfycxcy[2], dataset[0].views.cameras.fxfycxcy[0])
 
 
 # Sets that other programs wrote, or that were moved
