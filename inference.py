@@ -29,7 +29,8 @@ from tqdm import tqdm
 from data.dataset import Batch, EvaluationDataset, Placement, Unusable, ViewLoader
 from data.evaluation_index import Selection
 from data.loader import evaluation_batches, failures_told
-from data.scene import read_cameras, read_scene
+from data.scene import check_cameras_are_of, read_cameras, read_scene
+from data.transforms import IMAGE_ERRORS, open_image
 from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
 from model import build_model
 from model.weights import load_published
@@ -96,9 +97,30 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[tuple[Path,
     items, missing = find_items(index_path, list_path, *allowed)
     for path, selection in items:
         check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
-    for file in sorted(saved_cameras(config.inference, items)):
-        read_cameras(file)
+    if saved_cameras(config.inference, items):
+        check_saved_cameras(Path(config.inference.render_video_config.cameras_path), items, allowed[1])
     return items, missing
+
+
+def check_saved_cameras(path: Path, items: list[tuple[Path, Selection]], allow_outside: bool) -> None:
+    """Raises InputError for saved cameras that are of another scene, or cannot be meant for a scene's images."""
+    checked = set()
+    for scene, selection in items:
+        file, size = cameras_file(path, scene.stem), _input_size(scene, selection, allow_outside)
+        if file != path:
+            check_cameras_are_of(file, scene.stem)
+        if (file, size) not in checked:
+            read_cameras(file, size)
+            checked.add((file, size))
+
+
+def _input_size(path: Path, selection: Selection, allow_outside: bool) -> tuple[int, int] | None:
+    """Width and height of the first input image of a scene; None if it cannot be read, as will be told in its turn."""
+    try:
+        with open_image(read_scene(path, allow_outside).image_path(selection.context[0])) as image:
+            return image.size
+    except (InputError, *IMAGE_ERRORS):
+        return None
 
 
 def saved_cameras(cfg: InferenceConfig, items: list[tuple[Path, Selection]]) -> set[Path]:

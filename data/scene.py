@@ -112,24 +112,38 @@ def read_scene(path: Path, allow_outside: bool = False) -> Scene:
     return Scene(name, paths, fxfycxcy, w2c, path, faults, images.root, notes)
 
 
-def read_cameras(path: Path) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
+def read_cameras(
+    path: Path, size: tuple[int, int] | None = None
+) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
     """w2c and intrinsics of a list of cameras, `{"frames": [{"w2c": 4x4, "fxfycxcy": [4]}, ...]}`.
 
     That is scene metadata, of which nothing else is needed: any metadata file is a list of cameras. Frames that were
     lost with their cameras are left out.
 
+    Args:
+        size: width and height in pixels of the images that the intrinsics are for, if they are to be checked with that.
+
     Raises:
         InputError: the file is missing or not such a list; the message names file and frame.
     """
     frames, _ = _read_frames(path, "a list of cameras")
-    fxfycxcy, w2c, faults = _read_cameras(frames)
+    fxfycxcy, w2c, faults = _read_cameras(frames, size)
     lost = [all(frame.get(key, _NO_FIELD) is None for key in _CAMERA_FIELDS) for frame in frames]
     for number, fault in sorted(faults.items()):
         if not lost[number]:
-            raise InputError(f"{printable(str(path))}: frame {number}: {fault}")
+            images = f" (images of {size[0]}x{size[1]} pixels)" if size else ""
+            raise InputError(f"{printable(str(path))}: frame {number}: {fault}{images}")
     if all(lost):
         raise InputError(f"{printable(str(path))} is not a list of cameras: none of its frames has one")
     return w2c[~np.array(lost)], fxfycxcy[~np.array(lost)]
+
+
+def check_cameras_are_of(path: Path, scene: str) -> None:
+    """Raises InputError for a list of cameras that names another scene as its own."""
+    _, record = _read_frames(path, "a list of cameras")
+    name = record.get("scene_name")
+    if name is not None and name != scene:
+        raise InputError(f"{printable(str(path))}: its scene_name is {shown(name)}, but cameras of {scene} are needed")
 
 
 def _read_frames(path: Path, what: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -141,7 +155,9 @@ def _read_frames(path: Path, what: str) -> tuple[list[dict[str, Any]], dict[str,
     return [frame if isinstance(frame, dict) else {} for frame in frames], record
 
 
-def _read_cameras(frames: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def _read_cameras(
+    frames: Sequence[dict[str, Any]], size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Intrinsics [n, 4] and w2c [n, 4, 4], and the frames where they cannot be used, with the reason."""
     arrays: dict[str, np.ndarray] = {}
     faults: dict[int, str] = {}
@@ -149,7 +165,8 @@ def _read_cameras(frames: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndar
         arrays[key], unread = _read_column(frames, key, shape)
         faults |= unread
     fxfycxcy, w2c = arrays.values()
-    return fxfycxcy, w2c, camera_faults(fxfycxcy, w2c) | faults
+    sizes = None if size is None else np.array([size], dtype=np.float64)
+    return fxfycxcy, w2c, camera_faults(fxfycxcy, w2c, sizes) | faults
 
 
 def _read_column(

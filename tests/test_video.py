@@ -1,6 +1,7 @@
 """Videos: what is written, of which cameras, and that no more than a few frames are in memory."""
 
 import json
+import shutil
 
 import av
 import numpy as np
@@ -139,6 +140,53 @@ def test_bad_lists_of_cameras_are_named_before_anything_is_written(content, mess
         inference.main(command(place, *video_options(traj_type="through", cameras_path=path)))
     assert message.format(path=path) in str(caught.value) and "\n" not in str(caught.value)
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fxfycxcy", "fault"),
+    [
+        ([40, 40, 60, 16], "principal point"),
+        ([40, 40, 24, 40], "principal point"),
+        ([5, 5, 2, 2], "field of view"),
+        ([4000, 4000, 24, 16], "field of view"),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_saved_cameras_are_checked_with_the_size_of_the_images(place, fxfycxcy, fault, folder):
+    save_model(place)
+    path = place / "paths"
+    path.mkdir()
+    for name in ("scene0", "scene1", "scene2"):
+        (path / f"{name}.json").write_text(saved({}, {}))
+    (path / "scene1.json").write_text(saved({}, {"fxfycxcy": fxfycxcy}))
+    path = path if folder else path / "scene1.json"
+    with pytest.raises(InputError, match=f"scene1.json: frame 1: .*{fault}.* 48x32 pixels"):
+        inference.main(command(place, *video_options(traj_type="through", cameras_path=path)))
+    assert not (place / "out").exists()
+
+
+def test_a_scene_whose_image_cannot_be_read_does_not_stop_the_check_of_its_cameras(place):
+    save_model(place)
+    (place / "scenes" / "images" / "scene0" / "00000.jpg").write_bytes(b"no image")
+    path = place / "cameras.json"
+    path.write_text(saved({}, {"fxfycxcy": [40, 40, 60, 16]}))
+    options = video_options(traj_type="through", cameras_path=path, num_frames=2)
+    with pytest.raises(InputError, match=r"cameras.json: frame 1.* 48x32 pixels"):
+        inference.main(command(place, "inference.allow_missing=true", *options))
+    path.write_text(saved({}, {}))
+    inference.main(command(place, "inference.allow_missing=true", *options))
+    assert not (place / "out" / "scene0").exists() and (place / "out" / "scene1" / "rendered_video.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["scene2", "b\n\u2028", ["scene1"]])
+def test_saved_cameras_of_another_scene_are_refused(place, name):
+    save_model(place)
+    shutil.copytree(place / "scenes" / "metadata", place / "paths")
+    record = json.loads((place / "paths" / "scene1.json").read_text())
+    (place / "paths" / "scene1.json").write_text(json.dumps(record | {"scene_name": name}))
+    with pytest.raises(InputError, match=r"paths/scene1.json: its scene_name is .*scene1") as caught:
+        inference.main(command(place, *video_options(traj_type="through", cameras_path=place / "paths")))
+    assert str(caught.value).isprintable() and not (place / "out").exists()
 
 
 def test_a_scene_without_saved_cameras_is_named(place):
