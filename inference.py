@@ -417,9 +417,11 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     renderer, checkpoint = load_renderer(config, process)
     files = process.broadcast(hash_files(config, checkpoint, items) if process.is_main else None)
     run_id = identify_run(config, files)
-    found = [find_finished(config, run_id, *item) for item in items] if names else []
-    finished = {record.scene_name: record for record in found if record is not None}
+    own = items[process.rank :: process.world_size] if names else []
+    found = [find_finished(config, run_id, *item) for item in own]
     process.barrier("reading what is finished")
+    everybody = [record for share in process.gather(found) for record in share]
+    finished = {record.scene_name: record for record in everybody if record is not None}
     if finished and process.is_main:
         log.info("%d of %d scenes were evaluated before", len(finished), len(items))
     left = [item for item in items if item[0].stem not in finished]

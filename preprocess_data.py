@@ -36,6 +36,7 @@ from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.files import (
     errors_name,
+    filled_files,
     is_inside,
     is_plain_name,
     remove_stale,
@@ -53,6 +54,7 @@ log = logging.getLogger("lvsm")
 
 _SHOWN = 20
 _SYNCED_AT_ONCE = 16
+_JPEG_START = b"\xff\xd8"
 _FRAME_NAME = re.compile(r"\d{5,}\.(jpg|png)")
 # Beyond that many processes (or the cores, if they are more) nothing gets faster.
 _MOST_PROCESSES = 64
@@ -73,9 +75,16 @@ class Output:
         """The folder of a scene's frames."""
         return self.root / "images" / key
 
-    def is_complete(self, key: str) -> bool:
-        """Whether an earlier run wrote this scene."""
-        return is_plain_name(key) and self.metadata(key).exists() and self.images(key).is_dir()
+    def find(self, key: str) -> Scene | InputError | None:
+        """The scene that an earlier run wrote, or why its metadata cannot be read; None if not every frame is there."""
+        if not (is_plain_name(key) and self.metadata(key).exists() and self.images(key).is_dir()):
+            return None
+        try:
+            scene = read_scene(self.metadata(key))
+        except InputError as error:
+            return error
+        images = {image.name for image in scene.image_paths if image is not None}
+        return scene if images <= filled_files(self.images(key)) else None
 
     def clear(self) -> None:
         """Remove what killed processes left; nobody may be writing."""
@@ -85,10 +94,14 @@ class Output:
 
 @dataclass
 class Report:
-    """What became of clips: how many were written, how many were there before, and what was lost, by name."""
+    """What became of clips: how many were written, how many were there before, and what was lost, by name.
+
+    Of those that were there, `other_format` are not in the format that was asked for.
+    """
 
     written: int = 0
     kept: int = 0
+    other_format: int = 0
     lost: dict[str, str] = field(default_factory=dict)
 
     def lose(self, name: str, reason: object) -> None:
@@ -104,6 +117,7 @@ class Report:
         """Add up."""
         self.written += other.written
         self.kept += other.kept
+        self.other_format += other.other_format
         self.lost |= other.lost
 
 
@@ -146,9 +160,10 @@ def process_chunk(task: Task) -> Report:
         with open_chunk(task.path) as chunk:
             _process_records(chunk, task, report)
     except InputError as error:
-        if task.keys and all(task.out.is_complete(key) for key in task.keys):
-            for key in task.keys:
-                _keep(key, None, task.out, report)
+        found = {key: scene for key in task.keys if (scene := task.out.find(key)) is not None}
+        if found and len(found) == len(task.keys):
+            for key, scene in found.items():
+                _keep(key, scene, None, task.out, report)
         else:
             report.lose_chunk(task.path, task.keys, error)
     return report
@@ -163,8 +178,8 @@ def _process_records(chunk: TorchFile, task: Task, report: Report) -> None:
             if key is not None:
                 _take(key, left, task)
                 name = f"clip {key}"
-            if key is not None and task.out.is_complete(key):
-                _keep(key, record, task.out, report)
+            if key is not None and (found := task.out.find(key)) is not None:
+                _keep(key, found, record, task.out, report)
                 continue
             clip = parse_clip(record)
             # Frames may share what is stored, so that a small file may hold more than any disk.
@@ -196,21 +211,20 @@ def _take(key: str, left: set[str], task: Task) -> None:
         raise InputError(task.refused.get(key, f"index.json does not give clip {key} to this chunk"))
 
 
-def _keep(key: str, record: Any, out: Output, report: Report) -> None:
+def _keep(key: str, scene: Scene | InputError, record: Any, out: Output, report: Report) -> None:
     """Count a scene that is there already; frames that it lost earlier are still lost.
 
-    A record of another clip is named, and so is one whose poses are not the scene's.
+    Metadata that cannot be read is named, and so is a record of another clip, whose poses are not the scene's.
     """
     path = out.metadata(key)
-    try:
-        scene = read_scene(path)
-    except InputError as error:
-        report.lose(f"clip {key}", f"{error}; delete the file and run again")
+    if isinstance(scene, InputError):
+        report.lose(f"clip {key}", f"{scene}; delete the file and run again")
         return
     if not _is_same(scene, record):
         report.lose(f"clip {key}", f"{path} was made of another clip of this name; delete it to have this one instead")
         return
     report.kept += 1
+    report.other_format += _is_of_other_format(scene, record, out.image_format)
     for frame in range(len(scene)):
         if fault := scene.fault(frame):
             report.lose(f"clip {key}, frame {frame}", f"{fault}; delete {path} to try again")
@@ -224,6 +238,18 @@ def _is_same(scene: Scene, record: Any) -> bool:
         return True
     known = [frame for frame, image in enumerate(scene.image_paths) if image is not None]
     return len(w2c) == len(scene) and np.allclose(w2c[known], scene.w2c[known], rtol=1e-5, atol=1e-7)
+
+
+def _is_of_other_format(scene: Scene, record: Any, image_format: str) -> bool:
+    """Whether a run that asks for `image_format` would have written a scene's first frame in another."""
+    first = next(frame for frame, image in enumerate(scene.image_paths) if image is not None)
+    is_png = scene.image_path(first).suffix == ".png"
+    if image_format == "png" or not is_png:
+        return image_format == "png" and not is_png
+    try:
+        return parse_clip(record).image(first).startswith(_JPEG_START)
+    except (InputError, DamagedError):
+        return False
 
 
 def write_clip(clip: Clip, out: Output) -> dict[int, str]:
@@ -413,9 +439,7 @@ def _process_chunks(tasks: list[Task], workers: int, total: Report) -> None:
 
         def add(task: Task, report: Report | None) -> None:
             if report is None:
-                total.lose_chunk(
-                    task.path, [key for key in task.keys if not task.out.is_complete(key)], _died(task.path)
-                )
+                total.lose_chunk(task.path, [key for key in task.keys if task.out.find(key) is None], _died(task.path))
                 return
             total.add(report)
             bar.update(report.written + report.kept)
@@ -433,6 +457,13 @@ def _say(report: Report, out: Output) -> None:
     """Print the outcome; write what was lost to a file, and exit with 1 if anything was."""
     where = printable(str(out.root / "full_list.txt"))
     print(f"{report.written} clips written, {report.kept} already there: {where}")
+    if report.other_format:
+        log.warning(
+            "%d of the clips already there are kept in another format than --image_format %s: "
+            "name another --output_dir to have them in it, or delete them first",
+            report.other_format,
+            out.image_format,
+        )
     lost_path = out.root / "lost.json"
     if not report.lost:
         lost_path.unlink(missing_ok=True)

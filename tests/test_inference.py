@@ -177,6 +177,24 @@ def write(name, content):
     return lambda place: (place / name).write_bytes(content)
 
 
+def cut(name):
+    path = f"out/scene1/{name}"
+    return lambda place: (place / path).write_bytes((place / path).read_bytes()[:-20])
+
+
+def flip(name):
+    """A function that changes one bit of a file of scene1, not its size or times."""
+
+    def apply(place):
+        path = place / "out/scene1" / name
+        content, state = bytearray(path.read_bytes()), path.stat()
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    return apply
+
+
 def touch(place):
     os.utime(place / "scenes/images/scene1/00004.jpg", ns=(1, 1))
 
@@ -190,6 +208,18 @@ def touch(place):
         lambda place: (place / "out/scene1/input.png").unlink(),
         lambda place: (place / "out/scene1/rendered_video.mp4").unlink(),
         write("out/scene1/gt_vs_pred.png", b""),
+        write("out/scene1/gt_vs_pred.png", b"notanimage"),
+        cut("gt_vs_pred.png"),
+        cut("rendered_video.mp4"),
+        flip("input.png"),
+        flip("rendered_video.mp4"),
+        lambda place: shutil.copy(place / "out/scene0/gt_vs_pred.png", place / "out/scene1/gt_vs_pred.png"),
+        edit(lambda content: content["summary"].update(psnr=99.0)),
+        edit(lambda content: content["per_view"][0].update(psnr=99.0)),
+        edit(lambda content: content.pop("files")),
+        edit(lambda content: content["files"].pop("input.png")),
+        edit(lambda content: content["files"].update({"../../index.json": [1, 2]})),
+        edit(lambda content: content.update(files=3)),
         write("out/scene1/metrics.json", b""),
         write("out/scene1/metrics.json", b"[" * 5000),
         write("out/scene1/metrics.json", b"[1]"),

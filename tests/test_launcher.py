@@ -1,5 +1,6 @@
 """The environment that launchers set, what is said on the terminal, and the end of a program."""
 
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from utils import parallel
 from utils.cli import SafeFormatter, run_main
 from utils.distributed import describe_device, process_group
 from utils.errors import InputError
+from utils.files import write_text
 from utils.launcher import Place, read_place
 
 WHOLE = {
@@ -130,6 +132,45 @@ def test_errors_are_one_safe_bounded_line(error, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and line.startswith("error: line break \\x1b") and line.endswith("y do this")
     assert len(line) <= 2000
+
+
+def refuse(number):
+    def main(folder):
+        raise OSError(number, os.strerror(number), str(folder / "x"))
+
+    return main
+
+
+def replace_full_folder(folder):
+    (folder / "y" / "z").mkdir(parents=True)
+    (folder / "new").mkdir()
+    (folder / "new").rename(folder / "y")
+
+
+REFUSED = {
+    "below a file": (lambda folder: (folder / "a" / "x").mkdir(), "a/x: ", "move it away"),
+    "folder for a file": (lambda folder: (folder / "a").mkdir(), "a: ", "move it away"),
+    "file for a folder": (lambda folder: write_text(folder / "b", "text"), "b: ", "a folder stands where a file"),
+    "full folder": (replace_full_folder, "y: ", "move it away"),
+    "long": (lambda folder: write_text(folder / ("n" * 300), "text"), "n: ", "shorter"),
+    "gone": (lambda folder: (folder / "c" / "x").write_text(""), "c/x: ", "check the path"),
+    "denied": (refuse(errno.EACCES), "x: ", "permissions"),
+    "not ours": (refuse(errno.EPERM), "x: ", "permissions"),
+    "read-only": (refuse(errno.EROFS), "x: ", "another disk"),
+    "full": (refuse(errno.ENOSPC), "x: ", "free some space"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_the_system_refuses_comes_with_advice(kind, tmp_path, monkeypatch, capsys):
+    main, culprit, advice = REFUSED[kind]
+    (tmp_path / "a").write_text("a file")
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit):
+        run_main(lambda _: main(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert culprit in line and advice in line and "Errno" not in line and ".tmp" not in line
 
 
 def test_the_last_words_under_torchrun_are_ours(tmp_path):

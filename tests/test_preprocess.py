@@ -9,11 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import preprocess_data
 from data import synthetic
@@ -353,6 +355,60 @@ def test_a_complete_set_needs_its_chunks_no_more(tmp_path):
         (base / "train" / name).unlink()
     preprocess(base, out)
     assert contents(out) == before
+
+
+def as_link(path):
+    path.rename(path.parent.parent / "kept.jpg")
+    path.symlink_to(path.parent.parent / "kept.jpg")
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: shutil.rmtree(path.parent)]
+)
+def test_a_clip_whose_frames_are_gone_is_written_anew(tmp_path, damage):
+    base, out = two_chunks(tmp_path), tmp_path / "out"
+    preprocess(base, out)
+    before, files = states(out), contents(out)
+    damage(out / "train/images/b/00001.jpg")
+    preprocess(base, out)
+    changed = {path for path, state in states(out).items() if before[path] != state}
+    assert contents(out) == files
+    assert changed == {path for path in before if path.stem == "b" or path.parent.name == "b"}
+
+
+@pytest.mark.parametrize("damage", [as_link, as_folder])
+def test_what_stands_in_the_place_of_a_frame_is_named(tmp_path, damage):
+    base, out = two_chunks(tmp_path), tmp_path / "out"
+    preprocess(base, out)
+    damage(out / "train/images/b/00001.jpg")
+    lost = preprocess_with_losses(base, out)
+    assert list(lost) == ["clip b"] and "00001.jpg" in lost["clip b"] and "move it away" in lost["clip b"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("jpeg", "png"), ("png", "jpeg")])
+def test_clips_of_another_format_are_kept_and_counted(tmp_path, first, second, caplog):
+    base, out = two_chunks(tmp_path), tmp_path / "out"
+    preprocess(base, out, "--image_format", first)
+    before = states(out)
+    preprocess(base, out, "--image_format", first)
+    assert not caplog.records
+    preprocess(base, out, "--image_format", second)
+    (record,) = caplog.records
+    assert states(out) == before and "6 of the clips already there are kept" in record.getMessage()
+
+
+def test_frames_that_were_no_jpeg_are_of_no_other_format(tmp_path, caplog):
+    png = BytesIO()
+    Image.new("RGB", (64, 36)).save(png, "png")
+    base, out = write_chunks(tmp_path, [make_clip("a", images=[png.getvalue()] * 2)]), tmp_path / "out"
+    preprocess(base, out)
+    preprocess(base, out)
+    assert not caplog.records
 
 
 def test_damaged_metadata_of_an_earlier_run_is_named(tmp_path):

@@ -20,6 +20,22 @@ from utils.text import printable
 
 # Characters of a line on the terminal; longer ones lose their middle, since the advice stands at the end.
 _LONGEST = 2000
+# What to do about errors of the system that a user can mend.
+_ADVICE = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away, or name another folder",
+    errno.EISDIR: "a folder stands where a file is needed: move it away, or name another one",
+    errno.EEXIST: "a file stands where a folder is needed: move it away, or name another folder",
+    errno.ENOTEMPTY: "a folder with files stands in the way: move it away, or name another one",
+    errno.EACCES: "you have no permission for it: change its permissions, or name another place",
+    errno.EPERM: "you have no permission for it: change its permissions, or name another place",
+    errno.EROFS: "nothing can be written there: name a folder on another disk",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its links lead in a circle: remove them, or name another place",
+    errno.ENOENT: "check the path: it, or the folder that it is in, is not there",
+    errno.ENXIO: "a pipe or socket stands where a file is needed: move it away",
+}
 # Seconds that processes get to die of SIGKILL before this one goes without them.
 _FAREWELL = 2.0
 
@@ -41,7 +57,7 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except OSError as error:
-        code = _fail(f"{error}{'; free some space and run again' if error.errno == errno.ENOSPC else ''}")
+        code = _fail(describe_os_error(error))
     except InputError as error:
         code = _fail(str(error))
     except KeyboardInterrupt:
@@ -49,6 +65,15 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     _end_children(code)
     if code:
         sys.exit(code)
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, of which file, and what to do; of a rename, the name that was wanted."""
+    reason = error.strerror or str(error)
+    path = error.filename2 or error.filename
+    named = f"{path if isinstance(path, str | Path) else os.fsdecode(path)}: {reason}" if path else reason
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{named}; {advice}" if advice else named
 
 
 def leave_at_once(message: str, code: int) -> NoReturn:

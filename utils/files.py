@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -118,6 +119,13 @@ def is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
+def filled_files(folder: Path) -> set[str]:
+    """The names of the regular files in `folder`, links left out, that have anything in them."""
+    with os.scandir(folder) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+        return {entry.name for entry in files if entry.stat(follow_symlinks=False).st_size}
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
@@ -132,15 +140,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since libraries choose the file format by it; two writers do not meet.
     temporary = temporary_path(path)
-    try:
-        with errors_name(path):
+    with errors_name(path):
+        try:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -173,13 +181,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Make an OSError inside name `path` if it names no file, as a full disk's does not."""
+    """Make an OSError inside name `path` if it names no file, as a full disk's does not, or a temporary one."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or not (error.filename is None or _is_temporary(error.filename)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_temporary(filename: object) -> bool:
+    return isinstance(filename, str) and any(map(_TEMPORARY.fullmatch, Path(filename).parts))
 
 
 def remove_stale(folder: Path) -> None:
@@ -214,6 +226,16 @@ def file_digest(path: Path, algorithm: str) -> str:
     """A digest of a regular file's content, in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def fingerprint(path: Path) -> list[int]:
+    """Size and CRC-32 of a regular file's content: enough to notice that it is not what was written."""
+    size, checksum = 0, 0
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]
 
 
 def append_json_line(path: Path, value: Any) -> None:

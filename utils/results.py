@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import read_json, write_json, write_text
+from utils.files import fingerprint, read_json, write_json, write_text
 from utils.report import SceneRecord, write_report
 from utils.runs import parts_of_scene
 
@@ -31,19 +31,30 @@ def make_record(
         {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
         for i, frame in enumerate(frames[num_inputs:])
     ]
-    means = {metric: sum(values) / len(values) for metric, values in scores.items()}
+    means = {metric: _mean(values) for metric, values in scores.items()}
     return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
-    """Write a scene's metrics.json, last of its files: it marks the scene as done."""
-    summary = {"scene_name": record.scene_name, **record.metrics}
-    content = {"summary": summary, "per_view": list(record.per_view), "context": list(record.context), "run": run_id}
-    write_json(out_dir / record.folder / "metrics.json", content)
+    """Write a scene's metrics.json, last of its files: it marks the scene as done, and knows the others again."""
+    folder = out_dir / record.folder
+    names = [*PICTURE_FILES, VIDEO_FILE] if record.has_video else PICTURE_FILES
+    content = {
+        "summary": {"scene_name": record.scene_name, **record.metrics},
+        "per_view": list(record.per_view),
+        "context": list(record.context),
+        "run": run_id,
+        "files": {name: fingerprint(folder / name) for name in names},
+    }
+    write_json(folder / "metrics.json", content)
 
 
 def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, run_id: str) -> SceneRecord | None:
-    """A scene that an interrupted run with the same identity has finished; None if anything of it is not there.
+    """A scene that an interrupted run with the same identity has finished; None if anything of it is not as written.
 
     Args:
         frames: the frame numbers of its views, inputs first.
@@ -54,7 +65,9 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
         if not isinstance(content, dict) or content.get("run") != run_id:
             return None
         summary, per_view, context = parts_of_scene(content, folder / "metrics.json")
-    except InputError:
+        if not _are_as_written(folder, content.get("files")):
+            return None
+    except (InputError, OSError):
         return None
     metrics = {key: value for key, value in summary.items() if key != "scene_name"}
     columns = [{key: value for key, value in view.items() if key != "view"} for view in per_view]
@@ -62,8 +75,17 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
         return None
     if not all(numbers.keys() == metrics.keys() and _all_finite(numbers) for numbers in [metrics, *columns]):
         return None
+    if not all(math.isclose(metrics[key], _mean([view[key] for view in columns])) for key in metrics):
+        return None
     has_video = is_filled(folder / VIDEO_FILE)
     return SceneRecord(name, name, metrics, per_view, context, has_video)
+
+
+def _are_as_written(folder: Path, files: object) -> bool:
+    """Whether the pictures and the video of a scene are those that its metrics.json was written after."""
+    if not isinstance(files, dict) or not set(PICTURE_FILES) <= files.keys() <= {*PICTURE_FILES, VIDEO_FILE}:
+        return False
+    return all(fingerprint(folder / name) == written for name, written in files.items())
 
 
 def is_filled(path: Path) -> bool:
