@@ -34,7 +34,15 @@ from data.transforms import IMAGE_ERRORS, open_image
 from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
 from model import build_model
 from model.weights import load_published
-from setup import Config, InferenceConfig, TrainingConfig, load_config, output_folder, set_threads_and_precision
+from setup import (
+    Config,
+    InferenceConfig,
+    TrainingConfig,
+    load_config,
+    output_folder,
+    set_threads_and_precision,
+    warn_of_other_values,
+)
 from utils.camera import Cameras
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
@@ -80,7 +88,10 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     named = config.training.checkpoint_dir
     path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
     model = build_model(config.model, config.training)
-    load_published(model, read_checkpoint(path)["model"], path)
+    content = read_checkpoint(path)
+    load_published(model, content["model"], path)
+    if process.is_main:
+        warn_of_other_values(config, content.get("config"), path)
     model = round_products(model, config.training).to(process.device).eval()
     return Renderer(model, config.training, process.device), path
 

@@ -52,6 +52,13 @@ _OTHER_NAMES = {
 }
 # Bytes and values (those of aliases counted wherever they stand) of a configuration file; the largest here has 90.
 _FILE_BYTES = 1 << 20
+# Other values of these than those of training give the model other inputs than it learned from.
+_SEEN_BY_THE_MODEL = (
+    "training.pose_normalization",
+    "training.scene_scale_factor",
+    "training.square_crop",
+    "model.image_tokenizer.image_size",
+)
 _FILE_VALUES = 10_000
 # Characters of a library's reason that a message quotes.
 _REASON = 300
@@ -234,6 +241,32 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
+    return content
+
+
+def warn_of_other_values(config: Config, stored: object, path: Path) -> None:
+    """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
+
+    `stored` is the YAML text that a checkpoint keeps of its configuration; what cannot be read says nothing.
+    """
+    if not isinstance(stored, str) or len(stored) > _FILE_BYTES:
+        return
+    try:
+        if _count_values(yaml.compose(stored, yaml.SafeLoader)) > _FILE_VALUES:
+            return
+        trained = yaml.safe_load(stored)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return
+    given = dataclasses.asdict(config)
+    for key in _SEEN_BY_THE_MODEL:
+        before, now = _value_at(trained, key), _value_at(given, key)
+        if isinstance(before, bool | int | float | str) and before != now:
+            log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))
+
+
+def _value_at(content: object, key: str) -> object:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
     return content
 
 

@@ -24,7 +24,7 @@ from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published
-from setup import Config, TrainingConfig, load_config, output_folder, set_threads_and_precision
+from setup import Config, TrainingConfig, load_config, output_folder, set_threads_and_precision, warn_of_other_values
 from trainer import Trainer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
@@ -54,7 +54,7 @@ class Start:
     samples: int = 0
 
 
-def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch.optim.AdamW) -> Start:
+def restore(config: Config, process: Process, model: LVSM, optimizer: torch.optim.AdamW) -> Start:
     """Load what training goes on from.
 
     The newest checkpoint of the run folder that can be used comes first, then `resume_ckpt` (with
@@ -63,6 +63,7 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
     Raises:
         InputError: checkpoints that are broken, of another model, or without training state though it is needed.
     """
+    cfg = config.training
 
     def load_own(content: dict[str, Any], path: Path) -> None:
         load_weights(model, content, path, True)
@@ -77,6 +78,8 @@ def restore(cfg: TrainingConfig, process: Process, model: LVSM, optimizer: torch
     content = found[1] if found else read_checkpoint(path)
     if found is None:
         load_weights(model, content, path, own is not None)
+    if process.is_main:
+        warn_of_other_values(config, content.get("config"), path)
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()
@@ -159,7 +162,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     loss = prepare_loss(cfg, process)
     model = build_model(config.model, cfg).to(process.device)
     optimizer = build_optimizer(model, cfg)
-    start = restore(cfg, process, model, optimizer)
+    start = restore(config, process, model, optimizer)
     origin = {"config": OmegaConf.to_yaml(OmegaConf.structured(given)), "provenance": provenance()}
     tracker = prepare_folder(config, process, origin, start)
     if process.is_main:

@@ -20,7 +20,7 @@ from data.evaluation_index import Selection
 from evaluation import Renderer, nearest_input_psnr, round_products
 from model import build_model
 from model.weights import published_state
-from setup import TrainingConfig, load_config
+from setup import TrainingConfig, load_config, warn_of_other_values
 from tests.helpers import (
     INDEX,
     ROOT,
@@ -475,6 +475,41 @@ def test_with_poses_normalised_by_the_inputs_a_render_depends_on_no_other_target
         views.append(metrics["per_view"][0])
     same = [view == pytest.approx(views[0], abs=1e-6) for view in views]
     assert all(same) if normalization == "input_views" else not same[2]
+
+
+TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2.0\n  square_crop: true\n"
+
+
+@pytest.mark.parametrize(
+    ("stored", "keys"),
+    [
+        (TRAINED, ["training.pose_normalization", "training.scene_scale_factor"]),
+        ("model: {image_tokenizer: {image_size: 32}}", ["model.image_tokenizer.image_size"]),
+        ("training: {scene_scale_factor: 1.35, pose_normalization: all_views, square_crop: 1}", []),
+        ("training: {square_crop: [1], pose_normalization: null}", []),
+        ("!!python/object/apply:os.mkdir [x]", []),
+        ("{", []),
+        ("[" * 5000, []),
+        ("- 3", []),
+        ("", []),
+        (None, []),
+        (torch.zeros(1), []),
+    ],
+)
+def test_other_values_than_those_of_training_are_said(place, stored, keys, caplog):
+    config, _ = load_config(command(place))
+    caplog.clear()
+    warn_of_other_values(config, stored, place / "x.pt")
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == keys
+    assert all(str(place / "x.pt") in record.getMessage() for record in caplog.records)
+
+
+def test_an_evaluation_says_what_differs_from_training(place, caplog):
+    model = save_model(place)
+    stored = {"model": published_state(model), "config": TRAINED}
+    write_checkpoint(place / "checkpoints", 2, stored)
+    inference.main(command(place))
+    assert "training.scene_scale_factor is 1.35" in caplog.text and "was trained with 2.0" in caplog.text
 
 
 def test_a_misspelled_normalisation_is_refused(place):

@@ -231,3 +231,10 @@ def test_compiled_training_on_two_processes_equals_plain(scenes, tmp_path):
         result = run("train.py", *command(scenes, tmp_path / mode, *options, f"training.compile={mode}"), processes=2)
         assert result.returncode == 0, result.stderr
     assert largest_difference(weights(tmp_path / "off", 3), weights(tmp_path / "on", 3)) < 1e-5
+
+
+def test_going_on_with_another_frame_of_poses_is_said(scenes, tmp_path, caplog):
+    train.main(command(scenes, tmp_path / "run"))
+    assert "was trained with" not in caplog.text
+    train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.scene_scale_factor=2"))
+    assert "training.scene_scale_factor is 2.0" in caplog.text and "was trained with 1.35" in caplog.text
