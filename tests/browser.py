@@ -105,7 +105,7 @@ def run(driver: Driver, script: str, *arguments: object):
 
 
 def wait(driver: Driver, script: str, *arguments: object) -> None:
-    WebDriverWait(driver, 10).until(lambda _: run(driver, script, *arguments), f"never true: {script}")
+    WebDriverWait(driver, 120).until(lambda _: run(driver, script, *arguments), f"never true: {script}")
 
 
 def focused_name(driver: Driver) -> str | None:

@@ -20,6 +20,8 @@ from utils.camera import Cameras, Views
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
+# Seconds that anything may take, on however busy a machine: ten times the usual and more.
+PATIENCE = 1800
 VARIANTS = ("decoder_only", "encoder_decoder")
 # Of the toy set; frame 12 of scene0 is both input and target.
 INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
@@ -140,5 +142,5 @@ def run(*command: object, processes: int = 1, **environment: str) -> subprocess.
         env=os.environ | quiet | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )

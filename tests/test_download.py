@@ -132,7 +132,7 @@ def test_what_is_not_the_file_leaves_no_trace(server, tmp_path, monkeypatch, way
         download(f"{server}/{way}", tmp_path / "file", DIGEST, limit=100_000)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
     assert not list(tmp_path.iterdir())
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 300
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):

@@ -16,7 +16,7 @@ import train
 from model import build_model
 from model.weights import published_state
 from setup import load_config, output_folder
-from tests.helpers import ROOT, run, small_overrides, write_run
+from tests.helpers import PATIENCE, ROOT, run, small_overrides, write_run
 from utils.checkpoint import numbered_checkpoints, write_checkpoint
 from utils.errors import InputError
 from utils.files import temporary_path
@@ -85,7 +85,7 @@ def start(script, arguments):
 def race(script, arguments):
     """Start a command twice at once; returns the one that goes on and what the other said when it was refused."""
     both = [start(script, arguments) for _ in range(2)]
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + PATIENCE
     while all(process.poll() is None for process in both) and time.monotonic() < deadline:
         time.sleep(0.1)
     refused, winner = sorted(both, key=lambda process: process.poll() is None)

@@ -514,7 +514,7 @@ def test_workers_end_with_the_run_that_started_them(tmp_path):
     assert process.wait() == -signal.SIGKILL
     try:
         # The pipe closes when the last process that could write to it has gone.
-        process.communicate(timeout=3)
+        process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

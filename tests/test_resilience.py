@@ -24,7 +24,7 @@ import train
 from benchmarks.restart import workers
 from data import dataset
 from setup import load_config
-from tests.helpers import ROOT, run, write_toy_set
+from tests.helpers import PATIENCE, ROOT, run, write_toy_set
 from tests.test_train import build, command, largest_difference, weights
 from utils import checkpoint, distributed
 from utils.checkpoint import (
@@ -120,7 +120,7 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp
     assert not list(folder.glob(".*"))
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -155,7 +155,7 @@ def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes,
     wait_for((folder / "metrics.jsonl").exists)
     wait_for(lambda: (folder / "metrics.jsonl").read_text())
     os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "the same command goes on from there" in said, said
     (saved,) = numbered_checkpoints(folder)
     assert 0 < read_checkpoint(saved)["step"] < STEPS
@@ -178,8 +178,8 @@ def test_loader_processes_end_with_a_killed_run(scenes, tmp_path):
     # By now they have filled their pipes, which nobody will empty.
     time.sleep(1)
     process.kill()
-    wait_for(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders), 10)
-    process.communicate(timeout=10)
+    wait_for(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders))
+    process.communicate(timeout=PATIENCE)
 
 
 def two_process_result(scenes, tmp_path):
@@ -198,10 +198,10 @@ def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     wait_for(lambda: numbered_checkpoints(folder))
     os.kill(random.Random(0).choice(workers(process.pid)), signal.SIGKILL)
     before = lines(folder / "metrics.jsonl")
-    wait_for(lambda: lines(folder / "starts.jsonl") == 2 and lines(folder / "metrics.jsonl") > before, 150)
+    wait_for(lambda: lines(folder / "starts.jsonl") == 2 and lines(folder / "metrics.jsonl") > before)
     # A scheduler tells one process alone; both agree.
     os.kill(workers(process.pid)[1], signal.SIGUSR1)
-    _, said = process.communicate(timeout=150)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     newest = numbered_checkpoints(folder)[-1]
     assert read_checkpoint(newest)["step"] < STEPS and len(read_checkpoint(newest)["random_states"]) == 2

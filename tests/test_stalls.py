@@ -20,7 +20,7 @@ from data import handover, loader
 from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import LoaderConfig, TrainingLoader
 from setup import load_config
-from tests.helpers import INDEX, ROOT
+from tests.helpers import INDEX, PATIENCE, ROOT
 from tests.test_resilience import wait_for
 from tests.test_train import command, largest_difference, weights
 from utils import interruption
@@ -28,9 +28,6 @@ from utils.checkpoint import numbered_checkpoints, read_checkpoint
 from utils.distributed import Process
 from utils.interruption import Interrupted, Interruption
 from utils.watch import Watch
-
-# Far more than anything here takes, for machines that are busy.
-LONG = 200
 
 
 def dataset(scenes):
@@ -101,7 +98,11 @@ def test_a_small_shared_memory_does_not_hang_a_run(scenes, tmp_path, size, code)
     program = [sys.executable, "train.py", *command(scenes, tmp_path / "run", *more)]
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", mount, "bash", *program], cwd=ROOT, capture_output=True, text=True, timeout=LONG
+        ["unshare", "-m", "bash", "-c", mount, "bash", *program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == code and "/dev/shm is " in done.stderr and "--shm-size" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -151,10 +152,10 @@ def test_a_lone_process_stops_waiting_at_once(name):
     with Interruption(alone()) as interruption:
         threading.Timer(0.2, os.kill, [os.getpid(), number]).start()
         with pytest.raises(Interrupted), interruption.waiting():
-            time.sleep(LONG)
+            time.sleep(PATIENCE)
         assert interruption.requested and interruption.agreed()
         with pytest.raises(Interrupted), interruption.waiting():
-            time.sleep(LONG)
+            time.sleep(PATIENCE)
     assert signal.getsignal(number) is before
 
 
@@ -284,21 +285,21 @@ def test_a_run_whose_data_hangs_ends_on_a_signal(scenes, tmp_path, kind, number,
     if kind == "inference":
         train.main(command(scenes, tmp_path / "run"))
     process = stalled(kind, tmp_path, *place_of(scenes, tmp_path))
-    wait_for(lambda: hung(tmp_path) or process.poll() is not None, LONG)
+    wait_for(lambda: hung(tmp_path) or process.poll() is not None, PATIENCE)
     if step:
-        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").read_text() or process.poll() is not None, LONG)
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").read_text() or process.poll() is not None, PATIENCE)
     # Stopped for good, as in a file system that does not answer: no signal but SIGKILL ends the loader process.
     (loader_process,) = hung(tmp_path)
     os.kill(loader_process, signal.SIGSTOP)
     start = time.monotonic()
     os.kill(process.pid, number)
-    process.wait(LONG)
+    process.wait(PATIENCE)
     # It would keep the pipe open.
     if is_alive(loader_process) and not step:
         os.kill(loader_process, signal.SIGKILL)
-    _, said = process.communicate(timeout=LONG)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, said
-    assert time.monotonic() - start < 60 and "Traceback" not in said, said
+    assert time.monotonic() - start < 300 and "Traceback" not in said, said
     if step:
         assert [read_checkpoint(path)["step"] for path in numbered_checkpoints(tmp_path / "run")] == [step], said
         wait_for(lambda: not is_alive(loader_process))
@@ -308,12 +309,12 @@ def test_ranks_end_when_torchrun_is_killed(scenes, tmp_path):
     process = stalled("train", tmp_path, *place_of(scenes, tmp_path), processes=2)
     group = [process.pid]
     try:
-        wait_for(lambda: len(hung(tmp_path)) == 2 or process.poll() is not None, LONG)
+        wait_for(lambda: len(hung(tmp_path)) == 2 or process.poll() is not None, PATIENCE)
         group = processes_of(process.pid)
         assert len(group) >= 5, group
         process.kill()
-        wait_for(lambda: not any(map(is_alive, group)), LONG)
-        assert "torchrun is gone" in process.communicate(timeout=LONG)[1]
+        wait_for(lambda: not any(map(is_alive, group)), PATIENCE)
+        assert "torchrun is gone" in process.communicate(timeout=PATIENCE)[1]
     finally:
         for pid in filter(is_alive, group):
             os.kill(pid, signal.SIGKILL)
@@ -329,11 +330,11 @@ def processes_of(launcher):
 
 def test_several_ranks_whose_data_hangs_end_on_a_signal(scenes, tmp_path):
     process = stalled("train", tmp_path, *place_of(scenes, tmp_path), processes=2)
-    wait_for(lambda: len(hung(tmp_path)) == 2 or process.poll() is not None, LONG)
-    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").read_text() or process.poll() is not None, LONG)
+    wait_for(lambda: len(hung(tmp_path)) == 2 or process.poll() is not None, PATIENCE)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").read_text() or process.poll() is not None, PATIENCE)
     group = processes_of(process.pid)
     os.kill(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=LONG)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and "asked to stop, but no data came" in said, said
     wait_for(lambda: not any(map(is_alive, group)))
 
