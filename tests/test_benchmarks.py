@@ -88,15 +88,18 @@ def test_preprocessing(measured, monkeypatch):
     assert jpeg["times PNG"] == pytest.approx(jpeg["clips/s a core"] / png["clips/s a core"])
 
 
-def test_loss_curves(measured, scenes, tmp_path):
+def test_loss_curves(measured, scenes, tmp_path, capsys):
     settings = ["--setting", "plain:", "--setting", "no warmup: training.lr=1e-3"]
     places = ["--output_dir", tmp_path / "curves", f"training.dataset_path={scenes}", "training.train_steps=3"]
     rows = measured(loss_curve, "--config", CONFIG, *small_overrides("decoder_only"), *places, *settings)
     assert [row["run"] for row in rows] == ["plain", "no warmup"]
     first, last = ([row[name] for row in rows] for name in ("loss@1", "loss@3"))
     assert first[0] == first[1] and last[0] != last[1]
-    with pytest.raises(SystemExit, match="error: .*plain holds an earlier run, which would go on"):
+    with pytest.raises(SystemExit) as ended:
         run_main(lambda _: measured(loss_curve, "--config", CONFIG, *places, *settings))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1
+    assert said.startswith("error: ") and "plain holds an earlier run, which would go on" in said
 
 
 def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from tests.helpers import run, write_run
 from utils.comparison import average, compare_runs, differing_keys, find_caveats, find_omissions, group_by_views
 from utils.comparison_page import comparison_data, relative_address, write_comparison
 from utils.errors import InputError
+from utils.files import write_text
 from utils.report import SceneRecord
+from utils.results import PICTURE_FILES
 from utils.runs import make_labels, read_run, read_scene
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -297,6 +299,8 @@ def test_the_page_refers_to_nothing_outside(folders):
 
 def test_evaluations_note_their_input_frames(tmp_path):
     record = SceneRecord("a", "a", {"psnr": 1.0}, [{"view": 4, "psnr": 1.0}], [0, 9], False)
+    for name in PICTURE_FILES:
+        write_text(tmp_path / "a" / name, "a picture")
     inference.write_metrics(tmp_path, record, "id")
     write_run(tmp_path, {}, leave_out=[])
     edit(tmp_path / "results.json", lambda results: results["scenes"].update(a={"psnr": 1.0}))
