@@ -94,9 +94,16 @@ class Renderer:
 
 
 def find_items(
-    index_path: Path, list_path: Path, allow_missing: bool, allow_outside: bool = False
+    index_path: Path,
+    list_path: Path,
+    allow_missing: bool,
+    allow_outside: bool = False,
+    keys: tuple[str, str] = ("inference.view_idx_file_path", "training.dataset_path"),
 ) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
     """The scenes of an evaluation index with their views, in its order; the published index is fetched if missing.
+
+    Args:
+        keys: what named the two paths, for messages.
 
     Returns:
         The scenes to evaluate, and why each of the others is left out.
@@ -105,12 +112,14 @@ def find_items(
         InputError: the index is missing, or a scene that it names, unless `allow_missing` leaves such scenes out.
     """
     fetch_evaluation_index(index_path)
-    index = read_evaluation_index(index_path)
-    items, missing = match_scenes(index, read_scene_list(list_path), allow_outside)
+    index = read_evaluation_index(index_path, keys[0])
+    items, missing = match_scenes(index, read_scene_list(list_path, keys[1]), allow_outside)
     if missing and not allow_missing:
+        validating = keys[0].startswith("training.")
+        remedy = "make an index without them" if validating else "inference.allow_missing=true goes on without them"
         raise InputError(
             f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
-            f"{list_path} ({_some(missing)}): inference.allow_missing=true goes on without them"
+            f"{list_path} ({_some(missing)}): {remedy}"
         )
     if missing:
         log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))

@@ -46,7 +46,7 @@ from setup import (
 from utils.camera import Cameras
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
-from utils.comparison import compare_runs
+from utils.comparison import compare_runs, missing_pictures
 from utils.comparison_page import write_comparison
 from utils.distributed import Process, describe_device, process_group
 from utils.errors import InputError
@@ -465,6 +465,8 @@ def compare(argv: Sequence[str]) -> None:
     given = parser.parse_args(argv)
     output = output_folder(str(given.output), "--output")
     comparison = compare_runs(given.compare)
+    if gone := missing_pictures(comparison):
+        log.warning("%d pictures are missing, the page has gaps there; the first is %s", len(gone), gone[0])
     with only_writer(output, "--output"):
         page = write_comparison(output, "LVSM comparison", comparison)
     log.info("page: %s", page)

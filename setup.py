@@ -244,10 +244,11 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return content
 
 
-def warn_of_other_values(config: Config, stored: object, path: Path) -> None:
+def warn_of_other_values(config: Config, stored: object, path: Path, also: Sequence[str] = ()) -> None:
     """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
 
-    `stored` is the YAML text that a checkpoint keeps of its configuration; what cannot be read says nothing.
+    The keys `also` are looked at, too. `stored` is the YAML text that a checkpoint keeps of its configuration; what
+    cannot be read says nothing.
     """
     if not isinstance(stored, str) or len(stored) > _FILE_BYTES:
         return
@@ -258,7 +259,7 @@ def warn_of_other_values(config: Config, stored: object, path: Path) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         return
     given = dataclasses.asdict(config)
-    for key in _SEEN_BY_THE_MODEL:
+    for key in (*_SEEN_BY_THE_MODEL, *also):
         before, now = _value_at(trained, key), _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
             log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))

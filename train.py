@@ -79,7 +79,7 @@ def restore(config: Config, process: Process, model: LVSM, optimizer: torch.opti
     if found is None:
         load_weights(model, content, path, own is not None)
     if process.is_main:
-        warn_of_other_values(config, content.get("config"), path)
+        warn_of_other_values(config, content.get("config"), path, [] if cfg.reset_training_state else ["training.seed"])
     if own is None and cfg.reset_training_state:
         log.info("weights from %s, training starts anew", path)
         return Start()
@@ -197,7 +197,9 @@ def build_validation(
     cfg, tokenizer = config.training, config.model.image_tokenizer
     index_path, list_path = Path(cfg.validation_index), Path(cfg.validation_path)
     outside = cfg.allow_outside_images
-    items = process.broadcast(find_items(index_path, list_path, False, outside)[0] if process.is_main else None)
+    keys = ("training.validation_index", "training.validation_path")
+    found = find_items(index_path, list_path, False, outside, keys) if process.is_main else None
+    items, _ = process.broadcast(found)
     dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
     renderer = Renderer(model, cfg, process.device)
     metrics = build_metrics(["psnr", "ssim"], process.device, tokenizer.image_size)

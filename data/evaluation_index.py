@@ -48,13 +48,16 @@ class Selection:
     target: list[int]
 
 
-def read_evaluation_index(path: Path) -> dict[str, Selection]:
+def read_evaluation_index(path: Path, key: str = "inference.view_idx_file_path") -> dict[str, Selection]:
     """The scenes of an index that are to be evaluated, in its order; those marked null are left out.
+
+    Args:
+        key: what named the path, for messages.
 
     Raises:
         InputError: the file is missing or not an evaluation index; the message names the scene.
     """
-    record = read_json(path, "evaluation index (inference.view_idx_file_path)")
+    record = read_json(path, f"evaluation index ({key})")
     if not isinstance(record, dict):
         raise InputError(f"{printable(str(path))} is not an evaluation index: no object at the top")
     selections = {key: _selection(entry, key, path) for key, entry in record.items() if entry is not None}

@@ -205,8 +205,11 @@ def write_scene(scene: Scene) -> None:
     write_json(scene.source, {"scene_name": scene.name, "frames": frames})
 
 
-def read_scene_list(path: Path) -> list[Path]:
+def read_scene_list(path: Path, key: str = "training.dataset_path") -> list[Path]:
     """The metadata files that a list names, one a line; empty lines and those that begin with # are left out.
+
+    Args:
+        key: what named the path, for messages.
 
     Raises:
         InputError: the list is missing, unreadable or empty, or names a file twice.
@@ -216,7 +219,7 @@ def read_scene_list(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read the scene list {printable(str(path))} ({type(error).__name__}): "
-            "preprocess_data.py makes it; training.dataset_path names it"
+            f"preprocess_data.py makes it; {key} names it"
         ) from None
     numbers: dict[Path, int] = {}
     folder = None

@@ -305,3 +305,18 @@ def test_evaluations_note_their_input_frames(tmp_path):
     write_run(tmp_path, {}, leave_out=[])
     edit(tmp_path / "results.json", lambda results: results["scenes"].update(a={"psnr": 1.0}))
     assert read_scene(read_run(tmp_path, "run"), "a") == record
+
+
+def test_pictures_that_are_not_there_are_counted_and_the_first_is_named(folders, caplog):
+    arguments = ["--compare", *map(str, folders), "--output", str(folders[0].parent / "page")]
+    inference.main(arguments)
+    everywhere = len(folders) * len(compare_runs(folders).scenes)
+    assert f"{2 * everywhere} pictures are missing" in caplog.text
+    caplog.clear()
+    for run_folder in folders:
+        for scene in compare_runs(folders).scenes:
+            for name in PICTURE_FILES:
+                write_text(run_folder / scene / name, "a picture")
+    (folders[1] / "c" / "input.png").unlink()
+    inference.main(arguments)
+    assert "1 pictures are missing" in caplog.text and f"{folders[1]}/c/input.png" in caplog.text

@@ -238,3 +238,23 @@ def test_going_on_with_another_frame_of_poses_is_said(scenes, tmp_path, caplog):
     assert "was trained with" not in caplog.text
     train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.scene_scale_factor=2"))
     assert "training.scene_scale_factor is 2.0" in caplog.text and "was trained with 1.35" in caplog.text
+
+
+def test_going_on_with_another_seed_is_said(scenes, tmp_path, caplog):
+    train.main(command(scenes, tmp_path / "run"))
+    train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.seed=5"))
+    assert "training.seed is 5" in caplog.text and "was trained with 777" in caplog.text
+
+
+def test_what_validation_lacks_is_named_by_its_own_keys(scenes, tmp_path):
+    index = tmp_path / "index.json"
+    held_out = [f"training.validation_path={tmp_path}/none.txt", f"training.validation_index={index}"]
+    arguments = command(scenes, tmp_path / "run", *held_out, "training.validate_every=1")
+    with pytest.raises(InputError, match=r"training\.validation_index.*index\.json"):
+        train.main(arguments)
+    index.write_text('{"ghost": {"context": [0, 2], "target": [1]}}')
+    with pytest.raises(InputError, match=r"none\.txt.*training\.validation_path"):
+        train.main(arguments)
+    with pytest.raises(InputError, match="ghost") as refused:
+        train.main([*arguments, f"training.validation_path={scenes}"])
+    assert "inference." not in str(refused.value)

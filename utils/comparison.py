@@ -15,6 +15,7 @@ from typing import Any
 from utils.errors import InputError
 from utils.page import KNOWN_METRICS, as_number, column_names
 from utils.report import SceneRecord
+from utils.results import PICTURE_FILES
 from utils.runs import Run, make_labels, read_run
 
 # What decides the ground truth besides the scene: PSNR against other pictures is another quantity.
@@ -69,6 +70,12 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     have = [run.metrics(scenes) for run in runs]
     shared = [name for name in have[0] if all(name in other for other in have)]
     return Comparison(runs, scenes, [name for name in shared if not _says_nothing(runs, scenes, name)])
+
+
+def missing_pictures(comparison: Comparison) -> list[Path]:
+    """The pictures that the runs' folders do not hold, though their results do the scenes."""
+    folders = (run.folder / name for run in comparison.runs for name in comparison.scenes)
+    return [folder / file for folder in folders for file in PICTURE_FILES if not (folder / file).is_file()]
 
 
 def _says_nothing(runs: Sequence[Run], scenes: Sequence[str], metric: str) -> bool:
