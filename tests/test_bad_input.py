@@ -657,18 +657,23 @@ def test_training_from_the_other_model_ends_in_one_line(root):
     assert "These are weights of the encoder-decoder variant" in done.stderr
 
 
+def check_last_line(done, culprit):
+    """After the script's own words one line of error, and nothing behind it."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert errors == done.stderr.splitlines()[-1:] and culprit in errors[0], done.stderr
+
+
 def test_evaluation_of_a_truncated_frame_ends_in_one_line(root):
     cut_images(root)
     done = run("inference.py", *evaluation_arguments(root, "training.num_workers=1"))
-    check_one_line(done)
-    assert "scene scene0, frame 0: image cannot be decoded" in done.stderr
+    check_last_line(done, "scene scene0, frame 0: image cannot be decoded")
+    assert len(done.stderr.splitlines()) == 2, "the device, and the error"
     check_nothing_half_written(root / "out")
 
 
 def test_training_on_truncated_frames_ends_in_one_line_after_its_own_words(root):
     cut_images(root)
     done = run("train.py", *training_arguments(root, "training.num_workers=1"))
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert errors == done.stderr.splitlines()[-1:] and "image cannot be decoded" in errors[0]
+    check_last_line(done, "image cannot be decoded")
     check_nothing_half_written(root / "run")
