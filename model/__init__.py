@@ -4,6 +4,7 @@ from model.execution import ExecutionConfig
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
 from model.transformer import TransformerConfig
 from utils.errors import InputError
+from utils.fields import check_ranges
 from utils.text import shown
 
 VARIANTS: dict[str, type[LVSM]] = {
@@ -14,6 +15,7 @@ VARIANTS: dict[str, type[LVSM]] = {
 
 def check_model_config(cfg: ModelConfig) -> None:
     """Raises InputError, naming the key, where the values of `cfg` do not go together."""
+    check_ranges(cfg, "model.")
     image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
     if cfg.class_name not in VARIANTS:
         raise InputError(f"model.class_name is {shown(cfg.class_name)}; known: {', '.join(VARIANTS)}")

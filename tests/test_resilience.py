@@ -360,7 +360,7 @@ def test_the_state_of_few_ranks_is_told_first():
 
 
 def test_an_unforeseen_error_in_a_loader_process_names_the_scene(scenes, tmp_path, signals, monkeypatch):
-    def broken(path, where):
+    def broken(*_):
         raise ZeroDivisionError("nobody expected this")
 
     monkeypatch.setattr(dataset, "read_image", broken)

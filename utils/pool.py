@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -16,6 +16,8 @@ log = logging.getLogger("lvsm")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+# Seconds between two looks around.
+_LOOK_AROUND = 2.0
 # Windows waits for no more processes at once.
 _MOST_ON_WINDOWS = 61
 
@@ -61,7 +63,7 @@ def _until_death(
                 futures[pool.submit(work, task)] = number
         except BrokenProcessPool:
             pass  # the first have begun already, and told below
-        for future in as_completed(futures):
+        for future in _completed(futures):
             number = futures[future]
             try:
                 result = future.result()
@@ -75,6 +77,18 @@ def _until_death(
             _end_workers()
         pool.shutdown(cancel_futures=True)
     return [task for number, task in enumerate(tasks) if number not in done]
+
+
+def _completed(futures: Iterable[Future[Result]]) -> Iterator[Future[Result]]:
+    """The futures as they end. The wait looks around: a signal may reach another thread, and is answered only then."""
+    left = set(futures)
+    while left:
+        try:
+            for future in as_completed(set(left), timeout=_LOOK_AROUND):
+                left.discard(future)
+                yield future
+        except TimeoutError:
+            continue
 
 
 def _start_worker() -> None:
