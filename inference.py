@@ -31,7 +31,23 @@ from data.evaluation_index import Selection
 from data.loader import evaluation_batches, failures_told
 from data.scene import check_cameras_are_of, read_cameras, read_scene
 from data.transforms import IMAGE_ERRORS, open_image
-from evaluation import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
+from evaluation.compare import compare_runs, missing_pictures
+from evaluation.metrics import Metric, build_metrics
+from evaluation.pages.comparison import write_comparison
+from evaluation.pages.report import SceneRecord
+from evaluation.rendering import Rendered, Renderer, find_items, nearest_input_psnr, render_batch, round_products
+from evaluation.results import (
+    PICTURE_FILES,
+    RESULT_FILES,
+    VIDEO_FILE,
+    is_filled,
+    make_record,
+    read_finished,
+    write_metrics,
+    write_results,
+)
+from geometry.cameras import Cameras
+from geometry.paths import camera_path
 from model import build_model
 from model.weights import load_published
 from setup import (
@@ -43,33 +59,17 @@ from setup import (
     set_threads_and_precision,
     warn_of_other_values,
 )
-from utils.camera import Cameras
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
-from utils.comparison import compare_runs, missing_pictures
-from utils.comparison_page import write_comparison
 from utils.distributed import Process, describe_device, process_group
 from utils.errors import InputError
 from utils.files import remove_stale, sha256
 from utils.lock import only_run, only_writer
 from utils.media import save_grid, to_uint8, write_video
-from utils.metrics import Metric, build_metrics
 from utils.parallel import Background, cores_of_process
-from utils.paths import camera_path
 from utils.provenance import provenance
-from utils.report import SceneRecord
-from utils.results import (
-    PICTURE_FILES,
-    RESULT_FILES,
-    VIDEO_FILE,
-    is_filled,
-    make_record,
-    read_finished,
-    write_metrics,
-    write_results,
-)
-from utils.stopwatch import Stopwatch
-from utils.watch import WAITING_FOR_DATA, Watch
+from utils.timer import Stopwatch
+from utils.watchdog import WAITING_FOR_DATA, Watch
 
 log = logging.getLogger("lvsm")
 

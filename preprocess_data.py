@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.re10k import Clip, chunk_files, clip_key, missing_keys, open_chunk, parse_clip
+from data.importers.re10k import Clip, chunk_files, clip_key, missing_keys, open_chunk, parse_clip
 from data.scene import Scene, read_scene, write_scene
 from data.torch_file import DamagedError, TorchFile
 from data.transforms import IMAGE_ERRORS, open_image, to_rgb
-from utils.camera_check import camera_faults
+from geometry.camera_check import camera_faults
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.files import (

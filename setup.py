@@ -22,19 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import DataConfig, check_image_config
 from data.loader import LoaderConfig
+from evaluation.metrics import check_metric_names
+from geometry.paths import VideoConfig, check_video_config
 from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, check_execution_config
 from model.loss import LossConfig
+from training.optim import OptimConfig, check_optim_config
 from utils.checkpoint import CheckpointConfig, check_checkpoint_config
 from utils.cli import path_argument
 from utils.errors import InputError
 from utils.fields import bounded, check_ranges, file_path, is_path
 from utils.files import expand_path, read_bytes
 from utils.hub import is_hub_address
-from utils.metrics import check_metric_names
-from utils.optim import OptimConfig, check_optim_config
 from utils.parallel import cores_of_process
-from utils.paths import VideoConfig, check_video_config
 from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")

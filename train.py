@@ -18,30 +18,30 @@ from omegaconf import OmegaConf
 
 from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import TrainingLoader, evaluation_batches
-from evaluation import Renderer, average_scores, find_items, whole
+from evaluation.metrics import build_metrics
+from evaluation.rendering import Renderer, average_scores, find_items, whole
 from model import LVSM, build_model
 from model.flops import peak_flops, training_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published
 from setup import Config, TrainingConfig, load_config, output_folder, set_threads_and_precision, warn_of_other_values
-from trainer import Trainer
+from training.journal import Journal
+from training.optim import build_optimizer, load_optimizer
+from training.tracking import Tracker, start_wandb
+from training.trainer import Trainer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.cli import run_main
 from utils.distributed import Process, describe_device, process_group
 from utils.errors import InputError, MisfitError
 from utils.files import append_json_line, write_text
 from utils.hub import is_hub_address
-from utils.interruption import Interruption
-from utils.journal import Journal
 from utils.lock import only_run
-from utils.metrics import build_metrics
-from utils.optim import build_optimizer, load_optimizer
 from utils.provenance import provenance
 from utils.random_state import seed_everything, set_random_state
+from utils.stop_signal import Interruption
 from utils.text import shown
-from utils.tracking import Tracker, start_wandb
-from utils.watch import Watch
+from utils.watchdog import Watch
 
 log = logging.getLogger("lvsm")
 

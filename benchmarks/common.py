@@ -19,12 +19,12 @@ import torchvision
 from torch import Tensor
 
 from data.dataset import Batch
+from geometry.cameras import Cameras, Views
 from model import LVSM, build_model
 from model.flops import peak_flops
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml, set_threads_and_precision
-from utils.camera import Cameras, Views
 from utils.cli import path_argument
 from utils.files import write_json
 from utils.provenance import provenance

@@ -26,12 +26,12 @@ from benchmarks.common import (
     timed,
 )
 from data.dataset import Batch
-from evaluation import Renderer, render_batch, round_products
+from evaluation.metrics import build_metrics
+from evaluation.rendering import Renderer, render_batch, round_products
 from model.flops import decoding_flops, encoding_flops
 from setup import Config
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
-from utils.metrics import build_metrics
 
 SCENES, INPUTS, TARGETS, FRAMES = 4, 2, 3, 120
 

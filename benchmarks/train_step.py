@@ -38,12 +38,12 @@ from benchmarks.common import (
 from data.dataset import Batch
 from model.flops import training_flops
 from setup import Config, autocast
+from training.optim import build_optimizer
+from training.tracking import Tracker
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
-from utils.interruption import Interruption
-from utils.optim import build_optimizer
-from utils.tracking import Tracker
-from utils.watch import Watch
+from utils.stop_signal import Interruption
+from utils.watchdog import Watch
 
 log = logging.getLogger("lvsm")
 

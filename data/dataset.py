@@ -15,8 +15,9 @@ from data.evaluation_index import Selection
 from data.scene import Scene, read_scene, read_scene_list
 from data.transforms import Crop, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
 from data.views import ViewSelectorConfig, choose_targets, choose_window
-from utils.camera import Cameras, Normalization, Views, pose_normalization
-from utils.camera_check import camera_faults
+from geometry.camera_check import camera_faults
+from geometry.cameras import Cameras, Views
+from geometry.normalization import Normalization, pose_normalization
 from utils.errors import InputError
 from utils.fields import bounded, file_path
 from utils.text import printable, shown

@@ -18,8 +18,8 @@ from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, co
 from data.handover import hand_over
 from utils.errors import InputError
 from utils.fields import bounded
-from utils.interruption import shield_worker, signals_blocked
 from utils.parallel import usable_cores
+from utils.stop_signal import shield_worker, signals_blocked
 
 # Iterators that something ended (or the error that ended the making of one, which holds it): kept, since their
 # destructors would wait for loader processes that may hang.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data.image_paths import exists, find_images, is_led_out, outside
-from utils.camera_check import camera_faults
+from geometry.camera_check import camera_faults
 from utils.errors import InputError
 from utils.files import check_plain_name, read_json, read_text, write_json
 from utils.text import printable, shown

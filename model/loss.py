@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.execution import ExecutionConfig
 from model.perceptual import PerceptualLoss, default_vgg19_path, load_vgg19
 from utils.fields import bounded, file_path
-from utils.metrics import Lpips
+from utils.lpips_network import Lpips
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geometry.cameras import Cameras, Views, plucker
 from model.execution import ExecutionConfig, compiled
 from model.transformer import LayerNorm, Transformer, TransformerConfig, init_linears
-from utils.camera import Cameras, Views, plucker
 from utils.fields import bounded
 
 

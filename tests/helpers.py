@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from geometry.cameras import Cameras, Views
 from model import LVSM, ModelConfig, build_model
 from model.execution import ExecutionConfig
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
-from utils.camera import Cameras, Views
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")

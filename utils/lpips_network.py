@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from utils.download import DownloadError, download
@@ -22,6 +23,23 @@ VGG16_SHA256 = "397923af"
 _SLICE_ENDS = (4, 9, 16, 23)
 _CONVOLUTION = re.compile(r"features\.((\d{1,2})\.(?:weight|bias))")
 _OFF = "or leave lpips out of inference.metrics (in training, set training.lpips_loss_weight=0)"
+
+
+class Lpips(nn.Module):
+    """LPIPS 0.1 with the VGG-16 backbone of the `lpips` package (Zhang et al., CVPR 2018).
+
+    Raises:
+        InputError: the backbone's weights are neither on disk nor to be had, or not what they should be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build_lpips()
+        self.requires_grad_(False).eval()
+
+    def forward(self, render: Float[Tensor, "b 3 h w"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Distance per image, inputs in [0, 1]."""
+        return self.network(render * 2 - 1, image * 2 - 1).flatten()
 
 
 def build_lpips() -> nn.Module:

@@ -1,0 +1,98 @@
+"""Image metrics of the evaluation (spec section 11), per image and in full precision."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.lpips_network import Lpips
+from utils.text import shown
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+METRIC_NAMES = ("psnr", "ssim", "lpips")
+
+_SSIM_SIGMA = 1.5
+_SSIM_RADIUS = 5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+
+
+def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio in dB; both images are clamped to [0, 1].
+
+    Equal images give 100 dB, so that averages stay finite; 8-bit images that differ at all stay below that.
+    """
+    error = prediction.float().clamp(0, 1) - target.float().clamp(0, 1)
+    return -10 * torch.log10(error.square().mean(dim=(1, 2, 3)).clamp_min(1e-10))
+
+
+def _gaussian_window(device: torch.device) -> Float[Tensor, " k"]:
+    offsets = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, device=device, dtype=torch.float64)
+    window = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    return window / window.sum()
+
+
+def _local_mean(images: Tensor, window: Tensor) -> Tensor:
+    """Gaussian mean around every pixel whose window lies inside the image."""
+    channels = images.shape[1]
+    rows = F.conv2d(images, window.view(1, 1, -1, 1).repeat(channels, 1, 1, 1), groups=channels)
+    return F.conv2d(rows, window.view(1, 1, 1, -1).repeat(channels, 1, 1, 1), groups=channels)
+
+
+def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity (Wang et al. 2004): Gaussian window 11 taps, sigma 1.5, sample covariance.
+
+    What scikit-image gives for `win_size=11, gaussian_weights=True, data_range=1, channel_axis=...`: its
+    5-pixel border, where windows would leave the image, is left out, and the covariance factor is 121/120.
+    Computed in float64, since variances are differences of nearly equal numbers.
+    """
+    x, y = prediction.double(), target.double()
+    window = _gaussian_window(x.device)
+    mean_x, mean_y = _local_mean(x, window), _local_mean(y, window)
+    taps = len(window) ** 2
+    unbiased = taps / (taps - 1)
+    var_x = unbiased * (_local_mean(x * x, window) - mean_x**2)
+    var_y = unbiased * (_local_mean(y * y, window) - mean_y**2)
+    cov = unbiased * (_local_mean(x * y, window) - mean_x * mean_y)
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * cov + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3)).float()
+
+
+def build_metrics(names: Sequence[str], device: torch.device, image_size: int | None = None) -> dict[str, Metric]:
+    """The metrics of these names, each mapping two batches of images to a value an image.
+
+    Args:
+        image_size: pixels of the shorter side of the images, if known.
+
+    Raises:
+        InputError: an unknown name, images that are too small for SSIM, or LPIPS without its weights.
+    """
+    check_metric_names(names)
+    least = 2 * _SSIM_RADIUS + 1
+    if "ssim" in names and image_size is not None and image_size < least:
+        raise InputError(
+            f"SSIM needs images of {least} pixels a side, and model.image_tokenizer.image_size is {image_size}: "
+            "leave ssim out of inference.metrics (in training, set training.validate_every=0)"
+        )
+    plain: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    return {name: plain[name] if name in plain else Lpips().to(device) for name in names}
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """Raises InputError for a name that is not a metric."""
+    for name in names:
+        if name not in METRIC_NAMES:
+            raise InputError(f"inference.metrics: {shown(name)} is unknown; known: {', '.join(METRIC_NAMES)}")
+
+
+def score(
+    metrics: Mapping[str, Metric], renders: Float[Tensor, "b t c h w"], images: Float[Tensor, "b t c h w"]
+) -> dict[str, Float[Tensor, "b t"]]:
+    """Every metric of every image, in true float32: neither autocast nor TF32 has a part in it."""
+    flat = renders.float().flatten(0, 1).clamp(0, 1), images.float().flatten(0, 1)
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.autocast(renders.device.type, enabled=False), exact:
+        return {name: metric(*flat).view(renders.shape[:2]) for name, metric in metrics.items()}

@@ -1,0 +1,401 @@
+import copy
+import dataclasses
+import functools
+import logging
+import math
+import os
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+
+from setup import Config, _nested, _read_texts, build_config, load_config, parse_overrides
+from tests.helpers import ROOT
+from training.tracking import start_wandb
+from utils.errors import InputError
+from utils.fields import check_ranges, is_path, range_of
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_file_loads_and_opens_with_its_story(path):
+    config, overridden = load_config(["--config", str(path)])
+    assert isinstance(config, Config) and not overridden
+    assert path.read_text().startswith("# ")
+
+
+def test_defaults_are_the_published_values():
+    published = yaml.safe_load((ROOT / "configs" / "LVSM_scene_decoder_only.yaml").read_text())
+    names = {"checkpoint_dir", "wandb_exp_name"}
+    default, loaded = build_config({}).training, build_config(published).training
+    for key in published["training"].keys() - names:
+        assert getattr(default, key) == getattr(loaded, key), key
+
+
+@pytest.mark.parametrize("key", ["training.lr", "inference.metrics", "inference_out_dir"])
+def test_three_question_marks_are_no_value(key):
+    for content, overrides in ((_nested(key, "???"), {}), ({}, {key: "???"})):
+        with pytest.raises(InputError, match=re.escape(key)):
+            build_config(content, overrides)
+
+
+def test_spaces_around_equals_signs():
+    tokens = "training.batch_size_per_gpu = 16 training.lr= 1e-4 training.warmup =7 training.train_steps=9".split()
+    training = build_config({}, parse_overrides(tokens)).training
+    assert (training.batch_size_per_gpu, training.lr, training.warmup, training.train_steps) == (16, 1e-4, 7, 9)
+
+
+def test_values_with_spaces_and_lists_survive():
+    tokens = ["training.wandb_exp_name=a long name", "inference.metrics", "=", "[psnr,", "ssim]", "training.seed=0012"]
+    config = build_config({}, parse_overrides(tokens))
+    assert config.training.wandb_exp_name == "a long name"
+    assert config.inference.metrics == ["psnr", "ssim"]
+    assert config.training.seed == 12
+
+
+def test_text_stays_text():
+    config = build_config({}, parse_overrides(["training.wandb_exp_name=007", "training.resume_ckpt=a=b/c.pt"]))
+    assert config.training.wandb_exp_name == "007"
+    assert config.training.resume_ckpt == "a=b/c.pt"
+
+
+def test_an_empty_value_is_empty():
+    overrides = parse_overrides(
+        ["training.resume_ckpt=", "training.lr=1", "training.wandb_project =", "inference_out_dir=x"]
+    )
+    assert overrides["training.resume_ckpt"] == "" and overrides["training.wandb_project"] == ""
+    assert overrides["training.lr"] == "1" and overrides["inference_out_dir"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "training.batch_size_per_gp",
+            1,
+            "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?",
+        ),
+        ("batch_size_per_gpu", 1, "unknown key batch_size_per_gpu; did you mean training.batch_size_per_gpu?"),
+        ("training.learning_rate", 1, "unknown key training.learning_rate; did you mean training.lr?"),
+        ("training.batch_size", 1, "unknown key training.batch_size; did you mean training.batch_size_per_gpu?"),
+        ("training.patch_size", 1, "unknown key training.patch_size; did you mean model.image_tokenizer.patch_size?"),
+        ("training.save_every", 1, "unknown key training.save_every; did you mean training.checkpoint_every?"),
+        ("model.n_layers", 1, "unknown key model.n_layers; did you mean model.transformer.n_layer?"),
+        ("training.zzz", 1, "unknown key training.zzz; the sections are model, training, inference, inference_out_dir"),
+        ("model.transfomer.d", 1, "unknown key model.transfomer; did you mean model.transformer"),
+        ("training.lr", "fast", "training.lr: Value 'fast'"),
+        ("training.batch_size_per_gpu", 2.5, "training.batch_size_per_gpu: Value '2.5'"),
+        ("training.square_crop", "perhaps", "training.square_crop: Value 'perhaps'"),
+        ("training", 3, "training is a section"),
+        ("training.batch_size_per_gpu", 0, "training.batch_size_per_gpu is 0; it must be at least 1"),
+        ("training.amp_dtype", "int8", "training.amp_dtype is 'int8'; known: bf16"),
+        ("training.lr", "${training.nothing}", "training.lr"),
+        ("inference.render_video_config.num_frames", 1, "inference.render_video_config.num_frames is 1; it must be at"),
+        ("inference.render_video_config.fps", 0, "inference.render_video_config.fps is 0; it must be at least 1"),
+        (
+            "inference.render_video_config.traj_type",
+            "spiralt",
+            "inference.render_video_config.traj_type is 'spiralt'; known: interpolate, spiral, wobble, through",
+        ),
+        ("inference.render_video_config.traj_type", "through", "`through` needs a list of cameras"),
+        (
+            "inference.render_video_config.cameras_path",
+            "a.json",
+            "cameras_path is 'a.json' and traj_type 'interpolate'",
+        ),
+    ],
+)
+def test_bad_keys_and_values_are_named(key, value, message):
+    with pytest.raises(InputError) as caught:
+        build_config({}, {key: value})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tokens", [["training.lr"], ["1e-4"], ["training.lr=1", "2"]])
+def test_stray_arguments_are_named(tokens):
+    with pytest.raises(InputError, match="is not of the form key=value"):
+        parse_overrides(tokens)
+
+
+def test_keys_without_effect_warn_once(caplog):
+    with caplog.at_level(logging.WARNING, "lvsm"):
+        build_config({"training": {"use_rel_pose": False, "center_crop": True}})
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "training.center_crop has no effect and is ignored",
+        "training.use_rel_pose has no effect and is ignored",
+    ]
+
+
+def test_sizes_of_the_other_variant_warn(caplog):
+    section = {"class_name": "model.LVSM_scene_encoder_decoder.Images2LatentScene"}
+    with caplog.at_level(logging.WARNING, "lvsm"):
+        build_config({"model": section}, {"model.transformer.n_layer": 6, "model.transformer.encoder_n_layer": 6})
+    assert [record.getMessage() for record in caplog.records] == [
+        "model.transformer.n_layer has no effect on this variant"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1", "holds no keys"),
+        ("", "holds no keys"),
+        ("# training: {}\n", "holds no keys"),
+        (None, "configuration not found"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content, message):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(["--config", str(path)])
+    assert str(path) in str(caught.value)
+
+
+def test_an_empty_section_means_defaults():
+    assert build_config({"inference": None}) == build_config({})
+
+
+def test_a_section_that_is_a_value_is_refused_whatever_is_overridden():
+    with pytest.raises(InputError, match="model is a section"):
+        build_config({"model": 3}, {"model.transformer.d": "64"})
+
+
+def test_the_command_line_is_remembered(tmp_path):
+    _, overridden = load_config(["training.lr=1", "--config", str(CONFIGS[0]), "training.num_views", "=", "5"])
+    assert overridden == {"training.lr", "training.num_views"}
+
+
+def test_configurations_are_frozen():
+    config = build_config({})
+    with pytest.raises(AttributeError):
+        config.training.lr = 1.0
+
+
+def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lvsm"):
+        assert start_wandb(project="p", name="n", folder=tmp_path, config={}, key_file=tmp_path / "none.yaml") is None
+    assert [record.getMessage() for record in caplog.records] == ["wandb is off: WANDB_MODE=disabled"]
+
+
+def declared_fields(owner, prefix=""):
+    """Dotted keys and fields of a configuration, without its sections."""
+    for declared in dataclasses.fields(owner):
+        kind = get_type_hints(owner)[declared.name]
+        if dataclasses.is_dataclass(kind):
+            yield from declared_fields(kind, f"{prefix}{declared.name}.")
+        else:
+            yield f"{prefix}{declared.name}", declared
+
+
+NUMBERS = {key: declared for key, declared in declared_fields(Config) if declared.type in (int, float)}
+TEXTS = {key: declared for key, declared in declared_fields(Config) if declared.type is str}
+# Keys of text that name no file.
+NAMES = {
+    "model.class_name",
+    "training.amp_dtype",
+    "training.attention_backend",
+    "training.compile",
+    "training.dataset_name",
+    "training.image_resize",
+    "training.on_full_disk",
+    "training.pose_normalization",
+    "training.residual_dtype",
+    "training.scheduler_type",
+    "training.wandb_exp_name",
+    "training.wandb_project",
+    "inference.render_video_config.traj_type",
+}
+
+
+def test_every_number_has_a_range_and_every_text_is_a_path_or_a_name():
+    assert [key for key, declared in NUMBERS.items() if range_of(declared) is None] == []
+    assert {key for key, declared in TEXTS.items() if not is_path(declared)} == NAMES
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_out_of_range_are_refused(key):
+    allowed, config = range_of(NUMBERS[key]), copy.deepcopy(Config())
+    *sections, name = key.split(".")
+    owner = functools.reduce(getattr, sections, config)
+    beyond = [allowed.most + 1, allowed.least - 1, 10**30, -(10**30), 10**400, math.nan, math.inf, -math.inf]
+    beyond += [allowed.least] * allowed.open_below + [allowed.most] * allowed.open_above
+    for value in beyond:
+        object.__setattr__(owner, name, value)
+        with pytest.raises(InputError) as refused:
+            check_ranges(config)
+        assert key in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("key", [key for key in TEXTS if key not in NAMES])
+def test_every_path_is_expanded(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PLACE", "/some where")
+    monkeypatch.delenv("NOT_SET", raising=False)
+
+    def read(text):
+        return functools.reduce(dict.__getitem__, key.split("."), _read_texts(_nested(key, text), Config))
+
+    expanded = {"~/a": "/home/me/a", "$PLACE/a": "/some where/a", "${PLACE}/a": "/some where/a"}
+    unchanged = ["./a/", "hf://a/b/c.pt", "hf://a/$PLACE/~"]
+    assert {text: read(text) for text in expanded} == expanded
+    assert [read(text) for text in unchanged] == unchanged
+    for text in ("$NOT_SET/a", "${NOT_SET}", "~nobody_of_this_name/a", "a\0b"):
+        with pytest.raises(InputError, match=f"^{key}: "):
+            read(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training.lr", "inf"),
+        ("training.lr", "1e999"),
+        ("training.seed", 2**64),
+        ("training.seed", "1e3"),
+        ("training.seed", "null"),
+        ("training.num_workers", ""),
+        ("training.batch_size_per_gpu", 10**12),
+        ("training.num_workers", 10**6),
+        ("model.image_tokenizer.image_size", 10**6),
+        ("training.lr.x", 1),
+        ("inference.render_video_config.fps", -1),
+    ],
+)
+def test_such_numbers_end_in_one_line(key, value):
+    with pytest.raises(InputError, match=key.removesuffix(".x")) as refused:
+        build_config({}, {key: value})
+    assert str(refused.value).isprintable()
+
+
+def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "/some where")
+    monkeypatch.setenv("CONFIGS", str(tmp_path))
+    content = "training: {checkpoint_dir: '${PLACE}/run', wandb_exp_name: '$PLACE'}\n"
+    (tmp_path / "c.yaml").write_text(content)
+    config, _ = load_config(["--config", "$CONFIGS/c.yaml"])
+    assert config.training.checkpoint_dir == "/some where/run" and config.training.wandb_exp_name == "$PLACE"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["training.checkpoint_dir", "training.dataset_path", "inference.view_idx_file_path", "inference_out_dir"],
+)
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_path_is_refused(key, text):
+    with pytest.raises(InputError, match=f"{key} is empty"):
+        build_config({}, {key: text})
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["inference.metrics=psnr,ssim"],
+        ["inference.metrics=psnr,", "ssim"],
+        ["inference.metrics", "=", "psnr , ssim"],
+        ["inference.metrics=[psnr,ssim]"],
+    ],
+)
+def test_a_list_needs_no_brackets(tokens):
+    assert build_config({}, parse_overrides(tokens)).inference.metrics == ["psnr", "ssim"]
+    assert build_config({"inference": {"metrics": "psnr"}}).inference.metrics == ["psnr"]
+
+
+@pytest.mark.parametrize("value", ["", "[]", ","])
+def test_no_metrics_are_asked_for_by_another_key(value):
+    with pytest.raises(InputError, match=r"inference\.metrics"):
+        build_config({}, parse_overrides([f"inference.metrics={value}"]))
+
+
+def test_the_last_of_several_values_counts():
+    assert build_config({}, parse_overrides(["training.lr=1", "training.lr=2"])).training.lr == 2
+
+
+def test_two_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--config is given 2 times"):
+        load_config(["--config", str(tmp_path / "a"), "--config", str(tmp_path / "b")])
+
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "training: {lr: 1, lr: 2}",
+        "training: {lr: 1}\ntraining: {lr: 2}",
+        "training:\n\tlr: 1",
+        "training: &a {view_selector: *a}",
+        BOMB,
+        "x: " + "[" * 1000 + "]" * 1000,
+        "training: {seed: 1" + "0" * 5000 + "}",
+        "training: {lr: !!python/object/apply:os.system ['touch canary']}",
+        "training: {lr: !!python/name:os.system}",
+        "training: {lr: '${training.lr}'}",
+        "training: {lr: '${training.warmup}', warmup: '${training.lr}'}",
+        "training: {lr: '${'}",
+        "training: {lr: '${oc.env:NOT_SET}'}",
+        "training: '${model}'",
+        "training: {lr: ???}",
+        "training: {lr: null}",
+        "training: {lr: 2026-11-25}",
+        "training: {lr: [1]}",
+        "training: {lr: {a: 1}}",
+        "training: {seed: 18446744073709551616}",
+        "training: {seed: -1}",
+        "? [a, b]\n: 1",
+        "1: 2",
+        "null: 2",
+        "inference: {metrics: {a: 1}}",
+        "inference: {metrics: [[psnr]]}",
+        'model: {class_name: "\\e[31mred\\u202e"}',
+        '"\\e[31m": 1',
+        'training: {"\\e[31m": 1}',
+        "training: {dataset_path: $NOT_SET}",
+        "a: 1\n---\nb: 2",
+        "text",
+        "\0",
+        "x" * 2_000_000,
+        b"\xff\xfe\x00",
+        b"\x89PNG\r\n\x1a\n\0\0",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_files_that_cannot_be_meant_are_refused_in_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as refused:
+        load_config(["--config", str(path)])
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 2000
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "c.yaml" if kind != "device" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_config(["--config", str(path)])
+
+
+def test_aliases_and_the_environment_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("RATE", "1e-4")
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "\ufeffmodel: {image_tokenizer: &size {image_size: 64}, target_pose_tokenizer: {<<: *size, in_channels: 6}}\n"
+        "training: {lr: '${oc.env:RATE}', warmup: '${training.train_steps}', use_amp: off}\n"
+    )
+    config, _ = load_config(["--config", str(path)])
+    assert config.model.target_pose_tokenizer.image_size == 64 and not config.training.use_amp
+    assert config.training.lr == 1e-4 and config.training.warmup == config.training.train_steps

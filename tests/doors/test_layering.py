@@ -1,0 +1,46 @@
+"""Imports run one way: benchmarks, doors, setup, {training, evaluation}, {model, data}, geometry, utils."""
+
+import ast
+
+import pytest
+
+from tests.helpers import ROOT
+
+DOORS = ("train", "inference", "preprocess_data")
+INNER = {"training", "evaluation", "setup", "model", "data", "geometry", "utils"}
+ALLOWED = {
+    "utils": {"utils"},
+    "geometry": {"geometry", "utils"},
+    "data": {"data", "geometry", "utils"},
+    "model": {"model", "geometry", "utils"},
+    "setup": {"model", "data", "evaluation", "training", "geometry", "utils"},
+    "evaluation": {"evaluation", "setup", "model", "data", "geometry", "utils"},
+    "training": {"training", "setup", "model", "data", "geometry", "utils"},
+    **dict.fromkeys(DOORS, INNER),
+    "benchmarks": {"benchmarks", *DOORS, *INNER},
+}
+
+
+def rooms(path):
+    """The project's rooms that a file imports, wherever in it."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            imported.add((node.module or "").split(".")[0])
+    return imported & ALLOWED.keys()
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_it_may(room):
+    files = sorted((ROOT / room).glob("**/*.py")) or [ROOT / f"{room}.py"]
+    for path in files:
+        assert rooms(path) <= ALLOWED[room], path
+
+
+def test_attention_lives_in_one_place():
+    files = [path for room in ALLOWED for path in (ROOT / room).glob("**/*.py")]
+    users = [path for path in files if ".scaled_dot_product_attention(" in path.read_text(encoding="utf-8")]
+    assert users == [ROOT / "model" / "transformer.py"]

@@ -1,0 +1,303 @@
+"""Agreement with tensors that the reference implementation computed, and the main job on a real capture.
+
+Skipped unless LVSM_REFERENCE names the folder that holds `parity/` and `real/`; the project does not contain them.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial.transform import Rotation, Slerp
+
+import inference
+import preprocess_data
+from data.dataset import DataConfig, EvaluationDataset, ViewLoader
+from data.evaluation_index import INDEX_SHA256, read_evaluation_index
+from data.scene import read_scene, read_scene_list
+from data.transforms import plan_crop, read_image, to_planes
+from evaluation.metrics import psnr, ssim
+from geometry.camera_check import camera_faults
+from geometry.cameras import Cameras, Views, plucker
+from geometry.normalization import pose_normalization
+from geometry.paths import interpolate_path
+from model import ModelConfig, build_model
+from model.loss import Loss, LossConfig
+from model.lvsm import TokenizerConfig
+from model.perceptual import PerceptualLoss
+from model.transformer import TransformerConfig
+from model.weights import load_published
+from tests.helpers import ROOT, VARIANTS, class_name, run
+from tests.model.test_loss import CONVOLUTIONS
+
+REFERENCE = os.environ.get("LVSM_REFERENCE")
+pytestmark = pytest.mark.skipif(not REFERENCE, reason="LVSM_REFERENCE names no folder with reference tensors")
+FOLDER = Path(REFERENCE or "nowhere")
+COMPONENTS = FOLDER / "parity" / "components"
+END_TO_END = FOLDER / "parity" / "end_to_end"
+CAPTURE = FOLDER / "real" / "mydesk_re10k_format"
+SCENE = "00000000de5c01f4"
+
+
+def tensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def parts(request):
+    """The reference's record, its tensors, and our model with its weights."""
+    record = json.loads((COMPONENTS / f"{request.param}.json").read_text())
+    sizes = record["model"]
+    cfg = ModelConfig(
+        class_name(request.param),
+        TokenizerConfig(**sizes["image_tokenizer"]),
+        TokenizerConfig(**sizes["target_pose_tokenizer"]),
+        TransformerConfig(**sizes["transformer"]),
+    )
+    model = build_model(cfg).eval()
+    load_published(model, tensors(COMPONENTS / f"{request.param}.weights.safetensors"), request.param)
+    return record, tensors(COMPONENTS / f"{request.param}.tensors.safetensors"), model
+
+
+def views_of(t):
+    return Views(t["image"], Cameras(t["c2w"], t["fxfycxcy"], *t["image"].shape[-2:]))
+
+
+def test_plucker_coordinates(parts):
+    _, t, _ = parts
+    torch.testing.assert_close(plucker(views_of(t).cameras), t["plucker"], atol=1e-5, rtol=0)
+
+
+def render(parts):
+    record, t, model = parts
+    views = views_of(t)
+    with torch.no_grad():
+        return model(views[:, : record["num_input_views"]], views.cameras[:, -record["num_target_views"] :])
+
+
+def test_renders(parts):
+    torch.testing.assert_close(render(parts), parts[1]["render"], atol=1e-5, rtol=0)
+
+
+def vgg19_by_formula():
+    weights = {}
+    for j, (index, (out, into)) in enumerate(CONVOLUTIONS.items()):
+        k = torch.arange(out * into * 9, dtype=torch.float64)
+        kernel = torch.sin(0.7 * k + j) * (2 / (into * 9)) ** 0.5
+        weights[f"{index}.weight"] = kernel.reshape(out, into, 3, 3).float()
+        weights[f"{index}.bias"] = (0.1 * torch.cos(torch.arange(out, dtype=torch.float64) + j)).float()
+    return weights
+
+
+def test_losses(parts):
+    record, t, _ = parts
+    with torch.no_grad():
+        terms = Loss(LossConfig(), perceptual=PerceptualLoss(vgg19_by_formula()))(
+            render(parts), t["image"][:, -record["num_target_views"] :]
+        )
+    for name, expected in record["losses"].items():
+        assert terms[name].item() == pytest.approx(expected, rel=1e-4), name
+
+
+def frozen_rotations(c2w, num_frames):
+    """The rotations of the reference's video, which is not the path it means to be.
+
+    Its slerp accumulates in place: all poses of a leg but the last share one rotation, the one that results from
+    going t = 0, 1/(n-1), ... of the way that is left, one after the other. Ours moves evenly (spec section 11).
+    """
+    rotations = Rotation.from_matrix(c2w[:, :3, :3].double().numpy())
+    steps = np.arange(num_frames - 1) / (num_frames - 1)
+    shared = 1 - np.prod(1 - steps)
+    legs = [Slerp([0, 1], rotations[[a, b]])([shared] * (num_frames - 1) + [1]) for a, b in ((0, 1), (1, 0))]
+    return torch.from_numpy(np.concatenate([leg.as_matrix() for leg in legs])).float()
+
+
+def test_video(parts):
+    record, t, model = parts
+    views = views_of(t)
+    inputs = views[:, : record["num_input_views"]]
+    for scene in range(2):
+        path = interpolate_path(inputs.cameras[scene], 5, loop=True)
+        reference = t["video_c2w"][scene]
+        torch.testing.assert_close(path.c2w[:, :3, 3], reference[:, :, 3], atol=1e-5, rtol=0)
+        rotations = frozen_rotations(inputs.cameras.c2w[scene], 5)
+        torch.testing.assert_close(rotations, reference[:, :, :3], atol=1e-5, rtol=0)
+        # The same cameras give the same frames.
+        path.c2w[:, :3] = reference
+        with torch.no_grad():
+            frames = model.decode(model.encode(inputs[scene : scene + 1]), path[None], max_views=4)[0]
+        torch.testing.assert_close(frames, t["video"][scene], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_resizing_and_cropping(square):
+    t, scene = tensors(COMPONENTS / "dataset.safetensors"), read_scene(COMPONENTS / "scene.json")
+    kind = "square" if square else "full"
+    for frame in range(len(scene)):
+        image = read_image(scene.image_path(frame), "golden")
+        crop = plan_crop(*image.size, 64, 8, square)
+        torch.testing.assert_close(torch.from_numpy(to_planes(crop.image(image))) / 255, t[f"image_{kind}"][frame])
+        fxfycxcy = crop.intrinsics(scene.fxfycxcy[frame])
+        torch.testing.assert_close(torch.from_numpy(fxfycxcy).float(), t[f"fxfycxcy_{kind}"][frame])
+
+
+def test_pose_normalisation():
+    t, scene = tensors(COMPONENTS / "dataset.safetensors"), read_scene(COMPONENTS / "scene.json")
+    c2w = np.linalg.inv(scene.w2c)
+    torch.testing.assert_close(torch.from_numpy(c2w).float(), t["c2w"], atol=1e-5, rtol=0)
+    normalized = torch.from_numpy(pose_normalization(c2w, 1.35)(c2w)).float()
+    torch.testing.assert_close(normalized, t["c2w_normalized"], atol=1e-5, rtol=0)
+
+
+def test_metrics():
+    t = tensors(COMPONENTS / "metrics.safetensors")
+    torch.testing.assert_close(psnr(t["prediction"], t["target"]), t["psnr"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ssim(t["prediction"], t["target"]), t["ssim"], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """The real capture, preprocessed."""
+    out = tmp_path_factory.mktemp("scenes")
+    for mode in ("train", "test"):
+        preprocess_data.main(["--base_path", str(CAPTURE), "--output_dir", str(out), "--mode", mode])
+    return out
+
+
+def evaluation_command(variant, scenes, out):
+    """The published evaluation command, apart from its paths, at the reference's size and precision."""
+    record = json.loads((END_TO_END / f"{variant}.json").read_text())
+    spaced = f"""
+        training.dataset_path = {scenes}/test/full_list.txt
+        training.batch_size_per_gpu = 4
+        training.target_has_input =  false
+        training.num_views = 5
+        training.square_crop = true
+        training.num_input_views = 2
+        training.num_target_views = 3
+        training.use_amp = false
+        training.num_workers = 0
+        training.checkpoint_dir = {END_TO_END}/{variant}.ckpt_0000000000000001.pt
+        inference.if_inference = true
+        inference.compute_metrics = true
+        inference.render_video = false
+        inference.view_idx_file_path = {END_TO_END}/{variant}.index.json
+        inference_out_dir = {out}
+    """.split()
+    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
+    return record, ["--config", str(config), *record["overrides"], *spaced, "inference.metrics=[psnr, ssim]"]
+
+
+def check_scores(record, out):
+    metrics = json.loads((out / SCENE / "metrics.json").read_text())
+    np.testing.assert_allclose([view["psnr"] for view in metrics["per_view"]], record["psnr"], atol=1e-3)
+    np.testing.assert_allclose([view["ssim"] for view in metrics["per_view"]], record["ssim"], atol=1e-4)
+    averages = json.loads((out / "results.json").read_text())["averages"]
+    assert averages["psnr"] == pytest.approx(record["mean_psnr"], abs=1e-3)
+    assert averages["ssim"] == pytest.approx(record["mean_ssim"], abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_end_to_end(variant, scenes, tmp_path):
+    record, command = evaluation_command(variant, scenes, tmp_path)
+    inference.main(command)
+    check_scores(record, tmp_path)
+    expected = tensors(END_TO_END / f"{variant}.expected.safetensors")
+    picture = np.asarray(Image.open(tmp_path / SCENE / "gt_vs_pred.png")).astype(float) / 255
+    truth, prediction = np.split(picture, 2)
+    for row, name in ((truth, "target"), (prediction, "render")):
+        strip = np.concatenate(list(expected[name].permute(0, 2, 3, 1).numpy()), axis=1)
+        assert np.abs(row - strip).max() < 0.5 / 255 + 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_end_to_end_with_two_processes(variant, scenes, tmp_path):
+    record, command = evaluation_command(variant, scenes, tmp_path)
+    result = run("inference.py", *command, processes=2)
+    assert result.returncode == 0, result.stderr
+    check_scores(record, tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sample_and_render_end_to_end(variant, scenes):
+    """The same, below the metrics: cameras, pixels and renders."""
+    expected = tensors(END_TO_END / f"{variant}.expected.safetensors")
+    _, command = evaluation_command(variant, scenes, "unused")
+    config, _ = inference.load_config(command)
+    (selection,) = read_evaluation_index(END_TO_END / f"{variant}.index.json").values()
+    items = [(read_scene_list(scenes / "test" / "full_list.txt")[0], selection)]
+    sample = EvaluationDataset(ViewLoader(DataConfig(), 64, 8), items)[0].views
+    torch.testing.assert_close(sample.images[:2] / 255, expected["input"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(sample.images[2:] / 255, expected["target"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(sample.cameras.c2w[:2], expected["input_c2w"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample.cameras.c2w[2:], expected["target_c2w"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample.cameras.fxfycxcy[2:], expected["target_fxfycxcy"], atol=1e-4, rtol=0)
+    model = build_model(config.model).eval()
+    checkpoint = torch.load(END_TO_END / f"{variant}.ckpt_0000000000000001.pt", weights_only=True)
+    load_published(model, checkpoint["model"], variant)
+    views = sample.to_float()
+    with torch.no_grad():
+        renders = model(views[None, :2], views.cameras[None, 2:])[0]
+    torch.testing.assert_close(renders, expected["render"], atol=1e-4, rtol=0)
+
+
+def test_the_published_evaluation_index():
+    import hashlib
+
+    path = FOLDER / "re10k" / "evaluation_index_re10k.json"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == INDEX_SHA256
+    index = read_evaluation_index(path)
+    assert len(index) == 6474
+    assert sum(len(selection.target) for selection in index.values()) == 19422
+    assert sum(frame in s.context for s in index.values() for frame in s.target) == 583
+
+
+# Every real set passes the check of cameras
+
+
+def colmap_cameras(model):
+    """Intrinsics, poses and sizes of a COLMAP text model with SIMPLE_RADIAL cameras; distortion is left out."""
+    lines = {name: (model / f"{name}.txt").read_text().splitlines() for name in ("cameras", "images")}
+    rows = {name: [line.split() for line in text if not line.startswith("#")] for name, text in lines.items()}
+    lenses = {row[0]: [float(value) for value in row[2:7]] for row in rows["cameras"]}
+    fxfycxcy, poses, sizes = [], [], []
+    # Every second line lists the points seen in an image.
+    for row in rows["images"][::2]:
+        width, height, focal, cx, cy = lenses[row[8]]
+        pose = np.eye(4)
+        pose[:3, :3] = Rotation.from_quat(np.array(row[1:5], float), scalar_first=True).as_matrix()
+        pose[:3, 3] = np.array(row[5:8], float)
+        fxfycxcy.append([focal, focal, cx, cy])
+        poses.append(pose)
+        sizes.append([width, height])
+    return np.array(fxfycxcy), np.array(poses), np.array(sizes)
+
+
+def listed_cameras(path):
+    """Intrinsics, poses and sizes of a list of OpenCV cameras in pixels."""
+    cameras = json.loads(path.read_text())
+    fxfycxcy = [[camera[name] for name in ("fx", "fy", "cx", "cy")] for camera in cameras]
+    sizes = [[float(camera["w"]), float(camera["h"])] for camera in cameras]
+    return np.array(fxfycxcy), np.array([camera["w2c"] for camera in cameras]), np.array(sizes)
+
+
+def test_cameras_of_photographs_and_of_renders_pass_the_check():
+    photographs = colmap_cameras(FOLDER / "photos" / "lund_door" / "sparse" / "0")
+    renders = listed_cameras(FOLDER / "objects" / "gso_character" / "opencv_cameras.json")
+    assert (len(photographs[0]), len(renders[0])) == (12, 64)
+    for cameras in (photographs, renders):
+        assert camera_faults(*cameras) == {}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_whole_capture_is_preprocessed_without_a_loss(tmp_path, split):
+    arguments = ["--base_path", CAPTURE, "--output_dir", tmp_path, "--mode", split, "--num_processes", 1]
+    preprocess_data.main([str(argument) for argument in arguments])
+    scenes = [read_scene(path) for path in read_scene_list(tmp_path / split / "full_list.txt")]
+    assert len(scenes) == {"train": 8, "test": 1}[split]
+    assert not any(scene.faults for scene in scenes)

@@ -1,0 +1,576 @@
+import csv
+import gc
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import time
+import weakref
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inference
+from data.evaluation_index import Selection
+from evaluation.metrics import psnr, ssim
+from evaluation.rendering import Renderer, nearest_input_psnr, round_products
+from model import build_model
+from model.weights import published_state
+from setup import TrainingConfig, load_config, warn_of_other_values
+from tests.helpers import (
+    INDEX,
+    ROOT,
+    VARIANTS,
+    random_cameras,
+    random_views,
+    run,
+    small_model,
+    small_overrides,
+    write_toy_scene,
+    write_toy_set,
+)
+from utils.checkpoint import checkpoint_name, write_checkpoint
+from utils.errors import InputError
+from utils.files import temporary_path
+
+
+def command(place, *overrides, variant="decoder_only", out="out"):
+    values = [
+        f"training.dataset_path={place}/scenes/full_list.txt",
+        f"training.checkpoint_dir={place}/checkpoints",
+        f"inference.view_idx_file_path={place}/index.json",
+        f"inference_out_dir={place}/{out}",
+        "inference.metrics=[psnr,ssim]",
+    ]
+    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
+    return ["--config", str(config), *small_overrides(variant), *values, *overrides]
+
+
+def save_model(place, variant="decoder_only"):
+    """A checkpoint of random weights, large enough that views differ."""
+    torch.manual_seed(0)
+    config, _ = load_config(command(place, variant=variant))
+    model = build_model(config.model)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    write_checkpoint(place / "checkpoints", 1, {"model": published_state(model)})
+    return model.eval()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_writes_every_file_with_the_right_content(variant, place):
+    save_model(place, variant)
+    extras = [
+        "inference.render_video=true",
+        "inference.render_video_config.num_frames=3",
+        "inference.nearest_input=true",
+    ]
+    inference.main(command(place, *extras, variant=variant))
+    out = place / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "index.html",
+        "results.json",
+        "scene0",
+        "scene1",
+        "scene2",
+        "summary.csv",
+    ]
+    for scene in ("scene0", "scene1", "scene2"):
+        assert sorted(p.name for p in (out / scene).iterdir()) == [
+            "gt_vs_pred.png",
+            "input.png",
+            "metrics.json",
+            "rendered_video.mp4",
+        ]
+        metrics = json.loads((out / scene / "metrics.json").read_text())
+        assert [view["view"] for view in metrics["per_view"]] == INDEX[scene]["target"]
+        mean = np.mean([view["psnr"] for view in metrics["per_view"]])
+        assert metrics["summary"]["scene_name"] == scene
+        assert metrics["summary"]["psnr"] == pytest.approx(mean)
+    assert Image.open(out / "scene0" / "input.png").size == (2 * 16, 16)
+    picture = np.asarray(Image.open(out / "scene0" / "gt_vs_pred.png")) / 255
+    assert picture.shape == (32, 48, 3)
+    # The picture's own pixels give the numbers, but for rounding to 8 bits.
+    truth, prediction = (torch.tensor(half).permute(2, 0, 1).float() for half in np.split(picture, 2))
+    views = [(t[None], p[None]) for t, p in zip(truth.split(16, 2), prediction.split(16, 2), strict=True)]
+    metrics = json.loads((out / "scene0" / "metrics.json").read_text())["per_view"]
+    for (image, render), view in zip(views, metrics, strict=True):
+        assert view["psnr"] == pytest.approx(psnr(render, image).item(), abs=0.05)
+        assert view["ssim"] == pytest.approx(ssim(render, image).item(), abs=0.01)
+    rows = list(csv.DictReader((out / "summary.csv").open()))
+    assert [row["scene_name"] for row in rows] == ["scene0", "scene1", "scene2"]
+    averages = json.loads((out / "results.json").read_text())["averages"]
+    assert averages["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+
+
+def test_results_say_what_they_came_from(place):
+    save_model(place)
+    inference.main(command(place))
+    results = json.loads((place / "out" / "results.json").read_text())
+    run = results["provenance"]
+    for key, path in (("checkpoint", place / "checkpoints" / checkpoint_name(1)), ("index", place / "index.json")):
+        assert run[key] == str(path)
+        assert run[f"{key}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run["scenes"] == 3 and run["dtype"] == "fp32" and run["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert run["config"]["training"]["batch_size_per_gpu"] == 2
+    psnrs = [scene["psnr"] for scene in results["scenes"].values()]
+    assert results["spread"]["psnr"] == pytest.approx(np.std(psnrs))
+    # Frame 12 of scene0 is both input and target; it is left out here.
+    views = json.loads((place / "out" / "scene0" / "metrics.json").read_text())["per_view"]
+    without = np.mean([view["psnr"] for view in views if view["view"] != 12])
+    expected = np.mean([without, *psnrs[1:]])
+    assert results["averages_without_input_frames"]["psnr"] == pytest.approx(expected)
+    page = (place / "out" / "index.html").read_text()
+    assert run["checkpoint_sha256"] in page and run["index_sha256"] in page
+    assert f'"withoutInputs":[["psnr",{results["averages_without_input_frames"]["psnr"]:.6g}' in page
+
+
+def states(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("scene*/*")}
+
+
+def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
+    save_model(place)
+    video = ["inference.render_video=true", "inference.render_video_config.num_frames=3"]
+    one_by_one = command(place, "training.batch_size_per_gpu=1", *video)
+    inference.main([*one_by_one, f"inference_out_dir={place}/whole"])
+    evaluate, calls = inference.Evaluator.evaluate, []
+
+    def interrupted(self, batch):
+        calls.append(batch.scenes)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self, batch)
+
+    monkeypatch.setattr(inference.Evaluator, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        inference.main(one_by_one)
+    before = states(place / "out")
+    assert not (place / "out" / "summary.csv").exists()
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(one_by_one)
+    assert "2 of 3 scenes were evaluated before" in caplog.text and calls[3:] == [["scene2"]]
+    assert before.items() <= states(place / "out").items()
+    for name in ("summary.csv", "scene1/metrics.json"):
+        assert (place / "out" / name).read_text() == (place / "whole" / name).read_text()
+
+
+def edit(change):
+    """A function that changes the metrics.json of scene1."""
+
+    def apply(place):
+        path = place / "out" / "scene1" / "metrics.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def write(name, content):
+    return lambda place: (place / name).write_bytes(content)
+
+
+def cut(name):
+    path = f"out/scene1/{name}"
+    return lambda place: (place / path).write_bytes((place / path).read_bytes()[:-20])
+
+
+def flip(name):
+    """A function that changes one bit of a file of scene1, not its size or times."""
+
+    def apply(place):
+        path = place / "out/scene1" / name
+        content, state = bytearray(path.read_bytes()), path.stat()
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    return apply
+
+
+def touch(place):
+    os.utime(place / "scenes/images/scene1/00004.jpg", ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch,
+        lambda place: write_toy_scene(place / "scenes", "scene1", 14, seed=9),
+        lambda place: os.utime(place / "scenes/metadata/scene1.json", ns=(1, 1)),
+        lambda place: (place / "out/scene1/input.png").unlink(),
+        lambda place: (place / "out/scene1/rendered_video.mp4").unlink(),
+        write("out/scene1/gt_vs_pred.png", b""),
+        write("out/scene1/gt_vs_pred.png", b"notanimage"),
+        cut("gt_vs_pred.png"),
+        cut("rendered_video.mp4"),
+        flip("input.png"),
+        flip("rendered_video.mp4"),
+        lambda place: shutil.copy(place / "out/scene0/gt_vs_pred.png", place / "out/scene1/gt_vs_pred.png"),
+        edit(lambda content: content["summary"].update(psnr=99.0)),
+        edit(lambda content: content["per_view"][0].update(psnr=99.0)),
+        edit(lambda content: content.pop("files")),
+        edit(lambda content: content["files"].pop("input.png")),
+        edit(lambda content: content["files"].update({"../../index.json": [1, 2]})),
+        edit(lambda content: content.update(files=3)),
+        write("out/scene1/metrics.json", b""),
+        write("out/scene1/metrics.json", b"[" * 5000),
+        write("out/scene1/metrics.json", b"[1]"),
+        edit(lambda content: content.pop("summary")),
+        edit(lambda content: content.update(summary=3)),
+        edit(lambda content: content["summary"].update(psnr="high")),
+        edit(lambda content: content["summary"].update(psnr=10**20)),
+        edit(lambda content: content["summary"].update(psnr=float("nan"))),
+        edit(lambda content: content["summary"].pop("psnr")),
+        edit(lambda content: content.update(per_view={})),
+        edit(lambda content: content["per_view"].pop()),
+        edit(lambda content: content["per_view"][0].pop("psnr")),
+        edit(lambda content: content["per_view"].reverse()),
+        edit(lambda content: content.update(context=[0])),
+        edit(lambda content: content.update(run=None)),
+    ],
+)
+def test_a_scene_that_is_not_as_it_was_is_evaluated_anew(filmed, change, caplog):
+    change(filmed)
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(filmed_command(filmed))
+    assert "2 of 3 scenes were evaluated before" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(filmed_command(filmed))
+    assert "3 of 3 scenes were evaluated before" in caplog.text
+
+
+def filmed_command(folder):
+    return command(folder, "inference.render_video=true", "inference.render_video_config.num_frames=2")
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """A finished evaluation with videos; each test leaves it finished."""
+    folder = tmp_path_factory.mktemp("filmed")
+    write_toy_set(folder / "scenes")
+    (folder / "index.json").write_text(json.dumps(INDEX))
+    save_model(folder)
+    inference.main(filmed_command(folder))
+    return folder
+
+
+def test_what_another_run_left_is_evaluated_anew(place, caplog):
+    model = save_model(place)
+    inference.main(command(place))
+    before = scores(place, "out")
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+    write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
+    (place / "out" / "stale").mkdir()
+    (place / "out" / "stale" / "metrics.json").write_text('{"summary": {"psnr": 99}}')
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(command(place))
+    assert "evaluated before" not in caplog.text
+    assert scores(place, "out").keys() == before.keys() and scores(place, "out") != pytest.approx(before)
+
+
+def test_files_that_a_run_does_not_make_are_not_left_beside_its_pictures(place):
+    save_model(place)
+    inference.main(command(place, "inference.render_video=true", "inference.render_video_config.num_frames=2"))
+    scene = place / "out" / "scene0"
+    assert {"rendered_video.mp4", "metrics.json"} <= {path.name for path in scene.iterdir()}
+    inference.main(command(place, "inference.compute_metrics=false"))
+    assert {path.name for path in scene.iterdir()} == {"input.png", "gt_vs_pred.png"}
+
+
+def scores(place, out):
+    return {row["scene_name"]: float(row["psnr"]) for row in csv.DictReader((place / out / "summary.csv").open())}
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """Seven scenes, not all with as many targets, and `results(out)` of evaluations of them; `alone` is one by one."""
+    folder = tmp_path_factory.mktemp("seven")
+    write_toy_set(folder / "scenes", scenes=7)
+    index = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9][: 3 - i % 2]} for i in range(7)}
+    (folder / "index.json").write_text(json.dumps(index))
+    save_model(folder)
+    inference.main(command(folder, "training.batch_size_per_gpu=1", out="alone"))
+    return folder
+
+
+def results(folder, out):
+    content = json.loads((folder / out / "results.json").read_text())
+    return {key: content[key] for key in ("averages", "spread", "averages_without_input_frames", "scenes")}
+
+
+def check_same(folder, out):
+    """Every scene once, with the numbers that it has when evaluated alone."""
+    expected, found = results(folder, "alone"), results(folder, out)
+    assert list(found["scenes"]) == list(expected["scenes"]) == [f"scene{i}" for i in range(7)]
+    for name, numbers in expected["scenes"].items():
+        assert found["scenes"][name] == pytest.approx(numbers, abs=1e-4)
+    for kind in ("averages", "spread", "averages_without_input_frames"):
+        assert found[kind] == pytest.approx(expected[kind], abs=1e-4)
+    assert [row["scene_name"] for row in csv.DictReader((folder / out / "summary.csv").open())] == list(found["scenes"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_and_processes_change_no_number(processes, seven):
+    commands = {f"{processes}x{batch}": f"training.batch_size_per_gpu={batch}" for batch in (1, 4)}
+    arguments = [command(seven, override, out=out) for out, override in commands.items()]
+    if processes == 1:
+        inference.main(arguments[1])
+        check_same(seven, "1x4")
+        return
+    done = run("tests/programs/run_evaluations.py", *map(json.dumps, arguments), processes=processes)
+    assert done.returncode == 0, done.stderr
+    for out in commands:
+        check_same(seven, out)
+
+
+KILLED = """
+import os, signal, sys
+import inference
+
+write, written = inference.write_metrics, []
+
+def write_or_die(out_dir, record, run_id):
+    written.append(record.scene_name)
+    if len(written) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(out_dir, record, run_id)
+
+inference.write_metrics, inference._WRITERS = write_or_die, 1
+inference.main(sys.argv[1:])
+"""
+
+
+def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog):
+    one_by_one = command(seven, "training.batch_size_per_gpu=1", out="killed")
+    assert run("-c", KILLED, *one_by_one).returncode == -signal.SIGKILL
+    assert not (seven / "killed" / "results.json").exists()
+    # The pictures of the fourth scene are there, its numbers are not; a scene of some other run is, too.
+    assert (seven / "killed" / "scene3" / "input.png").exists()
+    temporary_path(seven / "killed" / "scene3" / "rendered_video.mp4").touch()
+    stale = seven / "killed" / "scene5" / "metrics.json"
+    stale.parent.mkdir()
+    stale.write_text(json.dumps({"summary": {"scene_name": "scene5", "psnr": 99}, "per_view": [], "run": "another"}))
+    (seven / "killed" / "left_over").mkdir()
+    (seven / "killed" / "left_over" / "metrics.json").write_text(stale.read_text())
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(one_by_one)
+    assert "3 of 7 scenes were evaluated before" in caplog.text
+    assert results(seven, "killed") == results(seven, "alone")
+    files = {path.name for path in (seven / "killed" / "scene3").iterdir()}
+    assert files == {"input.png", "gt_vs_pred.png", "metrics.json"}
+
+
+@pytest.mark.parametrize("change", ["use_amp=true", "amp_dtype=fp16", "residual_dtype=amp", "square_crop=false"])
+def test_scenes_of_other_numbers_are_not_taken_for_finished(change):
+    given = ["--config", "configs/demo.yaml"]
+    (config, _), (changed, _) = load_config(given), load_config([*given, f"training.{change}"])
+    assert inference.identify_run(config, {}) != inference.identify_run(changed, {})
+    assert inference.identify_run(config, {}) != inference.identify_run(config, {"checkpoint": "another"})
+
+
+def test_a_scene_that_was_removed_is_named(seven, tmp_path):
+    root = tmp_path / "seven"
+    shutil.copytree(seven, root)
+    shutil.rmtree(root / "scenes" / "images" / "scene4")
+    with pytest.raises(InputError, match="scene scene4, frame 0: image not found: .*/images/scene4/00000.jpg"):
+        inference.main(command(root))
+    (root / "scenes" / "metadata" / "scene4.json").unlink()
+    with pytest.raises(InputError, match="scene metadata not found: .*/scene4.json"):
+        inference.main(command(root))
+    assert not (root / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut off"])
+def test_a_scene_that_cannot_be_read_costs_that_scene(place, content, caplog):
+    save_model(place)
+    (place / "scenes" / "images" / "scene1" / "00004.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"scene1.*inference\.allow_missing"):
+        inference.main(command(place))
+    (place / "index.json").write_text(json.dumps(INDEX | {"ghost": INDEX["scene0"]}))
+    with caplog.at_level("WARNING", "lvsm"):
+        inference.main(command(place, "inference.allow_missing=true"))
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert list(results["scenes"]) == ["scene0", "scene2"] and results["provenance"]["scenes"] == 2
+    assert list(results["provenance"]["missing"]) == ["ghost", "scene1"]
+    assert "scene1" in caplog.text and "00004.jpg" in (place / "out" / "index.html").read_text()
+
+
+def test_results_say_how_fast_and_where_time_went(seven, monkeypatch):
+    write = inference.write_metrics
+    # Slow enough that writing is waited for.
+    monkeypatch.setattr(inference, "write_metrics", lambda *given: time.sleep(0.1) or write(*given))
+    inference.main(command(seven, "training.batch_size_per_gpu=7", out="slow"))
+    run = json.loads((seven / "slow" / "results.json").read_text())["provenance"]
+    stages = run["seconds_by_stage"]
+    assert list(stages) == list(inference.STAGES)
+    assert stages["render"] > 0 and stages["video"] == 0 and stages["writing"] > 0
+    # 18 targets in no more than all the seconds, in no less than those that were counted, but for rounding.
+    assert sum(stages.values()) - 0.05 < 18 / run["images_per_second"] < run["seconds"] + 0.05
+    page = (seven / "slow" / "index.html").read_text()
+    assert "images_per_second" in page and "seconds_by_stage" in page
+    inference.main(command(seven, "training.batch_size_per_gpu=7", out="slow"))
+    run = json.loads((seven / "slow" / "results.json").read_text())["provenance"]
+    assert "images_per_second" not in run  # nothing was left to render
+
+
+def test_the_speed_is_that_of_all_processes():
+    shares = [
+        inference.Share([], {}, 30, 4.0, {"render": 3.0}),
+        inference.Share([], {}, 20, 5.0, {"render": 1.0, "data": 2.0}),
+    ]
+    assert inference.describe_speed(shares) == {
+        "images_per_second": 10.0,
+        "seconds_by_stage": {"data": 1.0, "render": 2.0, "metrics": 0.0, "pictures": 0.0, "video": 0.0, "writing": 0.0},
+    }
+
+
+def test_nobody_watching_sees_no_bar(seven, capfd):
+    inference.main(command(seven, "inference.metrics=[psnr]", out="quiet"))
+    assert "scene" not in capfd.readouterr().err
+
+
+def test_the_bar_shows_images_per_second(seven, monkeypatch):
+    shown = []
+    monkeypatch.setattr(inference.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text))
+    inference.main(command(seven, "training.batch_size_per_gpu=4", "inference.metrics=[ssim]", out="watched"))
+    assert shown and all(re.fullmatch(r"[\d.]+ images/s", text) for text in shown)
+
+
+def test_pictures_alone_without_metrics(place):
+    save_model(place)
+    inference.main(command(place, "inference.compute_metrics=false", "inference.generate_website=false"))
+    assert not (place / "out" / "scene0" / "metrics.json").exists()
+    assert (place / "out" / "scene0" / "gt_vs_pred.png").exists()
+    assert not (place / "out" / "index.html").exists()
+
+
+def test_view_counts_follow_the_index(place):
+    save_model(place)
+    agreeing = ["training.num_views=5", "training.num_input_views=2", "training.num_target_views=3"]
+    inference.main(command(place, *agreeing, "training.target_has_input=false"))
+    for contradicting in ("training.num_views=8", "training.num_input_views=3", "training.num_target_views=6"):
+        with pytest.raises(InputError, match=rf"{contradicting} contradicts .*index.json.* the index decides"):
+            inference.main(command(place, contradicting))
+
+
+@pytest.mark.parametrize("normalization", ["all_views", "input_views"])
+def test_with_poses_normalised_by_the_inputs_a_render_depends_on_no_other_target(normalization, place):
+    save_model(place)
+    views = []
+    for number, other in enumerate((9, 3, 13)):
+        selection = {"context": [2, 10], "target": [4, other]}
+        (place / "index.json").write_text(json.dumps({"scene0": selection}))
+        inference.main(command(place, f"training.pose_normalization={normalization}", out=f"out{number}"))
+        metrics = json.loads((place / f"out{number}" / "scene0" / "metrics.json").read_text())
+        views.append(metrics["per_view"][0])
+    same = [view == pytest.approx(views[0], abs=1e-6) for view in views]
+    assert all(same) if normalization == "input_views" else not same[2]
+
+
+TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2.0\n  square_crop: true\n"
+
+
+@pytest.mark.parametrize(
+    ("stored", "keys"),
+    [
+        (TRAINED, ["training.pose_normalization", "training.scene_scale_factor"]),
+        ("model: {image_tokenizer: {image_size: 32}}", ["model.image_tokenizer.image_size"]),
+        ("training: {scene_scale_factor: 1.35, pose_normalization: all_views, square_crop: 1}", []),
+        ("training: {square_crop: [1], pose_normalization: null}", []),
+        ("!!python/object/apply:os.mkdir [x]", []),
+        ("{", []),
+        ("[" * 5000, []),
+        ("- 3", []),
+        ("", []),
+        (None, []),
+        (torch.zeros(1), []),
+    ],
+)
+def test_other_values_than_those_of_training_are_said(place, stored, keys, caplog):
+    config, _ = load_config(command(place))
+    caplog.clear()
+    warn_of_other_values(config, stored, place / "x.pt")
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == keys
+    assert all(str(place / "x.pt") in record.getMessage() for record in caplog.records)
+
+
+def test_an_evaluation_says_what_differs_from_training(place, caplog):
+    model = save_model(place)
+    stored = {"model": published_state(model), "config": TRAINED}
+    write_checkpoint(place / "checkpoints", 2, stored)
+    inference.main(command(place))
+    assert "training.scene_scale_factor is 1.35" in caplog.text and "was trained with 2.0" in caplog.text
+
+
+def test_a_misspelled_normalisation_is_refused(place):
+    with pytest.raises(InputError, match="pose_normalization is 'input_veiws'"):
+        inference.main(command(place, "training.pose_normalization=input_veiws"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "ckpt_0+2.pt: image_tokenizer.1.weight holds numbers that are not finite"),
+        (float("inf"), "ckpt_0+2.pt: image_tokenizer.1.weight holds numbers that are not finite"),
+        (3e38, "scene scene0: the model renders NaN"),
+    ],
+)
+def test_broken_weights_are_named(place, value, message):
+    model = save_model(place)
+    torch.nn.init.constant_(model.image_tokenizer.weight, value)
+    write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
+    with pytest.raises(InputError, match=message):
+        inference.main(command(place))
+    assert not (place / "out" / "summary.csv").exists()
+
+
+def test_copying_the_nearest_input_never_copies_the_target():
+    views = random_views(1, 3)
+    targets = views[:, 2:]
+    same = torch.tensor([[[False, False]]])
+    distances = (views.cameras.c2w[0, :2, :3, 3] - views.cameras.c2w[0, 2, :3, 3]).norm(dim=1)
+    nearest = int(distances.argmin())
+    expected = psnr(views.images[0, nearest][None], views.images[0, 2][None])
+    torch.testing.assert_close(nearest_input_psnr(views[:, :2], targets, same)[0], expected)
+    same = torch.tensor([[[nearest == 0, nearest == 1]]])
+    expected = psnr(views.images[0, 1 - nearest][None], views.images[0, 2][None])
+    torch.testing.assert_close(nearest_input_psnr(views[:, :2], targets, same)[0], expected)
+
+
+def test_selections_are_plain(place):
+    items, _ = inference.choose_items(load_config(command(place))[0], set())
+    assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]
+
+
+def test_recorded_kernels_keep_what_they_read(monkeypatch):
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    renderer = Renderer(small_model("decoder_only"), TrainingConfig(use_amp=False), torch.device("cuda"))
+    encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)
+    play, kept, model = renderer.fixed(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)
+    del encoded, renderer
+    gc.collect()
+    assert kept() is not None and model() is not None
+    assert play(targets).shape == (1, 3, 3, 16, 24)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_rounded_once_give_the_numbers_of_autocast(variant):
+    cfg, inputs, targets = TrainingConfig(), random_views(1, 2), random_cameras(1, 3, seed=1)
+    renders = []
+    for prepare in (lambda model, _: model, round_products):
+        renderer = Renderer(prepare(small_model(variant), cfg), cfg, torch.device("cpu"))
+        encoded = renderer.encode(inputs)
+        renders.append(renderer.render(encoded, targets))
+        torch.testing.assert_close(renderer.fixed(encoded, targets)(targets), renders[-1], rtol=0, atol=0)
+    assert torch.equal(*renders)

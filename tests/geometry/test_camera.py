@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.spatial.transform import Rotation
+
+from geometry.cameras import plucker, rays
+from geometry.normalization import mean_camera, pose_normalization
+from tests.helpers import random_cameras
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def poses(seed, count=4, spread=0.6):
+    rng = np.random.default_rng(seed)
+    c2w = np.tile(np.eye(4), (count, 1, 1))
+    c2w[:, :3, :3] = Rotation.from_rotvec(rng.uniform(-spread, spread, (count, 3))).as_matrix()
+    c2w[:, :3, 3] = rng.normal(size=(count, 3))
+    return c2w
+
+
+def normalized(c2w, reference=None):
+    return pose_normalization(c2w if reference is None else reference, 1.35)(c2w)
+
+
+def test_rays_follow_the_formula_pixel_by_pixel():
+    cameras = random_cameras(2)
+    origins, directions = rays(cameras)
+    for i, (x, y) in [(0, (0, 0)), (1, (23, 15)), (0, (7, 3))]:
+        fx, fy, cx, cy = cameras.fxfycxcy[i].tolist()
+        local = torch.tensor([(x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy, 1.0])
+        world = cameras.c2w[i, :3, :3] @ local
+        torch.testing.assert_close(directions[i, y, x], world / world.norm())
+        torch.testing.assert_close(origins[i], cameras.c2w[i, :3, 3])
+
+
+@given(seeds)
+def test_directions_have_unit_length_and_moments_are_orthogonal(seed):
+    cameras = random_cameras(3, seed=seed)
+    moment, direction = plucker(cameras).split(3, dim=1)
+    torch.testing.assert_close(direction.norm(dim=1), torch.ones(3, 16, 24))
+    assert (moment * direction).sum(1).abs().max() < 1e-5
+
+
+@given(seeds, st.floats(-3, 3))
+def test_plucker_does_not_change_when_the_origin_slides_along_the_ray(seed, distance):
+    cameras = random_cameras(1, seed=seed)
+    y, x = 5, 9
+    direction = plucker(cameras)[0, 3:, y, x]
+    moved = cameras.c2w.clone()
+    moved[0, :3, 3] += distance * direction
+    slid = type(cameras)(moved, cameras.fxfycxcy, cameras.height, cameras.width)
+    torch.testing.assert_close(plucker(slid)[0, :, y, x], plucker(cameras)[0, :, y, x], atol=2e-6, rtol=1e-5)
+
+
+def test_plucker_is_moment_first():
+    cameras = random_cameras(1)
+    origins, directions = rays(cameras)
+    expected = torch.linalg.cross(origins[0], directions[0, 2, 4])
+    torch.testing.assert_close(plucker(cameras)[0, :3, 2, 4], expected)
+
+
+def test_rays_keep_full_precision_inside_autocast():
+    cameras = random_cameras(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = plucker(cameras)
+    assert torch.equal(inside, plucker(cameras))
+
+
+def test_mean_camera_by_the_plain_formula():
+    c2w = poses(3)
+    forward = c2w[:, :3, 2].mean(0)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(c2w[:, :3, 1].mean(0), forward)
+    right /= np.linalg.norm(right)
+    mean = mean_camera(c2w)
+    np.testing.assert_allclose(mean[:3, 2], forward)
+    np.testing.assert_allclose(mean[:3, 0], right)
+    np.testing.assert_allclose(mean[:3, 3], c2w[:, :3, 3].mean(0))
+    np.testing.assert_allclose(mean[:3, :3].T @ mean[:3, :3], np.eye(3), atol=1e-12)
+    assert np.linalg.det(mean[:3, :3]) > 0
+
+
+@given(seeds)
+def test_normalised_positions_just_fit(seed):
+    fitted = normalized(poses(seed))
+    np.testing.assert_allclose(np.abs(fitted[:, :3, 3]).max(), 1 / 1.35)
+    np.testing.assert_allclose(mean_camera(fitted), np.eye(4), atol=1e-9)
+
+
+@given(seeds, seeds, st.floats(0.01, 100), arrays(float, 3, elements=st.floats(-50, 50)))
+def test_normalisation_ignores_a_similarity_of_the_world(seed, turn, scale, shift):
+    c2w = poses(seed)
+    rotation = Rotation.random(random_state=turn % 2**31).as_matrix()
+    moved = c2w.copy()
+    moved[:, :3, :3] = rotation @ c2w[:, :3, :3]
+    moved[:, :3, 3] = scale * c2w[:, :3, 3] @ rotation.T + shift
+    np.testing.assert_allclose(normalized(moved), normalized(c2w), atol=1e-7)
+
+
+def test_normalisation_by_inputs_does_not_see_the_targets():
+    c2w = poses(5)
+    other = c2w.copy()
+    other[2:] = poses(6)[2:]
+    by_inputs = [normalized(p, p[:2])[:2] for p in (c2w, other)]
+    np.testing.assert_array_equal(*by_inputs)
+    by_all = [normalized(p)[:2] for p in (c2w, other)]
+    assert np.abs(by_all[0] - by_all[1]).max() > 1e-3
+
+
+def test_identical_cameras_stay_at_the_origin():
+    c2w = np.repeat(poses(1)[:1] + 0.0, 5, axis=0)
+    c2w[:, :3, 3] = [100.0, -3.0, 20.0]
+    moved = normalized(c2w)
+    assert np.isfinite(moved).all()
+    assert np.abs(moved[:, :3, 3]).max() < 1e-4
+
+
+def test_cameras_that_face_one_another_have_a_mean():
+    c2w = np.tile(np.eye(4), (2, 1, 1))
+    c2w[1, :3, :3] = Rotation.from_euler("y", 180, degrees=True).as_matrix()
+    c2w[1, 2, 3] = 2.0
+    moved = normalized(c2w)
+    assert np.isfinite(moved).all()
+    np.testing.assert_allclose(np.abs(moved[:, :3, 3]).max(), 1 / 1.35)
+
+
+@pytest.mark.parametrize("turns", [[0], [0, 180], [0, 90, 180, 270], [0, 0, 180, 180], [0, 120, 240], [0, 179.9999999]])
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+@pytest.mark.parametrize("reach", [0.0, 1e-12, 1.0, 1e7])
+def test_no_arrangement_of_cameras_gives_nan(turns, axis, reach):
+    """Facing in, facing out, upside down, all in one place, and as far away as cameras may be."""
+    c2w = np.tile(np.eye(4), (len(turns), 1, 1))
+    c2w[:, :3, :3] = Rotation.from_euler(axis, np.array(turns)[:, None], degrees=True).as_matrix().reshape(-1, 3, 3)
+    for sign in (-1, 1):
+        c2w[:, :3, 3] = sign * reach * c2w[:, :3, 2]
+        moved = normalized(c2w)
+        assert np.isfinite(moved).all() and np.abs(moved[:, :3, 3]).max() <= 1 / 1.35 + 1e-9
+        rotation = moved[:, :3, :3]
+        assert np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max() < 1e-6

@@ -1,0 +1,27 @@
+"""Train every configuration file for two steps at a reduced size. Under torchrun: with as many processes as it starts.
+
+python tests/programs/run_configs.py OUT_DIR CONFIG [CONFIG ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import train
+from tests.helpers import small_overrides
+from utils.cli import run_main
+from utils.distributed import process_group
+
+
+def main(argv):
+    out, configs = Path(argv[0]), [Path(path) for path in argv[1:]]
+    with process_group():
+        for config in configs:
+            variant = "encoder_decoder" if "encoder_decoder" in config.read_text() else "decoder_only"
+            places = [f"dataset_path={out}/scenes/full_list.txt", f"checkpoint_dir={out}/{config.stem}"]
+            train.main(["--config", str(config), *small_overrides(variant), *(f"training.{p}" for p in places)])
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,260 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import train
+from setup import load_config
+from tests.helpers import ROOT, VARIANTS, run, small_overrides
+from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
+from utils.distributed import process_group
+from utils.errors import InputError
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
+
+
+def command(scenes, run_folder, *overrides, variant="decoder_only"):
+    paths = [f"training.dataset_path={scenes}", f"training.checkpoint_dir={run_folder}"]
+    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
+    return ["--config", str(config), *small_overrides(variant), *paths, *overrides]
+
+
+def weights(run_folder, step):
+    return read_checkpoint(run_folder / checkpoint_name(step))["model"]
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_writes_its_run_folder(variant, scenes, tmp_path):
+    folder = tmp_path / "run"
+    train.main(command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant))
+    assert [p.name for p in numbered_checkpoints(folder)] == [checkpoint_name(1), checkpoint_name(2)]
+    state = read_checkpoint(folder / checkpoint_name(2))
+    assert state["step"] == 2 and state["samples"] == 4
+    assert not any("vgg" in name or "loss" in name for name in state["model"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in lines)
+    (begun,) = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert begun["step"] == 0 and begun["processes"] == 1 and begun["time"].startswith("20") and begun["packages"]
+    (picture,) = (folder / "visuals").iterdir()
+    assert picture.name == "00000002.png"
+    # Two scenes of six targets: a title, the views' names, targets, renders.
+    assert Image.open(picture).size == (6 * 16, 2 * (14 + 14 + 16 + 16))
+    recorded, _ = load_config(["--config", str(folder / "config.yaml")])
+    assert (
+        recorded
+        == load_config(command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant))[
+            0
+        ]
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["training.train_steps=6", "training.warmup=2", "training.scheduler_type=linear"]
+    train.main(command(scenes, whole, *options, variant=variant))
+    train.main(command(scenes, parts, *options, "training.checkpoint_every=3", variant=variant))
+    (parts / checkpoint_name(6)).unlink()
+    train.main(command(scenes, parts, *options, "training.num_workers=1", variant=variant))
+    assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
+
+
+def test_a_finished_run_stays_as_it_is(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "run"))
+    before = (tmp_path / "run" / checkpoint_name(2)).read_bytes()
+    train.main(command(scenes, tmp_path / "run"))
+    assert (tmp_path / "run" / checkpoint_name(2)).read_bytes() == before
+
+
+def test_accumulated_batches_equal_one_large_batch(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "large", "training.batch_size_per_gpu=4"))
+    train.main(command(scenes, tmp_path / "small", "training.batch_size_per_gpu=1", "training.grad_accum_steps=4"))
+    assert largest_difference(weights(tmp_path / "large", 2), weights(tmp_path / "small", 2)) < 2e-5
+
+
+def test_two_processes_equal_one_with_twice_the_batch(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "one", "training.batch_size_per_gpu=4"))
+    result = run("train.py", *command(scenes, tmp_path / "two", "training.grad_accum_steps=1"), processes=2)
+    assert result.returncode == 0, result.stderr
+    one, two = (read_checkpoint(tmp_path / name / checkpoint_name(2)) for name in ("one", "two"))
+    assert one["samples"] == two["samples"] == 8
+    # Both start from rank 0's weights: the seed of a lone process.
+    assert largest_difference(one["model"], two["model"]) < 2e-5
+
+
+def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
+    with caplog.at_level("INFO", "lvsm"):
+        train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8"))
+    assert "batch 2 x 1 processes x 4 accumulated = 8 scenes an update" in caplog.text
+    assert read_checkpoint(tmp_path / "run" / checkpoint_name(2))["samples"] == 16
+    # What the run folder records can be run again.
+    recorded = ["--config", str(tmp_path / "run" / "config.yaml")]
+    train.main([*recorded, f"training.checkpoint_dir={tmp_path}/again"])
+    assert largest_difference(weights(tmp_path / "run", 2), weights(tmp_path / "again", 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.batch_size_per_gpu=3",
+            r"total_batch_size=8 is no multiple of batch_size_per_gpu x processes \(3 x 1\): make it a multiple of 3",
+        ),
+        ("training.grad_accum_steps=2", "training.grad_accum_steps follows from training.total_batch_size"),
+    ],
+)
+def test_a_total_batch_that_cannot_be(scenes, tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8", override))
+
+
+def build(scenes, tmp_path, *overrides):
+    config, _ = load_config(command(scenes, tmp_path / "run", *overrides))
+    with process_group() as process:
+        return train.build_trainer(config, process)
+
+
+def test_an_update_follows_the_formula(scenes, tmp_path):
+    """One update against a gradient step by hand: loss, clipping, AdamW's first step."""
+    trainer = build(scenes, tmp_path, "training.lr=0.01", "training.weight_decay=0")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    numbers = trainer.update()
+    for name, parameter in trainer.model.named_parameters():
+        step = (parameter.detach() - before[name]).abs()
+        # Adam's first step has the learning rate's size wherever there is a gradient.
+        assert step.max() <= 0.01 * 1.001, name
+        assert step.max() > 0.005, name
+    assert numbers["psnr"].item() == pytest.approx(-10 * np.log10(numbers["l2_loss"].item()), abs=1e-4)
+
+
+def test_a_nan_in_the_batch_is_skipped_and_counted(scenes, tmp_path, monkeypatch):
+    trainer = build(scenes, tmp_path)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    monkeypatch.setattr(F, "mse_loss", lambda renders, images: (renders * float("nan")).mean())
+    assert trainer.update()["skipped"].item() == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_the_number_of_inputs_varies_by_step_alone(scenes, tmp_path):
+    trainer = build(scenes, tmp_path, "training.dynamic_input_view_num=true")
+    counts = []
+    for trainer.step in range(60):
+        counts.append(trainer._num_inputs())
+    assert set(counts) == {2, 3, 4}
+    trainer.step = 7
+    assert trainer._num_inputs() == counts[7]
+    trainer.update()
+
+
+def test_fine_tuning_takes_weights_alone(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    source = tmp_path / "first" / checkpoint_name(2)
+    fresh = ["training.reset_training_state=true", f"training.resume_ckpt={source}", "training.lr=1e-30"]
+    train.main(command(scenes, tmp_path / "second", *fresh))
+    state = read_checkpoint(tmp_path / "second" / checkpoint_name(2))
+    assert state["step"] == 2 and state["samples"] == 4
+    assert largest_difference(state["model"], weights(tmp_path / "first", 2)) < 1e-6
+
+
+def test_a_changed_weight_decay_holds_after_resuming(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "run", "training.checkpoint_every=1"))
+    (tmp_path / "run" / checkpoint_name(2)).unlink()
+    trainer = build(scenes, tmp_path, "training.weight_decay=0.5", "training.beta1=0.1")
+    assert trainer.step == 1
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.1, 0.95)
+    assert len(trainer.optimizer.state) == len(list(trainer.model.parameters()))
+
+
+def test_gradient_norms_by_part(scenes, tmp_path):
+    numbers = build(scenes, tmp_path, "training.log_grad_norm_details=true").update()
+    parts = {name: value.item() for name, value in numbers.items() if name.startswith("grad_norm/")}
+    assert "grad_norm/transformer" in parts
+    total = np.sqrt(sum(value**2 for value in parts.values()))
+    assert total == pytest.approx(numbers["grad_norm"].item(), rel=1e-5)
+
+
+def test_resuming_another_runs_checkpoint_goes_on_from_its_step(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    more = [f"training.resume_ckpt={tmp_path}/first", "training.train_steps=3"]
+    train.main(command(scenes, tmp_path / "second", *more))
+    assert [p.name for p in numbered_checkpoints(tmp_path / "second")] == [checkpoint_name(3)]
+
+
+def test_weights_alone_cannot_be_resumed(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    published = write_checkpoint(tmp_path / "published", 1, {"model": weights(tmp_path / "first", 2)})
+    with pytest.raises(InputError, match="holds weights alone: set training"):
+        train.main(command(scenes, tmp_path / "second", f"training.resume_ckpt={published}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.amp_dtype=fp16", "training.amp_dtype=fp16 would need loss scaling"),
+        ("training.target_has_input=false", "training.num_target_views"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(scenes, tmp_path, override, message):
+    overrides = [override, "training.use_amp=true"]
+    if "target_has_input" in override:
+        overrides.append("training.num_target_views=7")
+    with pytest.raises(InputError, match=message):
+        train.main(command(scenes, tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_configuration_trains_two_steps(processes, scenes, tmp_path):
+    result = run("tests/programs/run_configs.py", tmp_path, *CONFIGS, processes=processes)
+    assert result.returncode == 0, result.stderr
+    for config in CONFIGS:
+        state = read_checkpoint(tmp_path / config.stem / checkpoint_name(2))
+        accumulated = load_config(["--config", str(config)])[0].training.grad_accum_steps
+        assert state["samples"] == 2 * 2 * processes * accumulated
+        lines = [json.loads(line) for line in (tmp_path / config.stem / "metrics.jsonl").read_text().splitlines()]
+        assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_compiled_training_on_two_processes_equals_plain(scenes, tmp_path):
+    options = ["training.grad_accum_steps=2", "training.keep_activations=0.5", "training.train_steps=3"]
+    for mode in ("off", "on"):
+        result = run("train.py", *command(scenes, tmp_path / mode, *options, f"training.compile={mode}"), processes=2)
+        assert result.returncode == 0, result.stderr
+    assert largest_difference(weights(tmp_path / "off", 3), weights(tmp_path / "on", 3)) < 1e-5
+
+
+def test_going_on_with_another_frame_of_poses_is_said(scenes, tmp_path, caplog):
+    train.main(command(scenes, tmp_path / "run"))
+    assert "was trained with" not in caplog.text
+    train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.scene_scale_factor=2"))
+    assert "training.scene_scale_factor is 2.0" in caplog.text and "was trained with 1.35" in caplog.text
+
+
+def test_going_on_with_another_seed_is_said(scenes, tmp_path, caplog):
+    train.main(command(scenes, tmp_path / "run"))
+    train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.seed=5"))
+    assert "training.seed is 5" in caplog.text and "was trained with 777" in caplog.text
+
+
+def test_what_validation_lacks_is_named_by_its_own_keys(scenes, tmp_path):
+    index = tmp_path / "index.json"
+    held_out = [f"training.validation_path={tmp_path}/none.txt", f"training.validation_index={index}"]
+    arguments = command(scenes, tmp_path / "run", *held_out, "training.validate_every=1")
+    with pytest.raises(InputError, match=r"training\.validation_index.*index\.json"):
+        train.main(arguments)
+    index.write_text('{"ghost": {"context": [0, 2], "target": [1]}}')
+    with pytest.raises(InputError, match=r"none\.txt.*training\.validation_path"):
+        train.main(arguments)
+    with pytest.raises(InputError, match="ghost") as refused:
+        train.main([*arguments, f"training.validation_path={scenes}"])
+    assert "inference." not in str(refused.value)

@@ -1,0 +1,267 @@
+"""The training loop: one update, and what happens around it."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data.dataset import Batch
+from data.loader import TrainingLoader, failures_told
+from model import LVSM
+from model.loss import Loss
+from model.weights import published_state
+from setup import TrainingConfig, autocast
+from training.journal import Journal, RunningMean, describe
+from training.optim import clip_and_step, lr_at
+from training.tracking import Tracker
+from utils.checkpoint import CheckpointWriter
+from utils.distributed import Process
+from utils.errors import InputError
+from utils.media import NamedViews, save_comparison
+from utils.random_state import random_state
+from utils.stop_signal import Interrupted, Interruption
+from utils.tensors import first_not_finite
+from utils.watchdog import WAITING_FOR_DATA, Watch
+
+log = logging.getLogger("lvsm")
+
+# Scenes of a batch that a picture shows.
+_SHOWN_SCENES = 4
+
+
+class Trainer:
+    """Runs updates, from wherever its parts stand to `train_steps`.
+
+    Args:
+        model: the bare model, on the process's device; wrapped for data-parallel training here.
+        loss: the loss, on the same device.
+        loader: batches, from the position where training goes on.
+        journal: what the run says of itself.
+        interruption: tells when to stop early.
+        watch: is told what this process does, for when it hangs.
+        origin: what the checkpoints say of the run besides its state.
+        validation: scores of held-out scenes by name, computed by all ranks together; cut short on a request to stop.
+        step: updates done before.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainingConfig,
+        process: Process,
+        *,
+        model: LVSM,
+        loss: Loss,
+        optimizer: torch.optim.AdamW,
+        loader: TrainingLoader,
+        tracker: Tracker,
+        journal: Journal,
+        interruption: Interruption,
+        watch: Watch,
+        origin: dict[str, Any],
+        validation: Callable[[], dict[str, float]] | None = None,
+        step: int = 0,
+    ) -> None:
+        self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
+        self.folder, self.validation, self.watch = Path(cfg.checkpoint_dir), validation, watch
+        self.writer = CheckpointWriter(cfg) if process.is_main else None
+        self._parallel: nn.Module = model
+        if process.world_size > 1:
+            self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._wandb_means, self._line = RunningMean(), dict[str, float]()
+        # The step whose state is on disk, or from which training goes on.
+        self._saved = step
+
+    def run(self) -> None:
+        """Train to the end, or to the update after which all ranks agree to stop; log and save on the way."""
+        self.model.train()
+        # None: silent unless a person is watching.
+        silent = None if self.process.is_main else True
+        if self.step >= self.cfg.train_steps and self.process.is_main:
+            log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.cfg.train_steps)
+        bar = tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent)
+        with failures_told(), self.interruption, self.watch, bar:
+            stop = False
+            while self.step < self.cfg.train_steps and not stop:
+                stop = self._advance(bar)
+                if self.step != self._saved and (stop or self._due(self.cfg.checkpoint_every)):
+                    self.save()
+            if stop:
+                log.warning("stopped after step %d; the same command goes on from there", self.step)
+            if self.writer is not None:
+                self.writer.wait()
+            self.process.barrier("saving")
+            if self.writer is not None:
+                self.writer.check_last()
+
+    def close(self) -> None:
+        """End what goes on beside training: a save in the background, and where numbers go."""
+        if self.writer is not None:
+            self.writer.join()
+        self.tracker.close()
+
+    def _advance(self, bar: tqdm) -> bool:
+        """One update and what belongs to it; returns whether all ranks agree to stop after it."""
+        try:
+            self.update()
+        except Interrupted:
+            # While waiting for data: nothing of this update has been done.
+            if not self.journal.is_empty:
+                self._log(bar, last=True)
+            return True
+        bar.update()
+        stop = self.interruption.agreed()
+        self._log(bar, stop)
+        if self.validation is not None and not stop and self._due(self.cfg.validate_every):
+            stop = self._validate(self.validation)
+        return stop
+
+    def update(self) -> dict[str, Tensor]:
+        """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
+        batches, waited = self._next_batches()
+        parts = []
+        for number, batch in enumerate(batches):
+            with self._communicate(number == len(batches) - 1):
+                terms = self._forward(batch.to(self.process.device), show=number == 0)
+                (terms["loss"] / len(batches)).backward()
+            parts.append({name: value.detach() for name, value in terms.items()})
+        lr, details = lr_at(self.step, self.cfg), self._grad_norm_details()
+        norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.cfg)
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
+        self.step += 1
+        scenes = [scene for batch in batches for scene in batch.scenes]
+        failures = [failure for batch in batches for failure in batch.failures]
+        self.journal.add(self.step, numbers, scenes, failures, waited)
+        self._wandb_means.add(numbers)
+        return numbers
+
+    def save(self) -> None:
+        """Write a checkpoint to the run folder: every rank gives its random state, the main process writes.
+
+        Raises:
+            InputError: weights or moments are not finite, so that nobody could go on from them.
+        """
+        self.watch.note(f"saving after step {self.step}")
+        self._check_finite()
+        states = self.process.gather(random_state())
+        if self.writer is not None:
+            state = {
+                "model": published_state(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "samples": self.loader.position,
+                "random_states": states,
+                **self.origin,
+            }
+            self.writer.save(self.step, state)
+        self._saved = self.step
+        self.process.barrier("saving")
+
+    def _check_finite(self) -> None:
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {name: parameter} | {f"{moment} of {name}": value for moment, value in moments.items()}
+        if culprit := first_not_finite(state):
+            raise InputError(
+                f"training diverged: {culprit} is not finite after step {self.step}: nothing was saved, "
+                f"the checkpoints in {self.folder} are kept: go on from one of them with a lower training.lr"
+            )
+
+    def _validate(self, validation: Callable[[], dict[str, float]]) -> bool:
+        """Write down the scores of held-out scenes; returns whether a rank was asked to stop, which ends it early."""
+        self.watch.note(f"validating after step {self.step}")
+        scores = validation()
+        if self.interruption.agreed_now():
+            return True
+        numbers = {f"validation/{name}": value for name, value in scores.items()}
+        self.tracker.write(self.step, numbers)
+        self.tracker.write_wandb(self.step, numbers)
+        if self.process.is_main:
+            log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+        return False
+
+    def _next_batches(self) -> tuple[list[Batch], float]:
+        """The batches of one update, and the seconds spent waiting for them."""
+        self.watch.note(f"step {self.step + 1}, {WAITING_FOR_DATA}")
+        start = time.perf_counter()
+        with self.interruption.waiting():
+            batches = self.loader.take(self.cfg.grad_accum_steps)
+        self.watch.note(f"step {self.step + 1}, computing")
+        return batches, time.perf_counter() - start
+
+    def _communicate(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        """Forward and backward inside this all-reduce gradients only if `wanted`."""
+        if isinstance(self._parallel, DistributedDataParallel) and not wanted:
+            return self._parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
+        num_inputs = self._num_inputs()
+        inputs, targets = batch.split(num_inputs)
+        with autocast(self.cfg, self.process.device):
+            renders = self._parallel(inputs, targets.cameras)
+            terms = self.loss(renders, targets.images)
+        if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
+            self._show(batch, num_inputs, targets.images, renders)
+        return terms
+
+    def _show(self, batch: Batch, num_inputs: int, images: Tensor, renders: Tensor) -> None:
+        """Write a picture of the batch's first scenes, targets [b, t] above renders."""
+        path = self.folder / "visuals" / f"{self.step + 1:08d}.png"
+        frames = batch.frames.tolist()
+        shown = [
+            NamedViews(
+                f"{scene}, inputs {', '.join(map(str, frames[i][:num_inputs]))}",
+                [f"frame {frames[i][view]}" for view in batch.targets[i].tolist()],
+                images[i],
+                renders[i],
+            )
+            for i, scene in enumerate(batch.scenes[:_SHOWN_SCENES])
+        ]
+        save_comparison(path, shown)
+        self.tracker.write_picture(self.step + 1, path)
+
+    def _grad_norm_details(self) -> dict[str, Tensor]:
+        """Gradient norms by part of the model, if asked for, before clipping."""
+        if not self.cfg.log_grad_norm_details:
+            return {}
+        return {
+            f"grad_norm/{name}": torch.nn.utils.get_total_norm(
+                [p.grad for p in part.parameters() if p.grad is not None]
+            )
+            for name, part in self.model.named_children()
+        }
+
+    def _num_inputs(self) -> int:
+        """The number of input views of this update, the same on all ranks."""
+        if not self.cfg.dynamic_input_view_num:
+            return self.cfg.num_input_views
+        return int(np.random.default_rng([self.cfg.seed, 2, self.step]).integers(2, 5))
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.cfg.train_steps
+
+    def _log(self, bar: tqdm, last: bool = False) -> None:
+        """Averages since the last line go out when one is due or at the `last` step; else no device is waited for."""
+        lr = {"lr": lr_at(self.step - 1, self.cfg)}
+        if last or self._due(self.cfg.print_every):
+            line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
+            line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
+            self.tracker.write(self.step, line)
+            self._line = line
+            bar.set_postfix_str(describe(line))
+            if self.process.is_main and bar.disable:
+                log.info("step %d/%d %s", self.step, self.cfg.train_steps, describe(line))
+        if self._due(self.cfg.wandb_log_every):
+            self.tracker.write_wandb(self.step, self._line | self._wandb_means.read(self.process) | lr)
