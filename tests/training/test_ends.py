@@ -8,6 +8,7 @@ import torch
 import train
 from tests.training.test_train import command
 from training.journal import Journal
+from training.trainer import Trainer
 from utils import checkpoint
 from utils.checkpoint import CheckpointConfig, CheckpointWriter, checkpoint_name, numbered_checkpoints
 from utils.distributed import Process
