@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -63,6 +63,12 @@ _FILE_VALUES = 10_000
 # Characters of a library's reason that a message quotes.
 _REASON = 300
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
+# What YAML reads as another number than it looks: 1:30 as 90 (base 60), 010 as 8 (base 8).
+_MISLEADING_NUMBER = re.compile(r"[-+]?(\d+(:[0-5]?\d)+(\.\d*)?|0[0-7_]*[1-7][0-7_]*)")
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_INTEGER = re.compile(r"[-+]?\d+")
+# What stands for no value elsewhere, and would name a file here.
+_NO_PATHS = ("null", "none", "nil")
 
 
 @dataclass(frozen=True)
@@ -228,6 +234,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         text = read_bytes(path, _FILE_BYTES).decode("utf-8-sig")
         if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
             raise InputError(f"{path} is not a configuration: it holds more than {_FILE_VALUES} values")
+        _check_numbers(text, path)
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise InputError(f"configuration not found: {path}") from None
@@ -242,6 +249,19 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
     return content
+
+
+def _check_numbers(text: str, path: Path) -> None:
+    """Raises InputError for a number of a YAML text that YAML reads as another one than it looks."""
+    resolver = yaml.SafeLoader("")
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if not isinstance(event, yaml.ScalarEvent) or not _MISLEADING_NUMBER.fullmatch(event.value):
+            continue
+        if event.implicit[0] and resolver.resolve(yaml.ScalarNode, event.value, (True, False)) in _NUMBER_TAGS:
+            raise InputError(
+                f"{path}: YAML reads {shown(event.value)} as a number of base 60 (colons) or 8 (a zero in front): "
+                "write a decimal number, or quotes if it is text"
+            )
 
 
 def warn_of_other_values(config: Config, stored: object, path: Path, also: Sequence[str] = ()) -> None:
@@ -289,7 +309,7 @@ def _read_texts(given: Any, owner: Any, prefix: str = "") -> Any:
     """The same values with paths expanded and lists that are written without brackets as lists.
 
     Raises:
-        InputError: a path cannot be expanded; the message names the key.
+        InputError: a path cannot be expanded, or a text or boolean is another value; the message names the key.
     """
     if not isinstance(given, dict):
         return given
@@ -300,9 +320,29 @@ def _read_texts(given: Any, owner: Any, prefix: str = "") -> Any:
             read[declared.name] = _read_texts(value, kind, f"{key}.")
         elif get_origin(kind) is list and declared.name in given:
             read[declared.name] = _read_list(value, key)
-        elif isinstance(value, str) and is_path(declared):
-            read[declared.name] = _expand(value, key)
+        elif is_path(declared) and declared.name in given:
+            read[declared.name] = _expand(_read_path(value, key), key)
+        elif kind is str and isinstance(value, bool):
+            raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
+        elif bool in (kind, *get_args(kind)):
+            _check_boolean(value, key)
     return read
+
+
+def _check_boolean(value: Any, key: str) -> None:
+    if _INTEGER.fullmatch(str(value)) and str(value) not in ("0", "1"):
+        raise InputError(f"{key} is {shown(value)}; it must be true or false")
+
+
+def _read_path(value: Any, key: str) -> str:
+    text = str(value).strip()
+    if text.lower() in _NO_PATHS:
+        raise InputError(f"{key} is {shown(value)}, which is no path here: leave it empty for none, or write ./{text}")
+    if not isinstance(value, str):
+        raise InputError(f"{key} is {shown(value)}, not a path: write it in quotes if a file is named so")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise InputError(f"{key} is {shown(value)}, with quotes as part of the name: leave them out")
+    return value
 
 
 def _read_list(value: Any, key: str) -> Any:

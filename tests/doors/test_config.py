@@ -291,6 +291,60 @@ def test_an_empty_path_is_refused(key, text):
         build_config({}, {key: text})
 
 
+@pytest.mark.parametrize("key", [key for key in TEXTS if key not in NAMES])
+@pytest.mark.parametrize("value", [-1, 0, 0.5, True, None, [1], 10**400, "null", "None", "'a b'", '""'], ids=str)
+def test_a_path_is_text_that_names_a_file(key, value):
+    with pytest.raises(InputError, match=f"^{re.escape(key)} is "):
+        build_config(_nested(key, value))
+
+
+@pytest.mark.parametrize("text", ["./null", "nullable", "-1", "a'b'", "2001-01-01", "psnr,ssim", ".."])
+def test_other_texts_are_paths_as_they_are_written(text):
+    assert build_config({}, {"training.checkpoint_dir": text}).training.checkpoint_dir == text
+
+
+BOOLEANS = [key for key, declared in declared_fields(Config) if "bool" in str(declared.type)]
+
+
+@pytest.mark.parametrize("key", BOOLEANS)
+@pytest.mark.parametrize("value", [2, -1, "2", "+7", "-1", "00", "9" * 5000], ids=lambda value: str(value)[:9])
+def test_a_boolean_is_no_other_number(key, value):
+    with pytest.raises(InputError, match=re.escape(key)) as refused:
+        build_config({}, {key: value})
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("value", [True, 1, "1", "true", "Yes", "on"])
+def test_a_boolean_has_these_words(value):
+    assert build_config({}, {"training.reset_training_state": value}).training.reset_training_state
+
+
+@pytest.mark.parametrize("key", ["training.compile", "training.wandb_exp_name"])
+def test_a_name_that_yaml_takes_for_a_boolean_is_refused(tmp_path, key):
+    (tmp_path / "c.yaml").write_text(f"training: {{{key.removeprefix('training.')}: off}}")
+    with pytest.raises(InputError, match=f"{key} is False.*quotes"):
+        load_config(["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("text", ["1:30", "-1:30", "1:30:00", "1:30.5", "010", "-0012", "007", "0_7"])
+def test_numbers_that_yaml_reads_otherwise_than_they_look_are_refused(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    for key in ("lr", "train_steps", "wandb_exp_name", "checkpoint_dir"):
+        path.write_text(f"training:\n  warmup: 1\n  {key}: {text}\n")
+        with pytest.raises(InputError, match=f"{re.escape(str(path))}: YAML reads '{re.escape(text)}'"):
+            load_config(["--config", str(path)])
+
+
+def test_numbers_that_yaml_reads_as_they_look_are_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "training: {lr: 1e-4, warmup: 0, train_steps: 1_000, seed: 0x10, wandb_exp_name: '007', wandb_project: 0:00}"
+    )
+    training = load_config(["--config", str(path)])[0].training
+    assert [training.lr, training.warmup, training.train_steps, training.seed] == [1e-4, 0, 1000, 16]
+    assert [training.wandb_exp_name, training.wandb_project] == ["007", "0:00"]
+
+
 @pytest.mark.parametrize(
     "tokens",
     [
@@ -347,6 +401,7 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         "training: {lr: 2026-11-25}",
         "training: {lr: [1]}",
         "training: {lr: {a: 1}}",
+        "training: {lr: 1" + ":30" * 20_000 + "}",
         "training: {seed: 18446744073709551616}",
         "training: {seed: -1}",
         "? [a, b]\n: 1",
