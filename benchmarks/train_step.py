@@ -36,6 +36,7 @@ from benchmarks.common import (
     with_training,
 )
 from data.dataset import Batch
+from data.loader import TrainingLoader
 from model.flops import training_flops
 from setup import Config, autocast
 from training.optim import build_optimizer
@@ -58,16 +59,17 @@ KERNELS = {
 }
 
 
-class OneBatch:
-    """Hands out the same batch for ever, as `TrainingLoader` hands out many."""
+class OneBatch(TrainingLoader):
+    """Hands out the same batch for ever, without a dataset."""
 
     def __init__(self, batch: Batch) -> None:
-        self.batch, self.position = batch, 0
+        self.batch = batch
+        self.position = 0
 
-    def take(self, number: int) -> list[Batch]:
-        """The batches of one update."""
-        self.position += number * len(self.batch.scenes)
-        return [self.batch] * number
+    def __next__(self) -> Batch:
+        """The batch once more."""
+        self.position += len(self.batch.scenes)
+        return self.batch
 
 
 def seeded_trainer(config: Config, process: Process) -> train.Trainer:
@@ -80,7 +82,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
         model=model,
         loss=seeded_loss(cfg).to(process.device),
         optimizer=build_optimizer(model, cfg),
-        loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),  # type: ignore[arg-type]
+        loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),
         tracker=Tracker(Path(cfg.checkpoint_dir), process),
         journal=train.build_journal(config, process, train.Start()),
         interruption=Interruption(process),
