@@ -1,0 +1,45 @@
+"""Training on two machines, as docs/train.sbatch starts it: two agents of torchrun, here on one machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import PATIENCE, ROOT
+from tests.training.test_train import command
+from utils.checkpoint import checkpoint_name, numbered_checkpoints
+
+# In place of Slurm's own programs.
+STAND_INS = ROOT / "tests" / "programs" / "slurm"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def environment():
+    path = os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
+    own = {"GPUS_A_MACHINE": "1", "PORT": str(free_port())}
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    return os.environ | slurm | own | quiet | {"PATH": path}
+
+
+def test_a_job_on_two_machines_trains_together(scenes, tmp_path):
+    arguments = command(scenes, tmp_path / "run")
+    done = subprocess.run(
+        ["bash", ROOT / "docs" / "train.sbatch", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint_name(2) in [path.name for path in numbered_checkpoints(tmp_path / "run")]
+    (begun,) = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert begun["processes"] == 2
