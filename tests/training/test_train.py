@@ -68,10 +68,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
     assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
 
 
-def test_a_finished_run_stays_as_it_is(scenes, tmp_path):
+def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
+    caplog.set_level("INFO", "lvsm")
     train.main(command(scenes, tmp_path / "run"))
+    assert "nothing to do" not in caplog.text
     before = (tmp_path / "run" / checkpoint_name(2)).read_bytes()
-    train.main(command(scenes, tmp_path / "run"))
+    for steps in (2, 1):
+        caplog.clear()
+        train.main(command(scenes, tmp_path / "run", f"training.train_steps={steps}"))
+        (told,) = [text for text in caplog.messages if "nothing to do" in text]
+        assert "step 2" in told and f"training.train_steps={steps}" in told
+    assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == [checkpoint_name(2)]
     assert (tmp_path / "run" / checkpoint_name(2)).read_bytes() == before
 
 

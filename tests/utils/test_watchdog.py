@@ -1,0 +1,62 @@
+"""The watchdog ends a wait for data that nothing else ends."""
+
+import os
+import queue
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.helpers import PATIENCE
+from utils.distributed import Process
+from utils.watchdog import Watch
+
+LIMIT = 0.1
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Exit codes with which the process would have ended."""
+    codes = queue.Queue()
+    monkeypatch.setattr(os, "_exit", codes.put)
+    return codes
+
+
+def process(rank=0, world_size=1):
+    return Process(rank, rank, world_size, torch.device("cpu"), dist.HashStore() if world_size > 1 else None)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_wait_for_data_ends_after_three_limits_in_one_line(ends, capsys, caplog, world_size):
+    start = time.monotonic()
+    with Watch(process(world_size=world_size), LIMIT) as watch:
+        watch.note("step 2, waiting for data")
+        assert ends.get(timeout=PATIENCE) == 1
+    assert time.monotonic() - start > 3 * LIMIT
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("error: no data") and "training.distributed_timeout_minutes" in line
+    assert "step 2, waiting for data" in caplog.text
+
+
+@pytest.mark.parametrize("doing", ["step 2, computing", "saving after step 2"])
+def test_other_work_may_take_longer(ends, caplog, doing):
+    with Watch(process(), LIMIT) as watch:
+        watch.note("step 2, waiting for data")
+        watch.note(doing)
+        time.sleep(6 * LIMIT)
+    assert ends.empty() and f": {doing}" in caplog.text
+
+
+def test_outside_of_the_watch_nothing_ends(ends):
+    with Watch(process(), LIMIT) as watch:
+        watch.note("step 2, waiting for data")
+    time.sleep(6 * LIMIT)
+    assert ends.empty()
+
+
+def test_other_ranks_leave_the_end_to_the_main_one(ends):
+    with Watch(process(rank=1, world_size=2), LIMIT) as watch:
+        watch.note("step 2, waiting for data")
+        time.sleep(6 * LIMIT)
+    assert ends.empty()
