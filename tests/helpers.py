@@ -26,6 +26,24 @@ VARIANTS = ("decoder_only", "encoder_decoder")
 # Of the toy set; frame 12 of scene0 is both input and target.
 INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
 
+# out, in of the convolutions of vgg19().features[:32], by their index there.
+CONVOLUTIONS = {
+    0: (64, 3),
+    2: (64, 64),
+    5: (128, 64),
+    7: (128, 128),
+    10: (256, 128),
+    12: (256, 256),
+    14: (256, 256),
+    16: (256, 256),
+    19: (512, 256),
+    21: (512, 512),
+    23: (512, 512),
+    25: (512, 512),
+    28: (512, 512),
+    30: (512, 512),
+}
+
 
 def class_name(variant: str) -> str:
     return f"model.LVSM_scene_{variant}.Images2LatentScene"

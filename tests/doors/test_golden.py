@@ -11,7 +11,7 @@ import torch
 
 import train
 from tests.helpers import ROOT, VARIANTS
-from tests.training.test_train import command
+from tests.runs import training_command as command
 
 GOLDEN = ROOT / "tests" / "golden.json"
 

@@ -11,7 +11,7 @@ import torch
 import inference
 import train
 from tests.helpers import run
-from tests.training.test_train import command
+from tests.runs import training_command as command
 from utils import parallel
 from utils.cli import SafeFormatter, run_main
 from utils.distributed import describe_device, process_group

@@ -21,8 +21,8 @@ from data.loader import LoaderConfig, TrainingLoader
 from evaluation import rendering
 from setup import load_config
 from tests.helpers import INDEX, PATIENCE, ROOT
-from tests.training.test_resilience import wait_for
-from tests.training.test_train import command, largest_difference, weights
+from tests.runs import largest_difference, wait_for, weights
+from tests.runs import training_command as command
 from utils import stop_signal as interruption
 from utils.checkpoint import numbered_checkpoints, read_checkpoint
 from utils.distributed import Process

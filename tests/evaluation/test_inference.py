@@ -19,48 +19,23 @@ import inference
 from data.evaluation_index import Selection
 from evaluation.metrics import psnr, ssim
 from evaluation.rendering import Renderer, nearest_input_psnr, round_products
-from model import build_model
 from model.weights import published_state
 from setup import TrainingConfig, load_config, warn_of_other_values
 from tests.helpers import (
     INDEX,
-    ROOT,
     VARIANTS,
     random_cameras,
     random_views,
     run,
     small_model,
-    small_overrides,
     write_toy_scene,
     write_toy_set,
 )
+from tests.runs import evaluation_command as command
+from tests.runs import save_model, scores
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.files import temporary_path
-
-
-def command(place, *overrides, variant="decoder_only", out="out"):
-    values = [
-        f"training.dataset_path={place}/scenes/full_list.txt",
-        f"training.checkpoint_dir={place}/checkpoints",
-        f"inference.view_idx_file_path={place}/index.json",
-        f"inference_out_dir={place}/{out}",
-        "inference.metrics=[psnr,ssim]",
-    ]
-    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
-    return ["--config", str(config), *small_overrides(variant), *values, *overrides]
-
-
-def save_model(place, variant="decoder_only"):
-    """A checkpoint of random weights, large enough that views differ."""
-    torch.manual_seed(0)
-    config, _ = load_config(command(place, variant=variant))
-    model = build_model(config.model)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    write_checkpoint(place / "checkpoints", 1, {"model": published_state(model)})
-    return model.eval()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -285,10 +260,6 @@ def test_files_that_a_run_does_not_make_are_not_left_beside_its_pictures(place):
     assert {"rendered_video.mp4", "metrics.json"} <= {path.name for path in scene.iterdir()}
     inference.main(command(place, "inference.compute_metrics=false"))
     assert {path.name for path in scene.iterdir()} == {"input.png", "gt_vs_pred.png"}
-
-
-def scores(place, out):
-    return {row["scene_name"]: float(row["psnr"]) for row in csv.DictReader((place / out / "summary.csv").open())}
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from data.evaluation_index import Selection
 from data.scene import read_cameras, read_scene
 from evaluation.rendering import Renderer
 from setup import TrainingConfig
-from tests.evaluation.test_inference import command, save_model
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
+from tests.runs import evaluation_command as command
+from tests.runs import save_model
 from utils.errors import InputError
 from utils.media import to_uint8, write_video
 

@@ -9,26 +9,9 @@ from scipy.io import savemat
 import model.perceptual as perceptual
 from model.loss import Loss, LossConfig, build_loss
 from model.perceptual import PerceptualLoss, load_vgg19, read_vgg19
+from tests.helpers import CONVOLUTIONS
 from utils import download
 from utils.errors import InputError
-
-# out, in of the convolutions of vgg19().features[:32], by their index there.
-CONVOLUTIONS = {
-    0: (64, 3),
-    2: (64, 64),
-    5: (128, 64),
-    7: (128, 128),
-    10: (256, 128),
-    12: (256, 256),
-    14: (256, 256),
-    16: (256, 256),
-    19: (512, 256),
-    21: (512, 512),
-    23: (512, 512),
-    25: (512, 512),
-    28: (512, 512),
-    30: (512, 512),
-}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from tests.training.test_train import command
+from tests.runs import training_command as command
 from training.journal import Journal
 from training.trainer import Trainer
 from utils import checkpoint

@@ -25,7 +25,8 @@ from benchmarks.restart import workers
 from data import dataset
 from setup import load_config
 from tests.helpers import PATIENCE, ROOT, run, write_toy_set
-from tests.training.test_train import build, command, largest_difference, weights
+from tests.runs import build, largest_difference, wait_for, weights
+from tests.runs import training_command as command
 from utils import checkpoint, distributed
 from utils.checkpoint import (
     CheckpointConfig,
@@ -118,13 +119,6 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp
     assert kills >= 1 and done.returncode == 0
     assert largest_difference(weights(folder, STEPS), expected) == 0
     assert not list(folder.glob(".*"))
-
-
-def wait_for(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def start(scenes, folder, *more, processes=1, launcher=()):

@@ -8,27 +8,13 @@ from PIL import Image
 
 import train
 from setup import load_config
-from tests.helpers import ROOT, VARIANTS, run, small_overrides
+from tests.helpers import ROOT, VARIANTS, run
+from tests.runs import build, largest_difference, weights
+from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
-from utils.distributed import process_group
 from utils.errors import InputError
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
-
-
-def command(scenes, run_folder, *overrides, variant="decoder_only"):
-    paths = [f"training.dataset_path={scenes}", f"training.checkpoint_dir={run_folder}"]
-    config = ROOT / "configs" / f"LVSM_scene_{variant}.yaml"
-    return ["--config", str(config), *small_overrides(variant), *paths, *overrides]
-
-
-def weights(run_folder, step):
-    return read_checkpoint(run_folder / checkpoint_name(step))["model"]
-
-
-def largest_difference(a, b):
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -122,12 +108,6 @@ def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
 def test_a_total_batch_that_cannot_be(scenes, tmp_path, override, message):
     with pytest.raises(InputError, match=message):
         train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8", override))
-
-
-def build(scenes, tmp_path, *overrides):
-    config, _ = load_config(command(scenes, tmp_path / "run", *overrides))
-    with process_group() as process:
-        return train.build_trainer(config, process)
 
 
 def test_an_update_follows_the_formula(scenes, tmp_path):

@@ -24,7 +24,8 @@ import torch
 import train
 from model.weights import load_published, published_state
 from tests.helpers import run, small_model, write_toy_set
-from tests.training.test_train import build, command
+from tests.runs import build
+from tests.runs import training_command as command
 from training.optim import OptimConfig, build_optimizer, clip_and_step, load_optimizer
 from utils.checkpoint import checkpoint_name, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.errors import InputError

@@ -6,8 +6,9 @@ import pytest
 
 import inference
 import train
-from tests.evaluation.test_inference import command, save_model, scores
 from tests.helpers import run
+from tests.runs import evaluation_command as command
+from tests.runs import save_model, scores
 from utils import checkpoint
 from utils import hub as module
 from utils.checkpoint import checkpoint_name, find_checkpoint
