@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.dataset import Batch, EvaluationDataset, Placement, Unusable, ViewLoader
-from data.evaluation_index import Selection
+from data.dataset import Batch, CameraTransform, EvaluationDataset, Unusable, ViewLoader
 from data.loader import evaluation_batches, failures_told
 from data.scene import check_cameras_are_of, read_cameras, read_scene
 from data.transforms import IMAGE_ERRORS, open_image
+from data.views import Selection
 from evaluation.compare import compare_runs, missing_pictures
 from evaluation.metrics import Metric, build_metrics
 from evaluation.pages.comparison import write_comparison
@@ -207,7 +207,7 @@ class Evaluator:
             remove_stale(self.out_dir / record.folder)
             path = None
             if self.cfg.render_video:
-                path = self._camera_path(name, batch.placements[i], rendered.inputs.cameras[i])
+                path = self._camera_path(name, batch.camera_transforms[i], rendered.inputs.cameras[i])
             self._write(record, rendered, i, path)
             records.append(record)
         self.images += batch.targets.numel()
@@ -252,10 +252,10 @@ class Evaluator:
                 scores = scores | {"psnr_nearest_input": copies}
             return {name: values.tolist() for name, values in scores.items()}
 
-    def _camera_path(self, name: str, placement: Placement, inputs: Cameras) -> Cameras:
+    def _camera_path(self, name: str, transform: CameraTransform, inputs: Cameras) -> Cameras:
         video, saved = self.cfg.render_video_config, None
         if video.traj_type == "through":
-            saved = placement(*read_cameras(cameras_file(Path(video.cameras_path), name)))
+            saved = transform(*read_cameras(cameras_file(Path(video.cameras_path), name)))
         return camera_path(video, inputs, saved)
 
 

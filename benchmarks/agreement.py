@@ -43,7 +43,7 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
     cfg = config.training
     model, loss = seeded_model(config).to(process.device).train(), seeded_loss(cfg).to(process.device)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
-    inputs, targets = batch.split(cfg.num_input_views)
+    inputs, targets = batch.split()
     with autocast(cfg, process.device):
         renders = model(inputs, targets.cameras)
         value = loss(renders, targets.images)["loss"]

@@ -85,9 +85,8 @@ def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) 
     fxfycxcy = torch.tensor([0.9, 0.9, 0.5, 0.5]).mul(size).repeat(b, v, 1)
     targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.num_target_views] for _ in range(b)])
     frames = torch.arange(v).repeat(b, 1)
-    batch = Batch(
-        Views(images, Cameras(c2w, fxfycxcy, size, size)), targets, [f"noise{i}" for i in range(b)], frames, []
-    )
+    views = Views(images, Cameras(c2w, fxfycxcy, size, size))
+    batch = Batch(views, cfg.num_input_views, targets, [f"noise{i}" for i in range(b)], frames, [])
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 

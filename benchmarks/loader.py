@@ -19,6 +19,7 @@ from benchmarks.common import benchmark_parser, show, spread, timed
 from data.dataset import DataConfig, ViewLoader
 from data.scene import Scene, read_scene
 from data.transforms import plan_crop, read_image, to_planes
+from data.views import Selection
 from utils.cli import path_argument, run_main
 
 FRAMES = 48
@@ -58,14 +59,14 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         png = drawn_frames(Path(folder), ".png")
         jpeg = read_scene(given.scene) if given.scene else drawn_frames(Path(folder), ".jpg")
-        chosen, targets = np.arange(len(jpeg)), np.arange(1)
+        selection = Selection([0, 1], list(range(2, len(jpeg))))
         size = np.mean([path.stat().st_size for path in jpeg.image_paths if path is not None])
         exact, fast = (ViewLoader(DataConfig(), 256, 8, fast) for fast in (False, True))
         for name, count, work in (
             ("PNG, whole image resized", len(png), lambda: read_whole(png)),
             ("JPEG, whole image resized", len(jpeg), lambda: read_whole(jpeg)),
-            ("JPEG, image_resize=exact", len(jpeg), lambda: exact(jpeg, chosen, 2, targets)),
-            ("JPEG, image_resize=fast", len(jpeg), lambda: fast(jpeg, chosen, 2, targets)),
+            ("JPEG, image_resize=exact", len(jpeg), lambda: exact(jpeg, selection)),
+            ("JPEG, image_resize=fast", len(jpeg), lambda: fast(jpeg, selection)),
         ):
             seconds = timed(work, 1, 1, repeats=5)
             rows.append(

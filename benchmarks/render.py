@@ -46,7 +46,7 @@ def evaluation_batch(config: Config) -> Batch:
     """Scenes of noise as an evaluation index gives them: inputs first, then the targets."""
     cfg = replace(config.training, num_views=INPUTS + TARGETS, num_target_views=TARGETS)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES)
-    return replace(batch, targets=torch.arange(INPUTS, INPUTS + TARGETS).repeat(SCENES, 1))
+    return replace(batch, num_inputs=INPUTS, targets=torch.arange(INPUTS, INPUTS + TARGETS).repeat(SCENES, 1))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     yield Work(name, images, flops, lambda: render_batch(renderer, {}, batch), 4 * calls)
     yield Work("the same with PSNR, SSIM", images, flops, lambda: render_batch(renderer, metrics, batch), 4 * calls)
 
-    inputs, targets = batch.to(device).split(INPUTS)
+    inputs, targets = batch.to(device).split()
     scene, cameras = inputs[:1], targets.cameras[:1]
     path, one = cameras[:, torch.arange(FRAMES) % TARGETS], cameras[:, :1]
 

@@ -96,7 +96,7 @@ def bare_update(trainer: train.Trainer) -> None:
     cfg = trainer.cfg
     for waiting in trainer.loader.take(cfg.grad_accum_steps):
         batch = waiting.to(trainer.process.device)
-        inputs, targets = batch.split(cfg.num_input_views)
+        inputs, targets = batch.split()
         with autocast(cfg, trainer.process.device):
             loss = trainer.loss(trainer._parallel(inputs, targets.cameras), targets.images)["loss"]
         (loss / cfg.grad_accum_steps).backward()

@@ -11,10 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.evaluation_index import Selection
 from data.scene import Scene, read_scene, read_scene_list
 from data.transforms import Crop, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
-from data.views import ViewSelectorConfig, choose_targets, choose_window
+from data.views import (
+    SAMPLERS,
+    LostFramesError,
+    Selection,
+    ViewConfig,
+    check_view_config,
+    check_view_sampler,
+    needed_frames,
+)
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
 from geometry.normalization import Normalization, pose_normalization
@@ -24,14 +31,12 @@ from utils.text import printable, shown
 
 POSE_NORMALIZATIONS = ("all_views", "input_views")
 IMAGE_RESIZES = ("exact", "fast")
-# Windows drawn from a clip with lost frames before it gives its place to another.
-_WINDOW_TRIES = 20
 # Unreadable scenes in a row before a sample gives up: then it is not the scenes that are at fault.
 _SCENE_TRIES = 10
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(ViewConfig):
     """What a sample is; part of the `training` section of a configuration file.
 
     `pose_normalization` names the cameras that set a sample's frame and scale: `all_views`, inputs and targets, as the
@@ -41,20 +46,16 @@ class DataConfig:
     """
 
     dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
-    num_views: int = bounded(8, 1, 1000)
-    num_input_views: int = bounded(2, 1, 1000)
-    num_target_views: int = bounded(6, 1, 1000)
-    target_has_input: bool = True
     square_crop: bool = True
     scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
     pose_normalization: str = "all_views"
     image_resize: str = "exact"
     allow_outside_images: bool = False
-    view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
 
 
 def check_image_config(cfg: DataConfig) -> None:
-    """Raises InputError, naming the key, for a pose normalisation or a way to resize that does not exist."""
+    """Raises InputError, naming the key, for a view sampler, pose normalisation or resizing that does not exist."""
+    check_view_sampler(cfg)
     if cfg.image_resize not in IMAGE_RESIZES:
         raise InputError(f"training.image_resize is {shown(cfg.image_resize)}; known: {', '.join(IMAGE_RESIZES)}")
     if cfg.pose_normalization not in POSE_NORMALIZATIONS:
@@ -62,27 +63,9 @@ def check_image_config(cfg: DataConfig) -> None:
         raise InputError(f"training.pose_normalization is {shown(cfg.pose_normalization)}; known: {known}")
 
 
-def check_view_config(cfg: DataConfig) -> None:
-    """Raises InputError, naming the key, for view counts that no training sample can have."""
-    if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
-        raise InputError(
-            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
-            "which must be at least 2"
-        )
-    free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
-    if not 1 <= cfg.num_target_views <= free:
-        raise InputError(f"training.num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
-    shortest, longest = cfg.view_selector.min_frame_dist, cfg.view_selector.max_frame_dist
-    if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
-        raise InputError(
-            f"training.view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
-            f"which must be at least num_views - 1 ({cfg.num_views - 1})"
-        )
-
-
 @dataclass(frozen=True)
-class Placement:
-    """How cameras of a scene's file become cameras of a sample: the normalisation of its poses, the crop of its images.
+class CameraTransform:
+    """What turns cameras of a scene's file into cameras of a sample: pose normalisation, and the crop of its images.
 
     `crop` is that of the first input image; `height` and `width` are those of the sample's images in pixels.
     """
@@ -103,20 +86,22 @@ class Batch:
     """Scenes with their chosen views; a single sample has no leading dimension.
 
     Attributes:
-        views: uint8 images with cameras [b, v], poses normalised per scene.
-        targets: positions [b, t] of the target views among `views`; the inputs are the first ones.
+        views: uint8 images with cameras [b, v], poses normalised per scene, the inputs first.
+        num_inputs: how many of the views are inputs.
+        targets: positions [b, t] of the target views among `views`; a target may be an input as well.
         scenes: scene names, one a scene.
         frames: frame numbers [b, v] within the clips.
-        placements: how further cameras of the scenes' files join the sample, one a scene.
+        camera_transforms: how further cameras of the scenes' files join the sample, one a scene.
         failures: what was unusable and gave its place to another scene, a line each.
         notes: what of the data is not used as a person may expect, to be said once a run: a line each kind.
     """
 
     views: Views
+    num_inputs: int
     targets: Int[Tensor, "*b t"]
     scenes: list[str]
     frames: Int[Tensor, "*b v"]
-    placements: list[Placement]
+    camera_transforms: list[CameraTransform]
     failures: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -134,14 +119,18 @@ class Batch:
         """Copy into page-locked memory."""
         return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory())
 
-    def split(self, num_inputs: int) -> tuple[Views, Views]:
+    def with_inputs(self, num_inputs: int) -> "Batch":
+        """The same scenes with the first `num_inputs` views as inputs; the targets stay."""
+        return replace(self, num_inputs=num_inputs)
+
+    def split(self) -> tuple[Views, Views]:
         """Inputs [b, num_inputs] and targets [b, t]."""
         rows = torch.arange(len(self.targets), device=self.targets.device)[:, None]
-        return self.views[:, :num_inputs], self.views[rows, self.targets]
+        return self.views[:, : self.num_inputs], self.views[rows, self.targets]
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Stack samples of equal shape.
+    """Stack samples of equal shape and numbers of inputs and targets.
 
     Raises:
         InputError: images of different sizes, as non-square crops of unlike clips give.
@@ -158,10 +147,11 @@ def collate(samples: list[Batch]) -> Batch:
     )
     return Batch(
         Views(torch.stack([sample.views.images for sample in samples]), stacked),
+        samples[0].num_inputs,
         torch.stack([sample.targets for sample in samples]),
         [name for sample in samples for name in sample.scenes],
         torch.stack([sample.frames for sample in samples]),
-        [placement for sample in samples for placement in sample.placements],
+        [placement for sample in samples for placement in sample.camera_transforms],
         [failure for sample in samples for failure in sample.failures],
         {kind: note for sample in reversed(samples) for kind, note in sample.notes.items()},
     )
@@ -172,13 +162,14 @@ def collate_by_shape(samples: list["Batch | Unusable"]) -> list["Batch | Unusabl
 
     Scenes that cannot be read follow as they are.
     """
-    groups: dict[tuple[torch.Size, ...], list[Batch]] = {}
+    groups: dict[tuple[torch.Size, int, torch.Size], list[Batch]] = {}
     unusable: list[Unusable] = []
     for sample in samples:
         if isinstance(sample, Unusable):
             unusable.append(sample)
         else:
-            groups.setdefault((sample.views.images.shape, sample.targets.shape), []).append(sample)
+            shape = (sample.views.images.shape, sample.num_inputs, sample.targets.shape)
+            groups.setdefault(shape, []).append(sample)
     return [*(collate(group) for group in groups.values()), *unusable]
 
 
@@ -192,7 +183,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class ViewLoader:
-    """Reads chosen frames of a scene as one sample.
+    """Reads the selected frames of a scene as one sample.
 
     Args:
         image_size: shorter side in pixels after resizing.
@@ -205,14 +196,15 @@ class ViewLoader:
     patch_size: int
     fast: bool = False
 
-    def __call__(self, scene: Scene, frames: np.ndarray, num_inputs: int, targets: np.ndarray) -> Batch:
-        """Read `frames` [v] of `scene`; the first `num_inputs` are inputs, `targets` [t] index into them.
+    def __call__(self, scene: Scene, selection: Selection) -> Batch:
+        """Read the frames of a selection.
 
         Raises:
             InputError: a frame is missing or unreadable, or the frames differ in size.
         """
         notes = dict(scene.notes)
-        read = [self._read(scene, int(frame), notes) for frame in frames]
+        frames = np.array(selection.frames, dtype=np.int64)
+        read = [self._read(scene, frame, notes) for frame in selection.frames]
         images, crops, sizes = zip(*read, strict=True)
         _check_cameras(scene, frames, sizes)
         _check_sizes(scene, frames, sizes)
@@ -220,13 +212,22 @@ class ViewLoader:
             raise InputError(f"scene {scene.name}: frames of different sizes cannot be views of one sample")
         intrinsics = [crop.intrinsics(scene.fxfycxcy[frame]) for crop, frame in zip(crops, frames, strict=True)]
         c2w = np.linalg.inv(scene.w2c[frames])
-        reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
-        normalization, size = pose_normalization(reference, self.cfg.scene_scale_factor), images[0].shape[1:]
+        size = images[0].shape[1:]
+        normalization = self._normalization(c2w, len(selection.context))
         cameras = Cameras(_float32(normalization(c2w)), _float32(np.stack(intrinsics)), *size)
-        views = Views(torch.from_numpy(np.stack(images)), cameras)
-        placement = Placement(normalization, crops[0], *size)
-        numbers = torch.from_numpy(frames)
-        return Batch(views, torch.from_numpy(targets), [scene.name], numbers, [placement], notes=notes)
+        return Batch(
+            views=Views(torch.from_numpy(np.stack(images)), cameras),
+            num_inputs=len(selection.context),
+            targets=torch.from_numpy(selection.target_positions()),
+            scenes=[scene.name],
+            frames=torch.from_numpy(frames),
+            camera_transforms=[CameraTransform(normalization, crops[0], *size)],
+            notes=notes,
+        )
+
+    def _normalization(self, c2w: Float[np.ndarray, "v 4 4"], num_inputs: int) -> Normalization:
+        reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
+        return pose_normalization(reference, self.cfg.scene_scale_factor)
 
     def _read(self, scene: Scene, frame: int, notes: dict[str, str]) -> tuple[np.ndarray, Crop, tuple[int, int]]:
         """The pixels of a frame, how they were cut, and (width, height) of the stored image."""
@@ -308,27 +309,20 @@ class TrainingDataset(Dataset[Batch]):
         raise InputError(failures[-1] if failures else self._all_too_short())
 
     def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
+        """A sample of a scene; None if it is too short, or has lost too many frames in preprocessing."""
         cfg = self.load.cfg
         scene = read_scene(self.scenes[index], cfg.allow_outside_images)
-        for _ in range(_WINDOW_TRIES):
-            frames = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
-            if frames is None:
-                return None
-            if all(scene.image_paths[frame] is not None for frame in frames):
-                targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
-                return self.load(scene, frames, cfg.num_input_views, targets)
-        if scene.faults:
-            raise InputError(scene.notes["faults"])
-        return None
+        try:
+            selection = SAMPLERS[cfg.view_sampler](scene, cfg, rng)
+        except LostFramesError:
+            if scene.faults:
+                raise InputError(scene.notes["faults"]) from None
+            return None
+        return None if selection is None else self.load(scene, selection)
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg
-        needed = max(cfg.view_selector.min_frame_dist, cfg.num_views - 1) + 1
-        return (
-            f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed} whole frames that "
-            f"training.view_selector.min_frame_dist={cfg.view_selector.min_frame_dist} and "
-            f"training.num_views={cfg.num_views} ask for"
-        )
+        return f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed_frames(cfg)}"
 
 
 def _first_then_others(first: int, count: int, rng: np.random.Generator) -> Iterator[int]:
@@ -343,7 +337,7 @@ def _epoch_order(seed: int, epoch: int, num_scenes: int) -> Int[np.ndarray, " n"
 
 
 class EvaluationDataset(Dataset["Batch | Unusable"]):
-    """The scenes of an evaluation index, context views first, then its targets."""
+    """The scenes of an evaluation index with the views that it selects."""
 
     def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]]) -> None:
         self.load, self.items = load, items
@@ -354,11 +348,8 @@ class EvaluationDataset(Dataset["Batch | Unusable"]):
     def __getitem__(self, index: int) -> Batch | Unusable:
         """The views of a scene, or why they cannot be had: a scene or frame that is missing or unreadable."""
         path, selection = self.items[index]
-        frames = np.array(selection.context + selection.target, dtype=np.int64)
-        targets = np.arange(len(selection.context), len(frames))
         try:
-            scene = read_scene(path, self.load.cfg.allow_outside_images)
-            return self.load(scene, frames, len(selection.context), targets)
+            return self.load(read_scene(path, self.load.cfg.allow_outside_images), selection)
         except InputError as error:
             return Unusable(path.stem, str(error))
         except Exception as error:

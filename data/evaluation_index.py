@@ -11,7 +11,6 @@ import logging
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.scene import Scene, read_scene, read_scene_list
-from data.views import ViewSelectorConfig, choose_window
+from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable
 from utils.cli import path_argument, run_main
 from utils.download import DownloadError, download
 from utils.errors import InputError
@@ -28,8 +27,6 @@ from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
-# Windows drawn from a clip with lost frames before it is given up.
-_WINDOW_TRIES = 20
 # Damaged scenes that are named.
 _SHOWN = 10
 
@@ -38,14 +35,6 @@ INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets
 INDEX_SHA256 = "fbcff9b4b13139227d809af45b84bb5a7a9cdb1c7a55bced85b6c66556a219cc"
 # Bytes; it has 1 MB.
 _INDEX_LIMIT = 1 << 26
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Frame numbers of one scene: inputs and targets."""
-
-    context: list[int]
-    target: list[int]
 
 
 def read_evaluation_index(path: Path, key: str = "inference.view_idx_file_path") -> dict[str, Selection]:
@@ -161,20 +150,19 @@ def choose_selection(
     Raises:
         InputError: the scene is too damaged; the message names a frame.
     """
-    fault = None
     rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
-    for _ in range(_WINDOW_TRIES):
+
+    def draw() -> list[int] | None:
         window = choose_window(len(scene), context + targets, distances, rng)
         if window is None:
             return None
-        inputs = np.linspace(window[0], window[1], context).round().astype(int)
-        between = np.setdiff1d(np.arange(window[0] + 1, window[1]), inputs)
-        chosen = Selection(inputs.tolist(), sorted(rng.choice(between, targets, replace=False).tolist()))
-        faults = (_image_fault(scene, frame) for frame in chosen.context + chosen.target)
-        fault = next(filter(None, faults), None)
-        if fault is None:
-            return chosen
-    raise InputError(f"{fault}; each of {_WINDOW_TRIES} windows of frames holds such a frame")
+        first, last = window[:2]
+        inputs = np.linspace(first, last, context).round().astype(int)
+        between = np.setdiff1d(np.arange(first + 1, last), inputs)
+        return [*inputs.tolist(), *sorted(rng.choice(between, targets, replace=False).tolist())]
+
+    frames = draw_usable(draw, lambda frame: _image_fault(scene, frame))
+    return None if frames is None else Selection(frames[:context], frames[context:])
 
 
 def _image_fault(scene: Scene, frame: int) -> str | None:
@@ -210,7 +198,11 @@ def make_index(
             selections[path.stem] = choose_selection(scene, context, targets, distances, seed)
         except InputError as error:
             faults.append(str(error))
-    return {name: selection and asdict(selection) for name, selection in selections.items()}, faults
+    return {name: selection and _record(selection) for name, selection in selections.items()}, faults
+
+
+def _record(selection: Selection) -> dict[str, list[int]]:
+    return {"context": selection.context, "target": selection.target}
 
 
 def _check_output(path: Path) -> None:

@@ -1,11 +1,46 @@
-"""Which frames of a clip become inputs and targets (spec section 4)."""
+"""Which frames of a scene become inputs and targets: selections, and the samplers that draw them for training."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int
 
+from data.scene import Scene
+from utils.errors import InputError
 from utils.fields import bounded
+from utils.text import shown
+
+# Draws of frames before a clip with lost frames is given up.
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Frame numbers of one scene: the inputs (`context`) and the targets, which may be inputs as well.
+
+    Attributes:
+        context: the inputs.
+        target: the targets.
+        drawn: all frames of a training sample in the order in which they are read, the inputs first. Those that are
+            neither input nor target are read, too, since their cameras help to set the sample's frame and scale.
+            None: the inputs, then the targets.
+    """
+
+    context: list[int]
+    target: list[int]
+    drawn: list[int] | None = None
+
+    @property
+    def frames(self) -> list[int]:
+        """The frames to read, the inputs first."""
+        return [*self.context, *self.target] if self.drawn is None else self.drawn
+
+    def target_positions(self) -> Int[np.ndarray, " t"]:
+        """Where the targets stand among `frames`."""
+        # A target that is an input may be read twice, and is the later one then.
+        positions = {frame: position for position, frame in enumerate(self.frames)}
+        return np.array([positions[frame] for frame in self.target], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -16,9 +51,123 @@ class ViewSelectorConfig:
     max_frame_dist: int = bounded(192, 1, 1_000_000)
 
 
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which views a training sample has; part of the `training` section of a configuration file.
+
+    `view_sampler` names a function of `SAMPLERS`. With `target_has_input` the targets are drawn from all
+    `num_views` frames, else they are the last ones.
+    """
+
+    num_views: int = bounded(8, 1, 1000)
+    num_input_views: int = bounded(2, 1, 1000)
+    num_target_views: int = bounded(6, 1, 1000)
+    target_has_input: bool = True
+    view_sampler: str = "window"
+    view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
+
+
+# Draws a selection; None: the scene has too few frames.
+ViewSampler = Callable[[Scene, ViewConfig, np.random.Generator], Selection | None]
+
+
+class LostFramesError(InputError):
+    """A scene of enough frames, too many of which cannot be used."""
+
+
+def sample_window(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selection | None:
+    """Frames of a random window of the clip (`choose_window`), its ends the first two inputs.
+
+    Raises:
+        LostFramesError: every window that was drawn has frames that cannot be used.
+    """
+    frames = draw_usable(lambda: choose_window(len(scene), cfg.num_views, cfg.view_selector, rng), scene.fault)
+    return None if frames is None else _split(frames, cfg, rng)
+
+
+def sample_any(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selection | None:
+    """Frames drawn from the whole clip, in random order.
+
+    Raises:
+        LostFramesError: too few of the scene's frames can be used.
+    """
+    usable = [frame for frame in range(len(scene)) if scene.fault(frame) is None]
+    if len(scene) < cfg.num_views:
+        return None
+    if len(usable) < cfg.num_views:
+        raise LostFramesError(f"scene {scene.name} has {len(usable)} usable frames; num_views is {cfg.num_views}")
+    return _split(rng.choice(usable, cfg.num_views, replace=False).tolist(), cfg, rng)
+
+
+# The values of `training.view_sampler`.
+SAMPLERS: dict[str, ViewSampler] = {"window": sample_window, "any": sample_any}
+
+
+def check_view_sampler(cfg: ViewConfig) -> None:
+    """Raises InputError, naming the key, for a sampler that does not exist."""
+    if cfg.view_sampler not in SAMPLERS:
+        raise InputError(f"training.view_sampler is {shown(cfg.view_sampler)}; known: {', '.join(SAMPLERS)}")
+
+
+def check_view_config(cfg: ViewConfig) -> None:
+    """Raises InputError, naming the key, for views that no training sample can have."""
+    check_view_sampler(cfg)
+    if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
+        raise InputError(
+            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
+            "which must be at least 2"
+        )
+    free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
+    if not 1 <= cfg.num_target_views <= free:
+        raise InputError(f"training.num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
+    if cfg.view_sampler == "window":
+        _check_window(cfg)
+
+
+def _check_window(cfg: ViewConfig) -> None:
+    shortest = cfg.view_selector.min_frame_dist
+    longest = cfg.view_selector.max_frame_dist
+    if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
+        raise InputError(
+            f"training.view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
+            f"which must be at least num_views - 1 ({cfg.num_views - 1})"
+        )
+
+
+def needed_frames(cfg: ViewConfig) -> str:
+    """What scenes must have for a sample, for messages."""
+    if cfg.view_sampler != "window":
+        return f"{cfg.num_views} usable frames that training.num_views={cfg.num_views} asks for"
+    shortest = cfg.view_selector.min_frame_dist
+    return (
+        f"{max(shortest, cfg.num_views - 1) + 1} usable frames that training.view_selector.min_frame_dist={shortest} "
+        f"and training.num_views={cfg.num_views} ask for"
+    )
+
+
+def draw_usable(draw: Callable[[], Sequence[int] | None], fault: Callable[[int], str | None]) -> list[int] | None:
+    """The first of several draws of frames of which all can be used; None if `draw` gives None.
+
+    Args:
+        fault: why a frame cannot be used; None if it can.
+
+    Raises:
+        LostFramesError: every draw has a frame that cannot be used; the message says why one cannot.
+    """
+    found = None
+    for _ in range(_TRIES):
+        frames = draw()
+        if frames is None:
+            return None
+        found = next(filter(None, map(fault, frames)), None)
+        if found is None:
+            return list(frames)
+    raise LostFramesError(f"{found}; each of {_TRIES} windows of frames holds such a frame")
+
+
 def choose_window(
     num_frames: int, num_views: int, cfg: ViewSelectorConfig, rng: np.random.Generator
-) -> Int[np.ndarray, " v"] | None:
+) -> list[int] | None:
     """`num_views` frames: both ends of a random window, then frames drawn strictly between them.
 
     The frame distance is uniform over what the clip allows, the start uniform too. None: the clip is too short.
@@ -30,7 +179,7 @@ def choose_window(
     distance = int(rng.integers(shortest, longest + 1))
     start = int(rng.integers(0, num_frames - distance))
     between = start + 1 + rng.choice(distance - 1, size=num_views - 2, replace=False)
-    return np.concatenate([[start, start + distance], between]).astype(np.int64)
+    return [start, start + distance, *between.tolist()]
 
 
 def choose_targets(
@@ -40,3 +189,9 @@ def choose_targets(
     if target_has_input:
         return rng.choice(num_views, size=num_targets, replace=False)
     return np.arange(num_views - num_targets, num_views)
+
+
+def _split(frames: list[int], cfg: ViewConfig, rng: np.random.Generator) -> Selection:
+    """Inputs and targets among frames that were drawn."""
+    targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
+    return Selection(frames[: cfg.num_input_views], [frames[position] for position in targets], frames)

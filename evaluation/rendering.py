@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from data.dataset import Batch, Unusable
-from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
+from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.scene import read_scene_list
+from data.views import Selection
 from evaluation.metrics import Metric, psnr, score
 from geometry.cameras import Cameras, Views
 from model import LVSM
@@ -177,9 +178,8 @@ def render_batch(
         InputError: the model renders NaN; the message names the scene.
     """
     watch = watch or Stopwatch()
-    num_inputs = batch.views.images.shape[1] - batch.targets.shape[1]
     with watch("render"):
-        inputs, targets = batch.to(renderer.device).split(num_inputs)
+        inputs, targets = batch.to(renderer.device).split()
         encoded = renderer.encode(inputs)
         renders = renderer.render(encoded, targets.cameras)
         finite = renders.isfinite().flatten(1).all(1).tolist()

@@ -207,22 +207,23 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
-        num_inputs = self._num_inputs()
-        inputs, targets = batch.split(num_inputs)
+        if self.cfg.dynamic_input_view_num:
+            batch = batch.with_inputs(self._num_inputs())
+        inputs, targets = batch.split()
         with autocast(self.cfg, self.process.device):
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
         if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
-            self._show(batch, num_inputs, targets.images, renders)
+            self._show(batch, targets.images, renders)
         return terms
 
-    def _show(self, batch: Batch, num_inputs: int, images: Tensor, renders: Tensor) -> None:
+    def _show(self, batch: Batch, images: Tensor, renders: Tensor) -> None:
         """Write a picture of the batch's first scenes, targets [b, t] above renders."""
         path = self.folder / "visuals" / f"{self.step + 1:08d}.png"
         frames = batch.frames.tolist()
         shown = [
             NamedViews(
-                f"{scene}, inputs {', '.join(map(str, frames[i][:num_inputs]))}",
+                f"{scene}, inputs {', '.join(map(str, frames[i][: batch.num_inputs]))}",
                 [f"frame {frames[i][view]}" for view in batch.targets[i].tolist()],
                 images[i],
                 renders[i],
@@ -244,9 +245,7 @@ class Trainer:
         }
 
     def _num_inputs(self) -> int:
-        """The number of input views of this update, the same on all ranks."""
-        if not self.cfg.dynamic_input_view_num:
-            return self.cfg.num_input_views
+        """The number of input views that is drawn for this update, the same on all ranks."""
         return int(np.random.default_rng([self.cfg.seed, 2, self.step]).integers(2, 5))
 
     def _due(self, every: int) -> bool:

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data import evaluation_index
 from data.dataset import (
@@ -16,13 +14,12 @@ from data.dataset import (
     TrainingDataset,
     ViewLoader,
     check_image_config,
-    check_view_config,
     collate_by_shape,
 )
-from data.evaluation_index import Selection, fetch_evaluation_index, match_scenes, read_evaluation_index
+from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_cameras, read_scene, read_scene_list, write_scene
-from data.views import ViewSelectorConfig, choose_targets, choose_window
+from data.views import Selection, ViewSelectorConfig, check_view_config
 from tests.helpers import write_toy_scene, write_toy_set
 from utils import download
 from utils.errors import InputError
@@ -37,40 +34,6 @@ def view_loader(path="", **changes):
     return ViewLoader(DataConfig(**cfg), image_size=16, patch_size=4)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(9, 60), st.integers(2, 8))
-@settings(max_examples=60, deadline=None)
-def test_a_window_has_its_ends_first_and_the_rest_between(seed, num_frames, num_views):
-    cfg = ViewSelectorConfig(8, 20)
-    frames = choose_window(num_frames, num_views, cfg, np.random.default_rng(seed))
-    first, last, between = frames[0], frames[1], frames[2:]
-    assert first >= 0 and last < num_frames
-    assert 8 <= last - first <= min(20, num_frames - 1)
-    assert len(set(between)) == num_views - 2
-    assert all(first < frame < last for frame in between)
-
-
-def test_every_distance_and_start_occurs():
-    rng = np.random.default_rng(0)
-    windows = [choose_window(12, 2, ViewSelectorConfig(8, 20), rng) for _ in range(3000)]
-    distances = [int(b - a) for a, b in windows]
-    counts = np.bincount(distances)[8:]
-    assert len(counts) == 4 and counts.min() > 650
-    assert {int(a) for a, b in windows if b - a == 8} == {0, 1, 2, 3}
-
-
-def test_a_short_clip_has_no_window():
-    assert choose_window(8, 2, ViewSelectorConfig(8, 20), np.random.default_rng(0)) is None
-    assert choose_window(5, 6, ViewSelectorConfig(1, 20), np.random.default_rng(0)) is None
-
-
-def test_targets_among_all_views_or_the_last_ones():
-    rng = np.random.default_rng(0)
-    drawn = [choose_targets(8, 6, True, rng) for _ in range(200)]
-    assert all(len(set(t)) == 6 for t in drawn)
-    assert {int(i) for t in drawn for i in t} == set(range(8))
-    np.testing.assert_array_equal(choose_targets(5, 3, False, rng), [2, 3, 4])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -79,6 +42,7 @@ def test_targets_among_all_views_or_the_last_ones():
         ({"num_input_views": 9}, "num_input_views"),
         ({"pose_normalization": "none"}, "pose_normalization is 'none'; known: all_views, input_views"),
         ({"view_selector": ViewSelectorConfig(9, 8)}, "view_selector"),
+        ({"view_sampler": "all"}, "view_sampler is 'all'; known: window, any"),
         ({"scene_scale_factor": 0.0}, "scene_scale_factor"),
     ],
 )
@@ -109,11 +73,16 @@ def test_every_epoch_visits_every_scene_once(tmp_path):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def selection_of(sample):
+    frames = sample.frames.tolist()
+    return Selection(frames[: sample.num_inputs], [frames[n] for n in sample.targets], frames)
+
+
 def test_a_sample_holds_the_frames_it_names(tmp_path):
     path = write_toy_set(tmp_path, scenes=1)
     sample = TrainingDataset(view_loader(path), seed=0)[0]
     scene = read_scene(read_scene_list(path)[0])
-    again = view_loader(path)(scene, sample.frames.numpy(), 2, sample.targets.numpy())
+    again = view_loader(path)(scene, selection_of(sample))
     assert torch.equal(sample.views.images, again.views.images)
     centres = sample.views.cameras.c2w[:, 0, 3]
     order = torch.argsort(sample.frames)
@@ -131,7 +100,7 @@ def test_short_scenes_give_their_place_to_others(tmp_path):
 
 def test_no_scene_long_enough_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
-    with pytest.raises(InputError, match="none of the 3 scenes .* 9 whole frames .*min_frame_dist=8"):
+    with pytest.raises(InputError, match="none of the 3 scenes .* 9 usable frames .*min_frame_dist=8"):
         TrainingDataset(view_loader(path), seed=0)[0]
 
 
@@ -175,7 +144,7 @@ def test_a_worker_names_the_bad_frame_in_one_line(tmp_path):
 def test_batches_split_into_inputs_and_targets(tmp_path):
     (batch,), _ = batches(write_toy_set(tmp_path), 1)
     assert batch.views.images.dtype == torch.uint8
-    inputs, targets = batch.to(torch.device("cpu")).split(2)
+    inputs, targets = batch.to(torch.device("cpu")).split()
     assert inputs.images.shape == (2, 2, 3, 16, 16) and targets.images.shape == (2, 6, 3, 16, 16)
     for scene in range(2):
         for i, view in enumerate(batch.targets[scene].tolist()):
@@ -199,6 +168,14 @@ def test_evaluation_covers_every_scene_once(tmp_path, world, size):
             seen += zip(batch.scenes, batch.frames.tolist(), strict=True)
     expected = [(path.stem, s.context + s.target) for path, s in items]
     assert sorted(seen) == sorted(expected)
+
+
+def test_another_number_of_inputs_takes_the_first_views(tmp_path):
+    (batch,), _ = batches(write_toy_set(tmp_path), 1)
+    batch = batch.to(torch.device("cpu"))
+    inputs, targets = batch.with_inputs(4).split()
+    assert torch.equal(inputs.images, batch.views.images[:, :4])
+    assert torch.equal(targets.images, batch.split()[1].images)
 
 
 def test_collating_by_shape_keeps_the_order(tmp_path):

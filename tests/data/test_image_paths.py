@@ -15,10 +15,9 @@ from PIL import Image
 
 from data import loader
 from data.dataset import DataConfig, EvaluationDataset, TrainingDataset, Unusable, ViewLoader
-from data.evaluation_index import Selection
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_scene, read_scene_list
-from data.views import ViewSelectorConfig
+from data.views import Selection, ViewSelectorConfig
 from tests.helpers import write_toy_scene, write_toy_set
 from utils.errors import InputError
 

@@ -207,6 +207,7 @@ NAMES = {
     "training.pose_normalization",
     "training.residual_dtype",
     "training.scheduler_type",
+    "training.view_sampler",
     "training.wandb_exp_name",
     "training.wandb_project",
     "inference.render_video_config.traj_type",

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import inference
-from data.evaluation_index import Selection
+from data.views import Selection
 from evaluation.metrics import psnr, ssim
 from evaluation.rendering import Renderer, nearest_input_psnr, round_products
 from model.weights import published_state

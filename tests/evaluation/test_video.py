@@ -10,8 +10,8 @@ import torch
 
 import inference
 from data.dataset import DataConfig, EvaluationDataset, ViewLoader
-from data.evaluation_index import Selection
 from data.scene import read_cameras, read_scene
+from data.views import Selection
 from evaluation.rendering import Renderer
 from setup import TrainingConfig
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
@@ -101,7 +101,7 @@ def test_saved_cameras_join_the_sample_as_its_own_do(normalization, square, tmp_
     cfg = DataConfig(pose_normalization=normalization, square_crop=square)
     sample = EvaluationDataset(ViewLoader(cfg, 16, 8), [(path, Selection([1, 8], [3, 0]))])[0]
     w2c, fxfycxcy = read_cameras(path)
-    placed = sample.placements[0](w2c, fxfycxcy)
+    placed = sample.camera_transforms[0](w2c, fxfycxcy)
     torch.testing.assert_close(placed.c2w[sample.frames], sample.views.cameras.c2w)
     torch.testing.assert_close(placed.fxfycxcy[sample.frames], sample.views.cameras.fxfycxcy)
     assert placed.shape == (len(read_scene(path)),)

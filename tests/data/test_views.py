@@ -1,0 +1,169 @@
+"""Selections, and the samplers that draw them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import views
+from data.dataset import DataConfig, TrainingDataset, ViewLoader
+from data.scene import read_scene
+from data.views import (
+    SAMPLERS,
+    LostFramesError,
+    Selection,
+    ViewConfig,
+    ViewSelectorConfig,
+    check_view_config,
+    choose_targets,
+    choose_window,
+    draw_usable,
+    sample_any,
+    sample_window,
+)
+from tests.helpers import write_toy_scene, write_toy_set
+from utils.errors import InputError
+
+CONFIG = ViewConfig(num_views=6, num_target_views=4, view_selector=ViewSelectorConfig(8, 13))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(9, 60), st.integers(2, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_window_has_its_ends_first_and_the_rest_between(seed, num_frames, num_views):
+    cfg = ViewSelectorConfig(8, 20)
+    frames = choose_window(num_frames, num_views, cfg, np.random.default_rng(seed))
+    first, last, between = frames[0], frames[1], frames[2:]
+    assert first >= 0 and last < num_frames
+    assert 8 <= last - first <= min(20, num_frames - 1)
+    assert len(set(between)) == num_views - 2
+    assert all(first < frame < last for frame in between)
+
+
+def test_every_distance_and_start_occurs():
+    rng = np.random.default_rng(0)
+    windows = [choose_window(12, 2, ViewSelectorConfig(8, 20), rng) for _ in range(3000)]
+    distances = [int(b - a) for a, b in windows]
+    counts = np.bincount(distances)[8:]
+    assert len(counts) == 4 and counts.min() > 650
+    assert {int(a) for a, b in windows if b - a == 8} == {0, 1, 2, 3}
+
+
+def test_a_short_clip_has_no_window():
+    assert choose_window(8, 2, ViewSelectorConfig(8, 20), np.random.default_rng(0)) is None
+    assert choose_window(5, 6, ViewSelectorConfig(1, 20), np.random.default_rng(0)) is None
+
+
+def test_targets_among_all_views_or_the_last_ones():
+    rng = np.random.default_rng(0)
+    drawn = [choose_targets(8, 6, True, rng) for _ in range(200)]
+    assert all(len(set(t)) == 6 for t in drawn)
+    assert {int(i) for t in drawn for i in t} == set(range(8))
+    np.testing.assert_array_equal(choose_targets(5, 3, False, rng), [2, 3, 4])
+
+
+def toy_scene(tmp_path, frames=14, lost=()):
+    path = write_toy_scene(tmp_path, "a", frames)
+    record = json.loads(path.read_text())
+    for frame in lost:
+        record["frames"][frame]["image_path"] = None
+    path.write_text(json.dumps(record))
+    return read_scene(path)
+
+
+def test_a_selection_reads_its_inputs_then_its_targets():
+    selection = Selection([0, 9], [4, 9, 2])
+    assert selection.frames == [0, 9, 4, 9, 2]
+    assert selection.target_positions().tolist() == [2, 3, 4]
+
+
+def test_a_drawn_selection_keeps_its_order_and_finds_targets_among_its_inputs():
+    selection = Selection([3, 12], [7, 3], [3, 12, 5, 7])
+    assert selection.frames == [3, 12, 5, 7]
+    assert selection.target_positions().tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("target_has_input", [True, False])
+def test_a_sampler_is_a_function_of_scene_config_and_random_numbers(tmp_path, name, target_has_input):
+    scene = toy_scene(tmp_path, lost=[5])
+    cfg = ViewConfig(6, 2, 4, target_has_input, name, ViewSelectorConfig(8, 13))
+    one, two = (SAMPLERS[name](scene, cfg, np.random.default_rng(3)) for _ in range(2))
+    assert one == two
+    for seed in range(50):
+        selection = SAMPLERS[name](scene, cfg, np.random.default_rng(seed))
+        assert selection.context == selection.frames[:2]
+        assert len(set(selection.frames)) == 6 and len(set(selection.target)) == 4
+        assert set(selection.target) <= set(selection.frames) <= set(range(14)) - {5}
+        assert target_has_input or not set(selection.target) & set(selection.context)
+
+
+def test_the_window_sampler_draws_a_window_then_targets(tmp_path):
+    selection = sample_window(toy_scene(tmp_path), CONFIG, np.random.default_rng(7))
+    rng = np.random.default_rng(7)
+    frames = choose_window(14, 6, CONFIG.view_selector, rng)
+    targets = choose_targets(6, 4, True, rng)
+    assert selection == Selection(frames[:2], [frames[n] for n in targets], frames)
+
+
+def test_any_frame_may_come_first(tmp_path):
+    scene = toy_scene(tmp_path, frames=8)
+    firsts = {sample_any(scene, CONFIG, np.random.default_rng(seed)).context[0] for seed in range(200)}
+    assert firsts == set(range(8))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_scene_of_too_few_frames_has_no_sample(tmp_path, name):
+    assert SAMPLERS[name](toy_scene(tmp_path, frames=5), CONFIG, np.random.default_rng(0)) is None
+    with pytest.raises(LostFramesError, match="scene a|lost in preprocessing"):
+        SAMPLERS[name](toy_scene(tmp_path, lost=range(1, 13)), CONFIG, np.random.default_rng(0))
+
+
+def test_frames_are_drawn_until_all_can_be_used():
+    draws = iter([[1, 2], [3, 4], [5, 6]])
+    assert draw_usable(lambda: next(draws), lambda frame: "odd" if frame < 4 else None) == [5, 6]
+    assert draw_usable(lambda: None, lambda frame: None) is None
+    with pytest.raises(LostFramesError, match="^frame 7 is gone; "):
+        draw_usable(lambda: [7], lambda frame: f"frame {frame} is gone")
+
+
+def training_set(path, **changes):
+    cfg = {"num_views": 6, "num_target_views": 4, "dataset_path": str(path), "view_selector": CONFIG.view_selector}
+    return TrainingDataset(ViewLoader(DataConfig(**cfg | changes), image_size=16, patch_size=4), seed=0)
+
+
+def first_frames(scene, cfg, rng):
+    """A sampler of a researcher's own: the first frames, of which the last are targets."""
+    frames = list(range(cfg.num_views))
+    return Selection(frames[: cfg.num_input_views], frames[-cfg.num_target_views :], frames)
+
+
+def test_a_new_sampler_is_one_row_of_the_table(tmp_path, monkeypatch):
+    path = write_toy_set(tmp_path)
+    with pytest.raises(InputError, match="view_sampler is 'first'; known: window, any"):
+        training_set(path, view_sampler="first")
+    monkeypatch.setitem(views.SAMPLERS, "first", first_frames)
+    sample = training_set(path, view_sampler="first")[0]
+    assert sample.frames.tolist() == [0, 1, 2, 3, 4, 5] and sample.targets.tolist() == [2, 3, 4, 5]
+    assert sample.num_inputs == 2
+
+
+def test_training_draws_from_the_whole_clip(tmp_path):
+    dataset = training_set(write_toy_set(tmp_path, frames=7), view_sampler="any")
+    samples = [dataset[n] for n in range(12)]
+    assert any(sample.frames[0] > sample.frames[1] for sample in samples)
+    assert torch.equal(samples[3].views.images, dataset[3].views.images)
+
+
+def test_the_window_is_not_checked_where_it_is_not_read():
+    none = ViewSelectorConfig(9, 8)
+    check_view_config(ViewConfig(view_sampler="any", view_selector=none))
+    with pytest.raises(InputError, match="view_selector"):
+        check_view_config(ViewConfig(view_selector=none))
+
+
+def test_clips_too_short_for_any_frames_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="none of the 3 scenes .* 6 usable frames .*num_views=6"):
+        training_set(write_toy_set(tmp_path, frames=5), view_sampler="any")[0]
