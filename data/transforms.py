@@ -34,6 +34,8 @@ MAX_IMAGE_BYTES = 512 << 20
 MAX_IMAGE_PIXELS = 100_000_000
 # Of the longer side to the shorter one.
 MAX_IMAGE_ASPECT = 16
+# A JPEG has a bit or more a block of 8x8 pixels, as Huffman codes do; decoders fill in gray for what is missing.
+_MAX_JPEG_PIXELS_PER_BYTE = 8 * 64
 # Pillow's own bound only warns at first; `open_image` has one that holds.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -127,6 +129,8 @@ def open_image(source: Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(f"not a {' or '.join(IMAGE_FORMATS)} image") from None
     check_image_size(*image.size)
+    if image.format == "JPEG" and image.width * image.height > _MAX_JPEG_PIXELS_PER_BYTE * len(content):
+        raise ValueError(f"{image.width}x{image.height} pixels are more than its {len(content)} bytes can hold")
     return image
 
 

@@ -142,6 +142,22 @@ def test_size_and_aspect_are_bounded(tmp_path, read, image_format, size, bound):
             read(path, "frame 3")
 
 
+@pytest.mark.parametrize("read", READERS)
+def test_a_jpeg_claims_no_more_pixels_than_its_bytes_hold(tmp_path, read):
+    content = encoded(picture(), "JPEG")
+    path = tmp_path / "image.jpg"
+    path.write_bytes(with_size(content, 5000, 5000))
+    with pytest.raises(InputError, match=rf"frame 3: .*5000x5000 pixels .* {len(content)} bytes"):
+        read(path, "frame 3")
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}], ids=str)
+def test_one_colour_is_a_jpeg_like_any_other(tmp_path, options):
+    path = tmp_path / "black.jpg"
+    path.write_bytes(encoded(Image.new("RGB", (2048, 2048)), "JPEG", quality=1, **options))
+    assert read_image(path, "frame 3").size == (2048, 2048)
+
+
 @pytest.mark.parametrize("size", [(640, 272), (640, 360), (1296, 1936), (10000, 10000), (16, 1)])
 def test_sizes_of_real_images_pass(size):
     check_image_size(*size)
