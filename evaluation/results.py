@@ -69,6 +69,8 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
             return None
     except (InputError, OSError):
         return None
+    if summary.get("scene_name") != name:
+        return None
     metrics = {key: value for key, value in summary.items() if key != "scene_name"}
     columns = [{key: value for key, value in view.items() if key != "view"} for view in per_view]
     if context + [view["view"] for view in per_view] != frames or len(context) != num_inputs:

@@ -204,6 +204,8 @@ def touch(place):
         edit(lambda content: content["summary"].update(psnr=10**20)),
         edit(lambda content: content["summary"].update(psnr=float("nan"))),
         edit(lambda content: content["summary"].pop("psnr")),
+        edit(lambda content: content["summary"].pop("scene_name")),
+        edit(lambda content: content["summary"].update(scene_name="x" * 100_000)),
         edit(lambda content: content.update(per_view={})),
         edit(lambda content: content["per_view"].pop()),
         edit(lambda content: content["per_view"][0].pop("psnr")),
