@@ -42,10 +42,16 @@ def open_regular(path: Path) -> BufferedReader:
 def open_to_append(path: Path) -> TextIO:
     """Open a regular UTF-8 file, made if it is missing, to add lines; each goes out when it ends.
 
+    A last line that was cut short gets its end, so that no other joins it.
+
     Raises:
         OSError: as `open` does, and for anything but a regular file.
     """
-    descriptor = _open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = _open_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    if os.lseek(descriptor, 0, os.SEEK_END):
+        os.lseek(descriptor, -1, os.SEEK_END)
+        if os.read(descriptor, 1) != b"\n":
+            os.write(descriptor, b"\n")
     return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
 
 

@@ -24,6 +24,16 @@ from utils.files import (
 from utils.text import printable, shown
 
 
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', '{"a": 1}\n{"b": '])
+def test_a_line_that_was_cut_short_is_joined_by_no_other(tmp_path, before):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(before)
+    append_json_line(path, {"c": 3})
+    append_json_line(path, {"d": 4})
+    assert path.read_text().splitlines() == [*before.splitlines(), '{"c": 3}', '{"d": 4}']
+    assert "\n\n" not in path.read_text()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
