@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 import preprocess_data
 from benchmarks.common import benchmark_parser, show, spread, timed
 from benchmarks.loader import drawn_frames
+from data.importers.re10k_chunks import clip_record, write_split
 from utils.cli import path_argument, run_main
-from utils.files import write_json
 
 CLIPS = 4
 
@@ -25,25 +25,11 @@ CLIPS = 4
 def drawn_chunks(folder: Path) -> Path:
     """A chunk of drawn clips; returns the folder that holds `train/`."""
     frames = drawn_frames(folder, ".jpg")
-    images = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in frames.image_paths if path]
-    cameras = torch.zeros(len(images), 18)
-    cameras[:, :4] = torch.tensor([0.5, 0.9, 0.5, 0.5])
-    cameras[:, 6:] = torch.eye(4)[:3].flatten()
-    stamps = torch.arange(len(images))
-    clips = [
-        {
-            "url": "",
-            "timestamps": stamps,
-            "cameras": cameras,
-            "images": [image.clone() for image in images],
-            "key": f"{number:016x}",
-        }
-        for number in range(CLIPS)
-    ]
-    chunks = folder / "chunks" / "train"
-    chunks.mkdir(parents=True)
-    torch.save(clips, chunks / "000000.torch")
-    write_json(chunks / "index.json", {clip["key"]: "000000.torch" for clip in clips})
+    images = [path.read_bytes() for path in frames.image_paths if path]
+    cameras = np.zeros((len(images), 18), np.float32)
+    cameras[:, :4] = [0.5, 0.9, 0.5, 0.5]
+    cameras[:, 6:] = np.eye(4)[:3].flatten()
+    write_split(folder / "chunks" / "train", (clip_record(f"{n:016x}", cameras, images) for n in range(CLIPS)), CLIPS)
     return folder / "chunks"
 
 

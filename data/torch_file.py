@@ -19,6 +19,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
+from utils.errors import DamagedError
 from utils.files import open_regular
 from utils.text import shown
 
@@ -55,10 +56,6 @@ _OTHER_ITEMSIZES = {
 }
 # Gives the first bytes of a storage, named by its key and how many they are.
 _Fetch = Callable[[str, int], bytearray]
-
-
-class DamagedError(Exception):
-    """A file, or a part of it, that is not what was written."""
 
 
 class Foreign:

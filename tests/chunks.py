@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import preprocess_data
+from data.importers.re10k_chunks import chunk_name, clip_record, write_chunk
 from data.scene import read_scene, read_scene_list
 from utils.errors import InputError
 
-CHUNKS = tuple(f"{number:06d}.torch" for number in range(4))
+CHUNKS = tuple(map(chunk_name, range(4)))
 
 
 def jpeg(width=64, height=36, seed=0):
@@ -40,17 +41,12 @@ def camera_rows(count, seed=0):
 
 def make_clip(key, frames=3, **changes):
     """A record as pixelSplat stores it; `images` are JPEG bytes, or whatever stands in a damaged chunk."""
-    images = changes.pop("images", [jpeg(seed=number) for number in range(frames)])
-    if isinstance(images, list):
-        images = [as_tensor(data) for data in images]
-        frames = len(images)
-    timestamps = torch.arange(frames, dtype=torch.int64) * 33_000
-    record = {
-        "url": "https://example.org/v",
-        "timestamps": timestamps,
-        "cameras": camera_rows(frames),
-        "images": images,
-    }
+    if isinstance(changes.get("images"), list):
+        images = changes.pop("images")
+    else:
+        images = [jpeg(seed=number) for number in range(frames)]
+    stamps = np.arange(len(images)) * 33_000
+    record = clip_record("", camera_rows(len(images)).numpy(), images, stamps, "https://example.org/v")
     return record | {"key": key} | changes
 
 
@@ -60,7 +56,7 @@ def write_chunks(root, *chunks, **extra_promises):
     folder.mkdir(parents=True, exist_ok=True)
     index = dict.fromkeys(extra_promises, CHUNKS[0])
     for name, records in zip(CHUNKS, chunks, strict=False):
-        torch.save(records, folder / name)
+        write_chunk(folder / name, records)
         index |= {record["key"]: name for record in records if isinstance(record["key"], str)}
     (folder / "index.json").write_text(json.dumps(index))
     return folder.parent

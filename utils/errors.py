@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""Exceptions that mean "the input is wrong", as opposed to "the program is wrong"."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class MisfitError(InputError):
     """Sound weights of another model: names or sizes differ."""
+
+
+class DamagedError(Exception):
+    """A file, or a part of it, that is not what was written; whoever knows its name makes an `InputError` of it."""

@@ -4,12 +4,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -168,3 +169,18 @@ def shield_worker(_worker: int) -> None:
                 os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM end a run that can be started again as Ctrl-C does, so that no worker goes on."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        log.warning("%s: stopping; run again to go on", signal.Signals(number).name)
+        sys.exit(_ENDED_BY_SIGNAL + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

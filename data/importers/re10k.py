@@ -1,153 +1,216 @@
-"""RealEstate10K as it is distributed: pixelSplat's chunks of clips."""
+"""RealEstate10K chunks -> scenes on disk, in parallel; a chunk, clip or frame that cannot be used costs only itself."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from tqdm import tqdm
 
-from data.torch_file import DamagedError, Foreign, StoredTensor, TorchFile, open_torch_file
-from data.transforms import MAX_IMAGE_BYTES
-from utils.errors import InputError
-from utils.files import check_plain_name, is_plain_name, read_json
-from utils.text import printable, shown
+from data.importers.re10k_chunks import Clip, clip_key, missing_keys, open_chunk, parse_clip
+from data.torch_file import TorchFile
+from data.writing import ImportResult, NewScene, SceneWriter, loss_reason
+from utils.errors import DamagedError, InputError
+from utils.parallel import cores_of_process
+from utils.pool import run_in_workers
 
-# More frames than a clip has, 18 numbers each: RealEstate10K's longest has some hundreds.
-_MOST_FRAMES = 1_000_000
+# Beyond that many processes (or the cores, if they are more) nothing gets faster.
+_MOST_PROCESSES = 64
+
+
+def import_chunks(chunks: dict[Path, list[str] | None], writer: SceneWriter, num_processes: int) -> ImportResult:
+    """Write the scenes of all chunks in parallel, then their list. A worker that dies costs the chunk.
+
+    Args:
+        chunks: with the names of their clips, if an index gives them (`re10k_chunks.chunk_files`).
+
+    Raises:
+        OSError: the disk is full or not writable; complete scenes stay, so that a later run goes on.
+    """
+    total = ImportResult()
+    workers = min(num_processes, max(_MOST_PROCESSES, cores_of_process()))
+    with writer.session():
+        tasks = _assign_clips(_all_names(chunks, workers, total), writer)
+        _import_all(tasks, workers, total)
+    return total
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One clip of a chunk.
+class Task:
+    """A chunk, the names of the clips to be written from it, and why other names in it are not."""
 
-    Attributes:
-        key: its name, safe as a path component.
-        cameras: rows [n, 18]: fx, fy, cx, cy as shares of width and height, two zeros, w2c 3x4 row-major.
-        images: undecoded JPEG bytes, one a frame, still in the file; or whatever stands in their place.
+    path: Path
+    keys: list[str]
+    refused: dict[str, str]
+    writer: SceneWriter
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a chunk's clips, or why it cannot be read."""
+
+    keys: list[str]
+    fault: str | None = None
+
+
+def names_in_chunk(path: Path) -> Names:
+    """The names of a chunk's clips, in order; nothing else is read."""
+    try:
+        with open_chunk(path) as chunk:
+            return Names([key for record in chunk.content if (key := clip_key(record)) is not None])
+    except InputError as error:
+        return Names([], str(error))
+
+
+def _all_names(
+    chunks: dict[Path, list[str] | None], workers: int, result: ImportResult
+) -> dict[Path, list[str] | None]:
+    """The names of each chunk's clips: those that the index says, or without one, those in it."""
+    names = dict(chunks)
+
+    def add(path: Path, found: Names | None) -> None:
+        if found is not None and found.fault is None:
+            names[path] = found.keys
+        else:
+            _lose_chunk(result, path, [], _died(path) if found is None else found.fault)
+            del names[path]
+
+    run_in_workers(names_in_chunk, [path for path, keys in chunks.items() if keys is None], workers, add)
+    return names
+
+
+def _died(path: Path) -> str:
+    return f"the process that read it died twice (out of memory?): {path.name} is too large, or not a sound chunk"
+
+
+def _lose_chunk(result: ImportResult, path: Path, keys: Sequence[str], reason: object) -> None:
+    """Add the clips of a chunk to what was lost, or the chunk itself where nobody says what it holds."""
+    for name in [f"clip {key}" for key in keys] or [f"chunk {path.name}"]:
+        result.lose(name, reason)
+
+
+def _assign_clips(names: dict[Path, list[str] | None], writer: SceneWriter) -> list[Task]:
+    """Say from which chunk each clip is written: the first that has its name."""
+    fold = _folding(writer.root)
+    first: dict[str, tuple[str, Path]] = {}
+    tasks = []
+    for path, keys in names.items():
+        own: dict[str, None] = {}
+        refused = {}
+        for key in keys or []:
+            other = first.setdefault(fold(key), (key, path))
+            if other == (key, path):
+                own[key] = None
+            else:
+                refused[key] = f"clip {key} is not written, since {other[1].name} has a clip {other[0]} before it"
+        tasks.append(Task(path, list(own), refused, writer))
+    return tasks
+
+
+def _folding(root: Path) -> Callable[[str], str]:
+    """What makes those names alike that are one to the file system of `root`, where `metadata` stands."""
+    return str.casefold if (root / "METADATA").exists() else str
+
+
+def _import_all(tasks: list[Task], workers: int, total: ImportResult) -> None:
+    with tqdm(total=sum(len(task.keys) for task in tasks), desc="clips", unit="clip", disable=None) as bar:
+
+        def add(task: Task, result: ImportResult | None) -> None:
+            if result is None:
+                left = [key for key in task.keys if task.writer.find(key) is None]
+                _lose_chunk(total, task.path, left, _died(task.path))
+                return
+            total.add(result)
+            bar.update(result.written + result.kept)
+
+        run_in_workers(import_chunk, tasks, workers, add)
+
+
+def import_chunk(task: Task) -> ImportResult:
+    """Write every clip of a chunk that is not complete yet; one bad clip or frame costs only itself.
+
+    Raises:
+        OSError: the disk is full or not writable.
     """
+    torch.set_num_threads(1)
+    result = ImportResult()
+    try:
+        with open_chunk(task.path) as chunk:
+            _ChunkImport(chunk, task, result).run()
+    except InputError as error:
+        _keep_all(task, error, result)
+    return result
 
-    key: str
-    cameras: Float[np.ndarray, "n 18"]
-    images: list[Any]
 
-    def w2c(self) -> Float[np.ndarray, "n 4 4"]:
-        """World-to-camera matrices, OpenCV axes."""
-        matrices = np.tile(np.eye(4), (len(self.cameras), 1, 1))
-        matrices[:, :3] = self.cameras[:, 6:].reshape(-1, 3, 4)
-        return matrices
+def _keep_all(task: Task, error: InputError, result: ImportResult) -> None:
+    """Count the clips of a chunk that cannot be read if all of them are there; else they are lost."""
+    found = {key: scene for key in task.keys if (scene := task.writer.find(key)) is not None}
+    if not found or len(found) < len(task.keys):
+        _lose_chunk(result, task.path, task.keys, error)
+        return
+    for key, scene in found.items():
+        task.writer.keep(key, scene, None, result)
 
-    def image(self, frame: int) -> bytes:
-        """The undecoded bytes of a frame.
+
+class _ChunkImport:
+    """The import of one chunk that is open."""
+
+    def __init__(self, chunk: TorchFile, task: Task, result: ImportResult) -> None:
+        self._chunk = chunk
+        self._task = task
+        self._result = result
+        self._left = set(task.keys)
+        self._allowed_bytes = chunk.largest
+
+    def run(self) -> None:
+        """Write all clips; what is lost joins the result."""
+        for number, record in enumerate(self._chunk.content):
+            key = clip_key(record)
+            name = f"{self._task.path.name}, clip {number}"
+            try:
+                if key is not None:
+                    self._take(key)
+                    name = f"clip {key}"
+                self._write(key, record)
+            except DamagedError as error:
+                self._result.lose(name, f"{self._task.path.name} is damaged (fetch it again): {error}")
+            except (InputError, MemoryError) as error:
+                self._result.lose(name, loss_reason(error))
+        for key in missing_keys(self._chunk.content, self._task.keys):
+            self._result.lose(f"clip {key}", f"{self._task.path.name} does not hold it, though index.json says so")
+
+    def _take(self, key: str) -> None:
+        """Take a key from those that are left.
 
         Raises:
-            ValueError: what stands there is not the content of an image file.
-            DamagedError: the chunk does not hold what was written.
+            InputError: it is not to be written from this chunk, or was already.
         """
-        image = self.images[frame]
-        if isinstance(image, bytes):
-            return image
-        if not isinstance(image, StoredTensor) or image.dtype != torch.uint8:
-            raise ValueError(f"{_kind(image)} stands in place of a uint8 tensor of JPEG bytes")
-        if image.nbytes > min(image.stored, MAX_IMAGE_BYTES):
-            raise ValueError(f"{image.nbytes} bytes, of which {image.stored} are stored, are no image")
-        return image.read().numpy().tobytes()
+        if key in self._left:
+            self._left.remove(key)
+        elif key in self._task.keys:
+            raise InputError(f"clip {key} stands here for the second time; only the first is used")
+        else:
+            raise InputError(self._task.refused.get(key, f"index.json does not give clip {key} to this chunk"))
 
-    def nbytes(self) -> int:
-        """Bytes of all frames, but for those that are no images."""
-        return sum(map(_nbytes, self.images))
+    def _write(self, key: str | None, record: Any) -> None:
+        """Write a record's clip unless it is there.
 
-
-def _nbytes(image: Any) -> int:
-    if isinstance(image, StoredTensor):
-        return min(image.nbytes, image.stored)
-    return len(image) if isinstance(image, bytes) else 0
-
-
-def _kind(value: Any) -> str:
-    """What stands in a chunk, for messages."""
-    if isinstance(value, StoredTensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
-    return f"a value of type {printable(value.kind, 80) if isinstance(value, Foreign) else type(value).__name__}"
+        Raises:
+            InputError, DamagedError, MemoryError: the clip cannot be used.
+        """
+        writer = self._task.writer
+        if key is not None and (found := writer.find(key)) is not None:
+            writer.keep(key, found, lambda: new_scene(parse_clip(record)), self._result)
+            return
+        clip = parse_clip(record)
+        # Frames may share what is stored, so that a small file may hold more than any disk.
+        if clip.nbytes() > self._allowed_bytes:
+            raise InputError(f"its frames have {clip.nbytes()} bytes; all of a chunk may have {self._chunk.largest}")
+        self._allowed_bytes -= clip.nbytes()
+        writer.write(new_scene(clip), self._result)
 
 
-def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
-    """The chunks of a split, in order, each with the keys that `index.json` gives it; None without an index.
-
-    Raises:
-        InputError: the folder holds no chunk, or its index is not an index.
-    """
-    # Hidden ones are no chunks: a Mac leaves `._NAME` beside every file that it copies.
-    files, index_path = sorted(folder.glob("[!.]*.torch")), folder / "index.json"
-    # A link that leads nowhere is meant to be an index, too.
-    has_index = index_path.exists() or index_path.is_symlink()
-    if not files and not has_index:
-        raise InputError(f"no chunks (*.torch) in {folder}: --base_path must hold the folders train and test")
-    if not has_index:
-        return dict.fromkeys(files)
-    index = read_json(index_path, "chunk index")
-    if not isinstance(index, dict):
-        raise InputError(f"{index_path} is not a chunk index: no object at the top")
-    chunks: dict[Path, list[str]] = {path: [] for path in files}
-    for key, name in index.items():
-        chunks.setdefault(folder / check_plain_name(name, f"{index_path}: clip {shown(key)}"), []).append(key)
-    return dict(chunks)
-
-
-@contextmanager
-def open_chunk(path: Path) -> Iterator[TorchFile]:
-    """Open a chunk; its content is a list of undecoded records.
-
-    Raises:
-        InputError: the file is missing, truncated, unpacks beyond reason or is not a chunk.
-    """
-    name = printable(str(path))
-    # Only errors of opening are told here; those inside are of clips, or of writing.
-    with ExitStack() as stack:
-        try:
-            chunk = stack.enter_context(open_torch_file(path))
-        except FileNotFoundError:
-            raise InputError(f"chunk not found: {name}") from None
-        except (OSError, DamagedError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise InputError(f"chunk cannot be read (fetch it again): {name}: {printable(str(reason), 200)}") from None
-        if not isinstance(chunk.content, list):
-            raise InputError(f"not a chunk: {name}: it holds no list of clips")
-        yield chunk
-
-
-def clip_key(record: Any) -> str | None:
-    """The name of a record's clip; None for a record that has none."""
-    key = record.get("key") if isinstance(record, dict) else None
-    return key if is_plain_name(key) else None
-
-
-def parse_clip(record: Any) -> Clip:
-    """Check a record and turn it into a clip; its images are looked at one by one later.
-
-    Raises:
-        InputError: the key is not a plain name, or fields are missing or of the wrong kind or shape.
-        DamagedError: the chunk does not hold what was written.
-    """
-    if not isinstance(record, dict) or not {"key", "cameras", "images"} <= record.keys():
-        raise InputError("a clip needs key, cameras and images")
-    key = check_plain_name(record["key"], "key")
-    images, cameras = record["images"], record["cameras"]
-    if not isinstance(images, list):
-        raise InputError(f"images must be a list; {_kind(images)} stands in its place")
-    if not 1 <= len(images) <= _MOST_FRAMES:
-        raise InputError(f"it has {len(images)} frames, not 1 to {_MOST_FRAMES}; images and cameras have one a frame")
-    if not isinstance(cameras, StoredTensor) or not cameras.dtype.is_floating_point:
-        raise InputError(f"cameras must be a tensor of floating-point numbers; {_kind(cameras)} stands in its place")
-    if cameras.shape != (len(images), 18):
-        raise InputError(f"cameras must be [{len(images)}, 18], one row a frame, not {list(cameras.shape)}")
-    return Clip(key, cameras.read().double().numpy(), images)
-
-
-def missing_keys(records: list[Any], promised: list[str]) -> Iterator[str]:
-    """Keys that the index promises and the chunk does not hold."""
-    present = {key for record in records if isinstance(record, dict) and isinstance(key := record.get("key"), str)}
-    return (key for key in promised if key not in present)
+def new_scene(clip: Clip) -> NewScene:
+    """A clip, to be written."""
+    return NewScene(clip.key, clip.image, clip.cameras[:, :4], clip.w2c(), normalized=True)

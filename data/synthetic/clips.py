@@ -5,8 +5,8 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from data.synthetic.path import DEFAULT_SPEED, make_path, to_pixels
 from data.synthetic.rendering import cast, render_faces
 from data.synthetic.room import Room, make_scene
 from utils.errors import InputError
-from utils.files import atomic_path, write_json
+from utils.files import write_json
 from utils.parallel import exit_with_parent, usable_cores
 
 SPLITS = ("train", "test")
@@ -170,7 +170,7 @@ def write_re10k(
     clips = _make_clips([*specs["train"], *specs["test"]], num_processes)
     progress = iter(tqdm(clips, total=train_scenes + test_scenes, unit="clip", disable=None))
     for split in SPLITS:
-        _write_split(root / split, specs[split], progress, clips_per_chunk)
+        _write_split(root / split, islice(progress, counts[split]), clips_per_chunk)
     if test_scenes:
         index = {spec.key: _evaluation_views(spec, context_distance, targets) for spec in specs["test"]}
         write_json(root / "evaluation_index.json", index)
@@ -193,28 +193,13 @@ def _start_worker() -> None:
     exit_with_parent()
 
 
-def _write_split(folder: Path, specs: Sequence[ClipSpec], clips: Iterator[Clip], clips_per_chunk: int) -> None:
-    """Take one clip for every spec and write them as chunks; the index comes last."""
-    import torch  # here, since it takes seconds to import and the worker processes need none of it
+def _write_split(folder: Path, clips: Iterator[Clip], clips_per_chunk: int) -> None:
+    """Write clips as chunks; the index comes last."""
+    # Here, since it imports torch, which takes seconds, and the worker processes need none of it.
+    from data.importers.re10k_chunks import clip_record, write_split
 
-    def example(clip: Clip) -> dict[str, Any]:
-        return {
-            "url": clip.url,
-            "timestamps": torch.from_numpy(clip.timestamps),
-            "cameras": torch.from_numpy(clip.cameras),
-            "images": [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in clip.jpegs],
-            "key": clip.key,
-        }
-
-    index: dict[str, str] = {}
-    for number, start in enumerate(range(0, len(specs), clips_per_chunk)):
-        chunk = [example(next(clips)) for _ in specs[start : start + clips_per_chunk]]
-        name = f"{number:06d}.torch"
-        with atomic_path(folder / name) as path:
-            torch.save(chunk, path)
-        index |= {clip["key"]: name for clip in chunk}
-    if specs:
-        write_json(folder / "index.json", index)
+    records = (clip_record(clip.key, clip.cameras, clip.jpegs, clip.timestamps, clip.url) for clip in clips)
+    write_split(folder, records, clips_per_chunk)
 
 
 def _evaluation_views(spec: ClipSpec, context_distance: int, targets: int) -> dict[str, list[int]]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import preprocess_data
-from data.importers.re10k import open_chunk, parse_clip
+from data import writing
+from data.importers import re10k
+from data.importers.re10k_chunks import open_chunk, parse_clip
+from data.writing import ImportResult, SceneWriter
 from tests.chunks import (
     CHUNKS,
     contents,
@@ -74,7 +76,7 @@ def test_names_that_are_one_to_the_file_system_are_two_clips_of_a_name(tmp_path,
     base = write_chunks(tmp_path, [make_clip("a"), make_clip("B")], [make_clip("A"), make_clip("c")])
     preprocess(base, tmp_path / "told apart")
     assert names_in(tmp_path / "told apart") == ["A", "B", "a", "c"]
-    monkeypatch.setattr(preprocess_data, "_folding", lambda _root: str.casefold)
+    monkeypatch.setattr(re10k, "_folding", lambda _root: str.casefold)
     lost = preprocess_with_losses(base, tmp_path / "out")
     assert list(lost) == ["000001.torch, clip 0"] and "clip A" in str(lost) and "clip a" in str(lost)
     assert names_in(tmp_path / "out") == ["B", "a", "c"]
@@ -143,10 +145,10 @@ def test_frames_are_on_disk_before_their_folder_has_its_name(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", record)
     monkeypatch.setattr(Path, "rename", check)
-    out = preprocess_data.Output(tmp_path / "out", "jpeg")
+    writer = SceneWriter(tmp_path / "out", "jpeg")
     with open_chunk(write_chunks(tmp_path, [make_clip("a")]) / "train" / CHUNKS[0]) as chunk:
-        preprocess_data.write_clip(parse_clip(chunk.content[0]), out)
-    assert out.images("a").parent.stat().st_ino in synced and out.find("a") is not None
+        writer.write(re10k.new_scene(parse_clip(chunk.content[0])), ImportResult())
+    assert writer.images("a").parent.stat().st_ino in synced and writer.find("a") is not None
 
 
 def test_home_and_variables_in_paths_and_any_number_of_processes(tmp_path, monkeypatch):
@@ -179,15 +181,15 @@ def start(base, out, *more):
 def test_of_two_runs_at_once_one_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
     base = write_chunks(tmp_path, [make_clip(key) for key in "abc"])
     preprocess(base, tmp_path / "undisturbed")
-    begun, write = tmp_path / "begun", preprocess_data.write_clip
+    begun, write = tmp_path / "begun", SceneWriter.write
 
-    def slow(clip, out):
+    def slow(*arguments):
         begun.touch()
         while not list(tmp_path.glob("refused*")):
             time.sleep(0.01)
-        return write(clip, out)
+        return write(*arguments)
 
-    monkeypatch.setattr(preprocess_data, "write_clip", slow)
+    monkeypatch.setattr(SceneWriter, "write", slow)
     first = start(base, tmp_path / "out")
     while not begun.exists():
         time.sleep(0.01)
@@ -205,7 +207,7 @@ def test_of_two_runs_at_once_one_is_refused_and_nothing_is_lost(tmp_path, monkey
 def test_a_stopped_run_leaves_no_workers_and_whole_scenes(tmp_path, monkeypatch, number):
     base, out = write_chunks(tmp_path, [make_clip(key) for key in "abc"]), tmp_path / "out"
     preprocess(base, tmp_path / "undisturbed")
-    begun, encode = tmp_path / "begun", preprocess_data._encode
+    begun, encode = tmp_path / "begun", writing.encode
 
     def slow(data, image_format):
         if (out / "train" / "metadata" / "a.json").exists():
@@ -215,7 +217,7 @@ def test_a_stopped_run_leaves_no_workers_and_whole_scenes(tmp_path, monkeypatch,
         return encode(data, image_format)
 
     with monkeypatch.context() as patched:
-        patched.setattr(preprocess_data, "_encode", slow)
+        patched.setattr(writing, "encode", slow)
         run = start(base, out)
         while not (tmp_path / "worker").exists():
             time.sleep(0.01)

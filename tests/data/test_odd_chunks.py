@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-import preprocess_data
 from data import torch_file
+from data.importers import re10k
 from data.scene import read_cameras
 from tests.chunks import (
     CHUNKS,
@@ -39,7 +39,7 @@ def without_workers(monkeypatch):
         for task in tasks:
             finished(task, work(task))
 
-    monkeypatch.setattr(preprocess_data, "run_in_workers", work_here)
+    monkeypatch.setattr(re10k, "run_in_workers", work_here)
 
 
 def encoded(kind, mode="RGB", size=(64, 36), **options):

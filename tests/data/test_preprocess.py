@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-import preprocess_data
+from data.importers import re10k
 from data.scene import read_scene, read_scene_list
 from data.synthetic.__main__ import main as synthetic_main
 from data.transforms import read_image
@@ -486,8 +486,8 @@ def test_a_chunk_that_kills_its_worker_costs_itself(tmp_path, monkeypatch, proce
     base, out = write_chunks(tmp_path, *([make_clip(key)] for key in "abcd")), tmp_path / "out"
     if not indexed:
         (base / "train" / "index.json").unlink()
-    read = preprocess_data.open_chunk
-    monkeypatch.setattr(preprocess_data, "open_chunk", lambda path: die() if path.name == CHUNKS[1] else read(path))
+    read = re10k.open_chunk
+    monkeypatch.setattr(re10k, "open_chunk", lambda path: die() if path.name == CHUNKS[1] else read(path))
     lost = preprocess_with_losses(base, out, processes=processes)
     assert list(lost) == ["clip b" if indexed else f"chunk {CHUNKS[1]}"]
     assert CHUNKS[1] in str(lost) and "memory" in str(lost)
