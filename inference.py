@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.dataset import Batch, CameraTransform, EvaluationDataset, Unusable, ViewLoader
+from data.dataset import Batch, CameraTransform, DataConfig, EvaluationDataset, Unusable, ViewLoader
 from data.loader import evaluation_batches, failures_told
 from data.scene import check_cameras_are_of, read_cameras, read_scene
 from data.transforms import IMAGE_ERRORS, open_image
 from data.views import Selection
 from evaluation.compare import compare_runs, missing_pictures
+from evaluation.evaluator import EvaluationConfig
 from evaluation.metrics import Metric, build_metrics
 from evaluation.pages.comparison import write_comparison
 from evaluation.pages.report import SceneRecord
@@ -52,8 +53,6 @@ from model import build_model
 from model.weights import load_published
 from setup import (
     Config,
-    InferenceConfig,
-    TrainingConfig,
     load_config,
     output_folder,
     set_threads_and_precision,
@@ -68,6 +67,7 @@ from utils.lock import only_run, only_writer
 from utils.media import save_grid, to_uint8, write_video
 from utils.parallel import Background, cores_of_process
 from utils.provenance import provenance
+from utils.sections import flatten
 from utils.timer import Stopwatch
 from utils.watchdog import WAITING_FOR_DATA, Watch
 
@@ -85,15 +85,15 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
     """
-    named = config.training.checkpoint_dir
+    named = config.training.checkpoint.checkpoint_dir
     path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
-    model = build_model(config.model, config.training)
+    model = build_model(config.model, config.training.execution)
     content = read_checkpoint(path)
     load_published(model, content["model"], path)
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
-    model = round_products(model, config.training).to(process.device).eval()
-    return Renderer(model, config.training, process.device), path
+    model = round_products(model, config.training.precision).to(process.device).eval()
+    return Renderer(model, config.training.precision, process.device), path
 
 
 def choose_items(config: Config, overridden: set[str]) -> tuple[list[tuple[Path, Selection]], dict[str, str]]:
@@ -103,13 +103,14 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[tuple[Path,
         InputError: the index, a scene it names or a list of cameras is missing or unusable, or an override contradicts
             the index.
     """
-    index_path, list_path = Path(config.inference.view_idx_file_path), Path(config.training.dataset_path)
-    allowed = (config.inference.allow_missing, config.training.allow_outside_images)
+    index_path = Path(config.inference.evaluation.view_idx_file_path)
+    list_path = Path(config.training.data.dataset_path)
+    allowed = (config.inference.evaluation.allow_missing, config.training.data.allow_outside_images)
     items, missing = find_items(index_path, list_path, *allowed)
     for path, selection in items:
-        check_view_counts(config.training, overridden, selection, f"{index_path}, scene {path.stem}")
-    if saved_cameras(config.inference, items):
-        check_saved_cameras(Path(config.inference.render_video_config.cameras_path), items, allowed[1])
+        check_view_counts(config.training.data, overridden, selection, f"{index_path}, scene {path.stem}")
+    if saved_cameras(config.inference.evaluation, items):
+        check_saved_cameras(Path(config.inference.evaluation.render_video_config.cameras_path), items, allowed[1])
     return items, missing
 
 
@@ -134,7 +135,7 @@ def _input_size(path: Path, selection: Selection, allow_outside: bool) -> tuple[
         return None
 
 
-def saved_cameras(cfg: InferenceConfig, items: list[tuple[Path, Selection]]) -> set[Path]:
+def saved_cameras(cfg: EvaluationConfig, items: list[tuple[Path, Selection]]) -> set[Path]:
     """The files of saved cameras that videos of these scenes need."""
     video = cfg.render_video_config
     if not cfg.render_video or video.traj_type != "through":
@@ -152,7 +153,7 @@ def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
             raise InputError(f"{folder} is not a folder: move it away, or choose another inference_out_dir")
 
 
-def check_view_counts(cfg: TrainingConfig, overridden: set[str], selection: Selection, where: str) -> None:
+def check_view_counts(cfg: DataConfig, overridden: set[str], selection: Selection, where: str) -> None:
     """Raises InputError if the command line asks for other view counts than the index gives."""
     inputs, targets = len(selection.context), len(selection.target)
     counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
@@ -187,7 +188,7 @@ class Evaluator:
         identify: Callable[[str], str],
         background: Background,
     ) -> None:
-        self.cfg, self.renderer, self.metrics = config.inference, renderer, metrics
+        self.cfg, self.renderer, self.metrics = config.inference.evaluation, renderer, metrics
         self.out_dir, self.identify, self.background = out_dir, identify, background
         self.watch, self.images = Stopwatch(), 0
 
@@ -266,7 +267,7 @@ def cameras_file(path: Path, scene: str) -> Path:
 
 def identify_run(config: Config, hashes: Mapping[str, Any]) -> str:
     """A hash of everything that a scene's files depend on."""
-    training, inference = dataclasses.asdict(config.training), dataclasses.asdict(config.inference)
+    training, inference = flatten(config.training), flatten(config.inference)
     keys = (
         "dataset_path",
         "square_crop",
@@ -299,7 +300,7 @@ def identify_scene(run_id: str, path: Path, selection: Selection) -> str:
 def find_finished(config: Config, run_id: str, path: Path, selection: Selection) -> SceneRecord | None:
     """What an interrupted evaluation wrote of a scene; None if it, or what it was made from, is not as it was."""
     out_dir, wanted = Path(config.inference_out_dir), list(PICTURE_FILES)
-    wanted += [VIDEO_FILE] * config.inference.render_video
+    wanted += [VIDEO_FILE] * config.inference.evaluation.render_video
     if not all(is_filled(out_dir / path.stem / name) for name in [*wanted, "metrics.json"]):
         return None
     try:
@@ -311,14 +312,14 @@ def find_finished(config: Config, run_id: str, path: Path, selection: Selection)
 
 def hash_files(config: Config, checkpoint: Path, items: list[tuple[Path, Selection]]) -> dict[str, str]:
     """Names and hashes of the files that the numbers and videos come from."""
-    index = Path(config.inference.view_idx_file_path)
+    index = Path(config.inference.evaluation.view_idx_file_path)
     files = {
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": sha256(checkpoint),
         "index": str(index),
         "index_sha256": sha256(index),
     }
-    if cameras := sorted(saved_cameras(config.inference, items)):
+    if cameras := sorted(saved_cameras(config.inference.evaluation, items)):
         hashes = "".join(map(sha256, cameras))
         files["cameras_sha256"] = hashlib.sha256(hashes.encode()).hexdigest() if len(cameras) > 1 else hashes
     return files
@@ -326,13 +327,13 @@ def hash_files(config: Config, checkpoint: Path, items: list[tuple[Path, Selecti
 
 def describe_run(config: Config, process: Process) -> dict[str, Any]:
     """What the numbers of an evaluation came from, besides its files."""
-    on_gpu = process.device.type == "cuda"
+    on_gpu, precision = process.device.type == "cuda", config.training.precision
     return {
-        "dtype": config.training.amp_dtype if config.training.use_amp else "fp32",
+        "dtype": precision.amp_dtype if precision.use_amp else "fp32",
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "processes": process.world_size,
         **provenance(),
-        "config": dataclasses.asdict(config),
+        "config": flatten(config),
     }
 
 
@@ -360,9 +361,11 @@ def evaluate_share(
 ) -> Share:
     """Evaluate this process's share of the scenes; the bar shows the progress of all, if a person is watching."""
     cfg, tokenizer = config.training, config.model.image_tokenizer
-    dataset = EvaluationDataset(ViewLoader(cfg, tokenizer.image_size, tokenizer.patch_size), items)
-    patience = cfg.distributed_timeout_minutes * 60
-    batches = evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, patience)
+    dataset = EvaluationDataset(ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size), items)
+    patience = cfg.process.patience
+    batches = evaluation_batches(
+        dataset, cfg.loader, cfg.loader.batch_size_per_gpu, process.rank, process.world_size, patience
+    )
     missing: dict[str, str] = {}
     records, start, background = [], time.perf_counter(), Background(min(_WRITERS, cores_of_process()))
     named = {path.stem: (path, selection) for path, selection in items}
@@ -377,7 +380,7 @@ def evaluate_share(
         watch.note(WAITING_FOR_DATA)
         for batch in evaluator.watch.waiting("data", batches):
             if isinstance(batch, Unusable):
-                leave_out(batch, config.inference)
+                leave_out(batch, config.inference.evaluation)
                 missing[batch.scene] = batch.reason
                 bar.update(1)
                 continue
@@ -393,7 +396,7 @@ def evaluate_share(
     return Share(records, missing, evaluator.images, time.perf_counter() - start, dict(evaluator.watch.seconds))
 
 
-def leave_out(unusable: Unusable, cfg: InferenceConfig) -> None:
+def leave_out(unusable: Unusable, cfg: EvaluationConfig) -> None:
     """Log that a scene is left out; raises InputError unless `inference.allow_missing` allows it."""
     if not cfg.allow_missing:
         raise InputError(f"{unusable.reason}: inference.allow_missing=true goes on without the scene")
@@ -417,7 +420,7 @@ def describe_speed(shares: Sequence[Share]) -> dict[str, Any]:
 
 def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     """Evaluate every scene of the index that an interrupted run has not finished, then write the results of all."""
-    start, out_dir, cfg = time.perf_counter(), Path(config.inference_out_dir), config.inference
+    start, out_dir, cfg = time.perf_counter(), Path(config.inference_out_dir), config.inference.evaluation
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     check_scene_folders(out_dir, [path.stem for path, _ in items])
     if process.is_main:
@@ -477,12 +480,12 @@ def main(argv: Sequence[str]) -> None:
     if "--compare" in argv:
         return compare(argv)
     config, overridden = load_config(argv)
-    if not config.inference.if_inference:
+    if not config.inference.invocation.if_inference:
         log.warning("inference.if_inference=false has no effect: running inference.py means inference")
     set_threads_and_precision(config.training)
     folder = output_folder(config.inference_out_dir, "inference_out_dir")
     with (
-        process_group(config.training.distributed_timeout_minutes) as process,
+        process_group(config.training.process.distributed_timeout_minutes) as process,
         only_run(process, folder, "inference_out_dir"),
     ):
         if process.is_main:

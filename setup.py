@@ -1,4 +1,4 @@
-"""Process set-up for the entry scripts: the typed configuration, seeds, precision and error messages.
+"""Process set-up for the entry scripts: the typed configuration, threads and precision.
 
 Not a packaging script: the project runs from its folder.
 """
@@ -10,37 +10,43 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.dataset import DataConfig, check_image_config
+from data.dataset import DataConfig
 from data.loader import LoaderConfig
-from evaluation.metrics import check_metric_names
-from geometry.paths import VideoConfig, check_video_config
+from data.views import check_view_config, check_view_sampler
+from evaluation.evaluator import EvaluationConfig
+from evaluation.validation import ValidationConfig
+from geometry.paths import check_video_config
 from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, check_execution_config
 from model.loss import LossConfig
-from training.optim import OptimConfig, check_optim_config
-from utils.checkpoint import CheckpointConfig, check_checkpoint_config
+from training.metrics_log import MetricsLogConfig
+from training.optim import OptimConfig
+from training.restoring import RestoringConfig
+from training.trainer import TrainerConfig
+from utils.checkpoint import CheckpointConfig
 from utils.cli import path_argument
+from utils.distributed import ProcessConfig
 from utils.errors import InputError
-from utils.fields import bounded, check_ranges, file_path, is_path
+from utils.fields import file_path, is_path
 from utils.files import expand_path, read_bytes
 from utils.hub import is_hub_address
 from utils.parallel import cores_of_process
+from utils.precision import PrecisionConfig, set_tf32
+from utils.sections import Composed, check_values, distribute, flat_type, flatten, is_section, keys_of, leaves
 from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
-_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_WITHOUT_EFFECT = ("use_rel_pose", "center_crop")
 _SECTIONS = ("model", "training", "inference")
 # What other projects call our keys.
 _OTHER_NAMES = {
@@ -72,51 +78,46 @@ _NO_PATHS = ("null", "none", "nil")
 
 
 @dataclass(frozen=True)
-class TrainingConfig(DataConfig, LoaderConfig, LossConfig, OptimConfig, CheckpointConfig, ExecutionConfig):
-    """The `training` section: its parts' keys (see the base classes) and those of the run itself."""
+class PublishedConfig:
+    """Keys of the published files that change nothing here."""
 
-    batch_size_per_gpu: int = bounded(8, 1, 65_536)
-    grad_accum_steps: int = bounded(1, 1, 65_536)
-    total_batch_size: int = bounded(0, 0, 1_000_000)
-    dynamic_input_view_num: bool = False
-    use_amp: bool = True
-    amp_dtype: str = "bf16"
-    use_tf32: bool = True
-    seed: int = bounded(777, 0, 2**63 - 1)
-    distributed_timeout_minutes: float = bounded(10.0, 0, 10_000, open_below=True)
-    max_unusable_share: float = bounded(0.01, 0, 1)
-    max_consecutive_skips: int = bounded(100, 0, 1_000_000_000)
-    num_threads: int = bounded(8, 1, 4096)
-    dataset_name: str = "data.dataset_scene.Dataset"
-    resume_ckpt: str = file_path("")
-    reset_training_state: bool = False
-    print_every: int = bounded(20, 1, 1_000_000_000)
-    vis_every: int = bounded(1000, 1, 1_000_000_000)
-    validate_every: int = bounded(0, 0, 1_000_000_000)
-    validation_path: str = file_path("")
-    validation_index: str = file_path("")
-    log_grad_norm_details: bool = False
-    wandb_log_every: int = bounded(50, 1, 1_000_000_000)
-    wandb_project: str = "LVSM"
-    wandb_exp_name: str = "LVSM"
-    api_key_path: str = file_path("./configs/api_keys.yaml")
+    dataset_name: Literal["data.dataset_scene.Dataset"] = "data.dataset_scene.Dataset"
     use_rel_pose: bool | None = None
     center_crop: bool | None = None
 
 
 @dataclass(frozen=True)
-class InferenceConfig:
-    """The `inference` section. `metrics`, `allow_missing` and `nearest_input` are this project's own keys."""
+class TrainingConfig(Composed):
+    """The `training` section: `training.lr` is a field of `optim`, and so on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    restoring: RestoringConfig = field(default_factory=RestoringConfig)
+    metrics_log: MetricsLogConfig = field(default_factory=MetricsLogConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
+
+
+@dataclass(frozen=True)
+class InvocationConfig:
+    """A key of the published files that changes nothing: running inference.py means inference."""
 
     if_inference: bool = True
-    compute_metrics: bool = True
-    generate_website: bool = True
-    render_video: bool = False
-    view_idx_file_path: str = file_path("./data/evaluation_index_re10k.json")
-    render_video_config: VideoConfig = field(default_factory=VideoConfig)
-    metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
-    allow_missing: bool = False
-    nearest_input: bool = False
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Composed):
+    """The `inference` section."""
+
+    invocation: InvocationConfig = field(default_factory=InvocationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,28 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
             _check_keys(_nested(key, value), Config)
             OmegaConf.update(given, key, value)
         read = _read_texts(OmegaConf.to_container(given), Config)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), read))
+        merged = OmegaConf.merge(OmegaConf.structured(flat_type(Config)), flatten(Config()), read)
+        values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         reason = printable(str(error).splitlines()[0], _REASON)
         raise InputError(f"{printable(error.full_key or 'configuration', _REASON)}: {reason}") from None
     except RecursionError:
         raise InputError("configuration: values nested, or naming one another, without end") from None
-    assert isinstance(config, Config)
+    check_values(Config, values)
+    config = distribute(Config, values)
     _check_values(config)
     return config
+
+
+def with_training(config: Config, **values: Any) -> Config:
+    """The configuration with other values in its `training` section, by the names that users write."""
+    training = distribute(TrainingConfig, flatten(config.training) | values)
+    return dataclasses.replace(config, training=training)
+
+
+def config_text(config: Config) -> str:
+    """The configuration as YAML, as a run folder and its checkpoints keep it."""
+    return OmegaConf.to_yaml(OmegaConf.create(flatten(config)))
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
@@ -211,7 +225,7 @@ def _starts_assignment(queue: Sequence[str]) -> bool:
     if len(queue) > 1 and queue[1].lstrip().startswith("="):
         return True
     match = _ASSIGNMENT.fullmatch(queue[0].strip())
-    return match is not None and match[1].split(".")[0] in get_type_hints(Config)
+    return match is not None and match[1].split(".")[0] in keys_of(Config)
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -278,7 +292,7 @@ def warn_of_other_values(config: Config, stored: object, path: Path, also: Seque
         trained = yaml.safe_load(stored)
     except (yaml.YAMLError, ValueError, RecursionError):
         return
-    given = dataclasses.asdict(config)
+    given = flatten(config)
     for key in (*_SEEN_BY_THE_MODEL, *also):
         before, now = _value_at(trained, key), _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
@@ -313,20 +327,27 @@ def _read_texts(given: Any, owner: Any, prefix: str = "") -> Any:
     """
     if not isinstance(given, dict):
         return given
-    kinds, read = get_type_hints(owner), dict(given)
-    for declared in dataclasses.fields(owner):
-        value, kind, key = given.get(declared.name), kinds[declared.name], f"{prefix}{declared.name}"
-        if dataclasses.is_dataclass(kind) and declared.name in given:
-            read[declared.name] = _read_texts(value, kind, f"{key}.")
-        elif get_origin(kind) is list and declared.name in given:
-            read[declared.name] = _read_list(value, key)
-        elif is_path(declared) and declared.name in given:
-            read[declared.name] = _expand(_read_path(value, key), key)
-        elif kind is str and isinstance(value, bool):
-            raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
-        elif bool in (kind, *get_args(kind)):
-            _check_boolean(value, key)
+    read = dict(given)
+    for name, key in keys_of(owner).items():
+        if name not in given:
+            continue
+        path = f"{prefix}{name}"
+        if is_section(key.kind):
+            read[name] = _read_texts(given[name], key.kind, f"{path}.")
+        elif get_origin(key.kind) is list:
+            read[name] = _read_list(given[name], path)
+        elif is_path(key.declared):
+            read[name] = _expand(_read_path(given[name], path), path)
+        elif key.kind is str or get_origin(key.kind) is Literal:
+            _check_text(given[name], path)
+        elif bool in (key.kind, *get_args(key.kind)):
+            _check_boolean(given[name], path)
     return read
+
+
+def _check_text(value: Any, key: str) -> None:
+    if isinstance(value, bool):
+        raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
 
 
 def _check_boolean(value: Any, key: str) -> None:
@@ -372,7 +393,7 @@ def _nested(key: str, value: Any) -> Any:
 
 def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
     """Raises InputError for the first key that `owner` (a dataclass) does not have, or that has no value."""
-    known = get_type_hints(owner)
+    known = keys_of(owner)
     if not isinstance(given, dict):
         raise InputError(f"{prefix[:-1]} is a section (with {', '.join(known)}), not a value")
     for key, value in given.items():
@@ -381,14 +402,15 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
             raise InputError(f"unknown key {name}{_nearest(name)}")
         if value == "???":
             raise InputError(f"{prefix}{key} is '???', which stands for no value: give it one, or leave the key out")
-        if dataclasses.is_dataclass(known[key]):
-            _check_keys(value, known[key], f"{prefix}{key}.")
+        if is_section(known[key].kind):
+            _check_keys(value, known[key].kind, f"{prefix}{key}.")
 
 
 def _nearest(key: str) -> str:
     """A hint at the known key that is meant: the last part decides, and of like ones those of the same section."""
-    section, last, leaves = key.split(".")[0], key.rsplit(".", 1)[-1], list(_leaves(Config))
-    known = {name: name for leaf in leaves for name in (leaf, leaf.rsplit(".", 1)[0])} | _OTHER_NAMES
+    section = key.split(".")[0]
+    last = key.rsplit(".", 1)[-1]
+    known = {name: name for leaf, _ in leaves(Config) for name in (leaf, leaf.rsplit(".", 1)[0])} | _OTHER_NAMES
 
     def likeness(name: str) -> float:
         ratio = difflib.SequenceMatcher(None, last, name.rsplit(".", 1)[-1]).ratio()
@@ -396,47 +418,71 @@ def _nearest(key: str) -> str:
 
     close = max(known, key=likeness)
     if likeness(close) < 0.7:
-        return f"; the sections are {', '.join(get_type_hints(Config))}"
+        return f"; the sections are {', '.join(keys_of(Config))}"
     return f"; did you mean {known[close]}?"
 
 
-def _leaves(owner: Any, prefix: str = "") -> Iterator[str]:
-    for name, kind in get_type_hints(owner).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _leaves(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def _check_values(config: Config) -> None:
-    training = config.training
-    check_ranges(config)
     for key, path in (
-        ("training.dataset_path", training.dataset_path),
-        ("training.checkpoint_dir", training.checkpoint_dir),
-        ("inference.view_idx_file_path", config.inference.view_idx_file_path),
+        ("training.dataset_path", config.training.data.dataset_path),
+        ("training.checkpoint_dir", config.training.checkpoint.checkpoint_dir),
+        ("inference.view_idx_file_path", config.inference.evaluation.view_idx_file_path),
         ("inference_out_dir", config.inference_out_dir),
     ):
         if not path.strip():
             raise InputError(f"{key} is empty: name a file or folder")
-    if config.inference.compute_metrics and not config.inference.metrics:
+    evaluation = config.inference.evaluation
+    if evaluation.compute_metrics and not evaluation.metrics:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
-    check_model_config(config.model)
-    check_image_config(training)
-    check_optim_config(training)
-    check_execution_config(training)
-    check_checkpoint_config(training)
-    check_metric_names(config.inference.metrics)
-    check_video_config(config.inference.render_video_config)
-    if training.amp_dtype not in _AMP_DTYPES:
-        raise InputError(f"training.amp_dtype is {shown(training.amp_dtype)}; known: {', '.join(_AMP_DTYPES)}")
-    if training.dataset_name != "data.dataset_scene.Dataset":
-        raise InputError(f"training.dataset_name is {shown(training.dataset_name)}; known: data.dataset_scene.Dataset")
-    for key in _WITHOUT_EFFECT:
-        if getattr(training, key) is not None:
-            log.warning("training.%s has no effect and is ignored", key)
+    check_execution_config(config.training.execution)
+    with _below("training"):
+        check_view_sampler(config.training.data)
+    with _below("model"):
+        check_model_config(config.model)
+    with _below("inference.render_video_config"):
+        check_video_config(evaluation.render_video_config)
+    for name, value in flatten(config.training.published).items():
+        if name != "dataset_name" and value is not None:
+            log.warning("training.%s has no effect and is ignored", name)
     for key in unread_keys(config.model):
         log.warning("%s has no effect on this variant", key)
+
+
+def check_training(config: Config) -> None:
+    """Check what only training asks for.
+
+    Raises:
+        InputError: values that nothing can be trained with; the message names the keys.
+    """
+    cfg = config.training
+    if is_hub_address(cfg.checkpoint.checkpoint_dir):
+        raise InputError(
+            f"training.checkpoint_dir is {shown(cfg.checkpoint.checkpoint_dir)}, but the run's own folder is meant: "
+            "name published weights as training.resume_ckpt"
+        )
+    if not (cfg.loss.l2_loss_weight or cfg.loss.lpips_loss_weight or cfg.loss.perceptual_loss_weight):
+        raise InputError("every training.*_loss_weight is 0: nothing would be learned")
+    if cfg.trainer.validate_every and not (cfg.validation.validation_path and cfg.validation.validation_index):
+        raise InputError("training.validate_every needs training.validation_path and training.validation_index")
+    if cfg.precision.use_amp and cfg.precision.amp_dtype == "fp16":
+        raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
+    with _below("training"):
+        check_view_config(cfg.data)
+    free = cfg.data.num_views if cfg.data.target_has_input else cfg.data.num_views - cfg.data.num_target_views
+    if cfg.trainer.dynamic_input_view_num and (free < 4 or cfg.data.pose_normalization != "all_views"):
+        raise InputError(
+            "training.dynamic_input_view_num draws 2 to 4 inputs: it needs room for 4 in num_views, "
+            "and pose_normalization=all_views"
+        )
+
+
+@contextmanager
+def _below(section: str) -> Iterator[None]:
+    """Name the section of the field with which the message of an owner's check begins."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{section}.{error}") from None
 
 
 def output_folder(text: str, key: str) -> Path:
@@ -453,17 +499,5 @@ def output_folder(text: str, key: str) -> Path:
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:
     """CPU threads (never more than this process's share of the cores) and TF32 on GPUs."""
-    torch.set_num_threads(min(cfg.num_threads, cores_of_process()))
-    torch.set_float32_matmul_precision("high" if cfg.use_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = cfg.use_tf32
-
-
-def autocast(cfg: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision that `use_amp` and `amp_dtype` ask for."""
-    dtype = amp_dtype(cfg)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def amp_dtype(cfg: TrainingConfig) -> torch.dtype:
-    """The type in which matrix products run."""
-    return _AMP_DTYPES[cfg.amp_dtype] if cfg.use_amp else torch.float32
+    torch.set_num_threads(min(cfg.process.num_threads, cores_of_process()))
+    set_tf32(cfg.precision)

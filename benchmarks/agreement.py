@@ -21,11 +21,11 @@ from benchmarks.common import (
     seeded_loss,
     seeded_model,
     show,
-    with_training,
 )
-from setup import Config, autocast
+from setup import Config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
+from utils.precision import autocast
 
 SCENES = 2
 PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every": 0}
@@ -44,7 +44,7 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
     model, loss = seeded_model(config).to(process.device).train(), seeded_loss(cfg).to(process.device)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
     inputs, targets = batch.split()
-    with autocast(cfg, process.device):
+    with autocast(cfg.precision, process.device):
         renders = model(inputs, targets.cameras)
         value = loss(renders, targets.images)["loss"]
     value.backward()

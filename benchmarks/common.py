@@ -1,7 +1,6 @@
 """What the benchmarks share: seeded inputs and weights, timing, tables."""
 
 import argparse
-import dataclasses
 import functools
 import gc
 import json
@@ -65,28 +64,29 @@ def seeded_vgg19() -> dict[str, Tensor]:
 
 def seeded_loss(cfg: TrainingConfig) -> Loss:
     """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
-    return Loss(cfg, None, PerceptualLoss(seeded_vgg19(), cfg) if cfg.perceptual_loss_weight else None)
+    perceptual = PerceptualLoss(seeded_vgg19(), cfg.execution) if cfg.loss.perceptual_loss_weight else None
+    return Loss(cfg.loss, None, perceptual)
 
 
 def seeded_model(config: Config) -> LVSM:
     """The configured model with fresh weights on the CPU, threads and precision set as its run would."""
     set_threads_and_precision(config.training)
-    seed_everything(config.training.seed)
-    return build_model(config.model, config.training)
+    seed_everything(config.training.trainer.seed)
+    return build_model(config.model, config.training.execution)
 
 
 def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:
     """Scenes of noise seen from cameras on a small arc, in page-locked memory where there is a GPU."""
-    b, v = batch_size or cfg.batch_size_per_gpu, cfg.num_views
+    b, v = batch_size or cfg.loader.batch_size_per_gpu, cfg.data.num_views
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (b, v, 3, size, size), generator=generator, dtype=torch.uint8)
     c2w = torch.eye(4).repeat(b, v, 1, 1)
     c2w[..., :3, 3] = torch.rand(b, v, 3, generator=generator) - 0.5
     fxfycxcy = torch.tensor([0.9, 0.9, 0.5, 0.5]).mul(size).repeat(b, v, 1)
-    targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.num_target_views] for _ in range(b)])
+    targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.data.num_target_views] for _ in range(b)])
     frames = torch.arange(v).repeat(b, 1)
     views = Views(images, Cameras(c2w, fxfycxcy, size, size))
-    batch = Batch(views, cfg.num_input_views, targets, [f"noise{i}" for i in range(b)], frames, [])
+    batch = Batch(views, cfg.data.num_input_views, targets, [f"noise{i}" for i in range(b)], frames, [])
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
@@ -174,11 +174,6 @@ def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def with_training(config: Config, **values: Any) -> Config:
-    """The configuration with other values in its `training` section."""
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **values))
 
 
 def last_lines(folder: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from data.dataset import Batch
 from evaluation.metrics import build_metrics
 from evaluation.rendering import Renderer, render_batch, round_products
 from model.flops import decoding_flops, encoding_flops
-from setup import Config
+from setup import Config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
 
@@ -38,13 +38,13 @@ SCENES, INPUTS, TARGETS, FRAMES = 4, 2, 3, 120
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
     """A renderer as inference builds it, with fresh weights."""
-    model = round_products(seeded_model(config), config.training)
-    return Renderer(model.to(device).eval(), config.training, device)
+    model = round_products(seeded_model(config), config.training.precision)
+    return Renderer(model.to(device).eval(), config.training.precision, device)
 
 
 def evaluation_batch(config: Config) -> Batch:
     """Scenes of noise as an evaluation index gives them: inputs first, then the targets."""
-    cfg = replace(config.training, num_views=INPUTS + TARGETS, num_target_views=TARGETS)
+    cfg = with_training(config, num_views=INPUTS + TARGETS, num_target_views=TARGETS).training
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES)
     return replace(batch, num_inputs=INPUTS, targets=torch.arange(INPUTS, INPUTS + TARGETS).repeat(SCENES, 1))
 

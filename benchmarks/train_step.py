@@ -33,16 +33,16 @@ from benchmarks.common import (
     spread,
     synchronize,
     timed,
-    with_training,
 )
 from data.dataset import Batch
 from data.loader import TrainingLoader
 from model.flops import training_flops
-from setup import Config, autocast
+from setup import Config, with_training
 from training.optim import build_optimizer
 from training.tracking import Tracker
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
+from utils.precision import autocast
 from utils.stop_signal import Interruption
 from utils.watchdog import Watch
 
@@ -77,13 +77,18 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
     cfg = config.training
     model = seeded_model(config).to(process.device)
     return train.Trainer(
-        cfg,
+        cfg.trainer,
         process,
+        data=cfg.data,
+        optim=cfg.optim,
+        precision=cfg.precision,
+        checkpoint=cfg.checkpoint,
+        metrics_log=cfg.metrics_log,
         model=model,
         loss=seeded_loss(cfg).to(process.device),
-        optimizer=build_optimizer(model, cfg),
+        optimizer=build_optimizer(model, cfg.optim),
         loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),
-        tracker=Tracker(Path(cfg.checkpoint_dir), process),
+        tracker=Tracker(Path(cfg.checkpoint.checkpoint_dir), process),
         journal=train.build_journal(config, process, train.Start()),
         interruption=Interruption(process),
         watch=Watch(process, stalled_after=300.0),
@@ -97,10 +102,10 @@ def bare_update(trainer: train.Trainer) -> None:
     for waiting in trainer.loader.take(cfg.grad_accum_steps):
         batch = waiting.to(trainer.process.device)
         inputs, targets = batch.split()
-        with autocast(cfg, trainer.process.device):
+        with autocast(trainer.precision, trainer.process.device):
             loss = trainer.loss(trainer._parallel(inputs, targets.cameras), targets.images)["loss"]
         (loss / cfg.grad_accum_steps).backward()
-    nn.utils.clip_grad_norm_(trainer.model.parameters(), cfg.grad_clip_norm)
+    nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.optim.grad_clip_norm)
     trainer.optimizer.grad_scale = trainer.optimizer.found_inf = None  # type: ignore[attr-defined]
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -162,8 +167,8 @@ def kernel_shares(work: Callable[[], object]) -> dict[str, Any]:
 def describe(config: Config, seconds: float) -> dict[str, Any]:
     """Speed, memory and arithmetic of an update that takes `seconds`."""
     cfg = config.training
-    scenes = cfg.batch_size_per_gpu * cfg.grad_accum_steps
-    flops = scenes * training_flops(config.model, cfg.num_input_views, cfg.num_target_views)
+    scenes = cfg.loader.batch_size_per_gpu * cfg.trainer.grad_accum_steps
+    flops = scenes * training_flops(config.model, cfg.data.num_input_views, cfg.data.num_target_views)
     return {"scenes": scenes, "s/update": seconds, "scenes/s": scenes / seconds, **rates(flops, seconds)}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from data.views import (
     Selection,
     ViewConfig,
     check_view_config,
-    check_view_sampler,
     needed_frames,
 )
 from geometry.camera_check import camera_faults
@@ -27,10 +27,8 @@ from geometry.cameras import Cameras, Views
 from geometry.normalization import Normalization, pose_normalization
 from utils.errors import InputError
 from utils.fields import bounded, file_path
-from utils.text import printable, shown
+from utils.text import printable
 
-POSE_NORMALIZATIONS = ("all_views", "input_views")
-IMAGE_RESIZES = ("exact", "fast")
 # Unreadable scenes in a row before a sample gives up: then it is not the scenes that are at fault.
 _SCENE_TRIES = 10
 
@@ -48,19 +46,9 @@ class DataConfig(ViewConfig):
     dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
     square_crop: bool = True
     scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
-    pose_normalization: str = "all_views"
-    image_resize: str = "exact"
+    pose_normalization: Literal["all_views", "input_views"] = "all_views"
+    image_resize: Literal["exact", "fast"] = "exact"
     allow_outside_images: bool = False
-
-
-def check_image_config(cfg: DataConfig) -> None:
-    """Raises InputError, naming the key, for a view sampler, pose normalisation or resizing that does not exist."""
-    check_view_sampler(cfg)
-    if cfg.image_resize not in IMAGE_RESIZES:
-        raise InputError(f"training.image_resize is {shown(cfg.image_resize)}; known: {', '.join(IMAGE_RESIZES)}")
-    if cfg.pose_normalization not in POSE_NORMALIZATIONS:
-        known = ", ".join(POSE_NORMALIZATIONS)
-        raise InputError(f"training.pose_normalization is {shown(cfg.pose_normalization)}; known: {known}")
 
 
 @dataclass(frozen=True)

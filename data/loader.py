@@ -41,10 +41,11 @@ _said: set[str] = set()
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Loader processes; part of the `training` section of a configuration file."""
+    """Loader processes, and the scenes of a batch."""
 
     num_workers: int = bounded(4, 0, 1000)
     prefetch_factor: int = bounded(32, 1, 10_000)
+    batch_size_per_gpu: int = bounded(8, 1, 65_536)
 
 
 class _SampleNumbers(Sampler[list[int]]):

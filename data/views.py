@@ -53,7 +53,7 @@ class ViewSelectorConfig:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Which views a training sample has; part of the `training` section of a configuration file.
+    """Which views a training sample has; part of what a sample is.
 
     `view_sampler` names a function of `SAMPLERS`. With `target_has_input` the targets are drawn from all
     `num_views` frames, else they are the last ones.
@@ -106,7 +106,7 @@ SAMPLERS: dict[str, ViewSampler] = {"window": sample_window, "any": sample_any}
 def check_view_sampler(cfg: ViewConfig) -> None:
     """Raises InputError, naming the key, for a sampler that does not exist."""
     if cfg.view_sampler not in SAMPLERS:
-        raise InputError(f"training.view_sampler is {shown(cfg.view_sampler)}; known: {', '.join(SAMPLERS)}")
+        raise InputError(f"view_sampler is {shown(cfg.view_sampler)}; known: {', '.join(SAMPLERS)}")
 
 
 def check_view_config(cfg: ViewConfig) -> None:
@@ -114,12 +114,12 @@ def check_view_config(cfg: ViewConfig) -> None:
     check_view_sampler(cfg)
     if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
         raise InputError(
-            f"training.num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
+            f"num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
             "which must be at least 2"
         )
     free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
     if not 1 <= cfg.num_target_views <= free:
-        raise InputError(f"training.num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
+        raise InputError(f"num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
     if cfg.view_sampler == "window":
         _check_window(cfg)
 
@@ -129,7 +129,7 @@ def _check_window(cfg: ViewConfig) -> None:
     longest = cfg.view_selector.max_frame_dist
     if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
         raise InputError(
-            f"training.view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
+            f"view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
             f"which must be at least num_views - 1 ({cfg.num_views - 1})"
         )
 

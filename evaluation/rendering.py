@@ -17,10 +17,10 @@ from data.views import Selection
 from evaluation.metrics import Metric, psnr, score
 from geometry.cameras import Cameras, Views
 from model import LVSM
-from setup import TrainingConfig, amp_dtype, autocast
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.media import start_to_uint8
+from utils.precision import PrecisionConfig, amp_dtype, autocast
 from utils.text import printable
 from utils.timer import Stopwatch
 
@@ -37,17 +37,17 @@ class Renderer:
     """A model with the precision it renders in."""
 
     model: LVSM
-    cfg: TrainingConfig
+    precision: PrecisionConfig
     device: torch.device
 
     def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
         """What the model keeps of the scenes' inputs [b, v]."""
-        with torch.inference_mode(), autocast(self.cfg, self.device):
+        with torch.inference_mode(), autocast(self.precision, self.device):
             return self.model.encode(inputs)
 
     def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
         """Images of the target cameras [b, t]."""
-        with torch.inference_mode(), autocast(self.cfg, self.device):
+        with torch.inference_mode(), autocast(self.precision, self.device):
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
     def fixed(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Callable[[Cameras], Tensor]:
@@ -146,7 +146,7 @@ def whole(batches: Iterable[Batch | Unusable]) -> Iterator[Batch]:
         yield batch
 
 
-def round_products(model: LVSM, cfg: TrainingConfig) -> LVSM:
+def round_products(model: LVSM, cfg: PrecisionConfig) -> LVSM:
     """Keep the weights of matrix products in the precision that autocast would round them to at every call.
 
     For inference alone: it changes no number, and spares the rounding.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from utils.errors import InputError
 from utils.fields import bounded, file_path
 from utils.text import shown
 
-TRAJECTORIES = ("interpolate", "spiral", "wobble", "through")
-
 # In units of the inputs' extent, the largest distance of an input camera from their mean centre.
 _SPIRAL_RADIUS, _WOBBLE_RADIUS = 0.3, 0.15
 _FOCUS = 4.0
@@ -26,7 +25,7 @@ _LEAST_EXTENT = 0.2
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """The path of videos; the section `inference.render_video_config` of a configuration file.
+    """The path of videos.
 
     `traj_type` is one of:
 
@@ -41,7 +40,7 @@ class VideoConfig:
     folder with `<scene>.json` for every scene.
     """
 
-    traj_type: str = "interpolate"
+    traj_type: Literal["interpolate", "spiral", "wobble", "through"] = "interpolate"
     num_frames: int = bounded(60, 2, 1_000_000)
     loop_video: bool = True
     order_poses: bool = False
@@ -50,13 +49,10 @@ class VideoConfig:
 
 
 def check_video_config(cfg: VideoConfig) -> None:
-    """Raises InputError, naming the key, for a path that cannot be."""
-    section = "inference.render_video_config"
-    if cfg.traj_type not in TRAJECTORIES:
-        raise InputError(f"{section}.traj_type is {shown(cfg.traj_type)}; known: {', '.join(TRAJECTORIES)}")
+    """Raises InputError, its first word the field, for a path that cannot be."""
     if bool(cfg.cameras_path) != (cfg.traj_type == "through"):
         raise InputError(
-            f"{section}.cameras_path is {shown(cfg.cameras_path)} and traj_type {shown(cfg.traj_type)}: "
+            f"cameras_path is {shown(cfg.cameras_path)} and traj_type {shown(cfg.traj_type)}: "
             "`through` needs a list of cameras, and nothing else takes one"
         )
 

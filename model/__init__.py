@@ -4,7 +4,7 @@ from model.execution import ExecutionConfig
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
 from model.transformer import TransformerConfig
 from utils.errors import InputError
-from utils.fields import check_ranges
+from utils.sections import check_fields
 from utils.text import shown
 
 VARIANTS: dict[str, type[LVSM]] = {
@@ -14,25 +14,23 @@ VARIANTS: dict[str, type[LVSM]] = {
 
 
 def check_model_config(cfg: ModelConfig) -> None:
-    """Raises InputError, naming the key, where the values of `cfg` do not go together."""
-    check_ranges(cfg, "model.")
+    """Raises InputError, its first word the field, where the values of `cfg` do not go together."""
     image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
     if cfg.class_name not in VARIANTS:
-        raise InputError(f"model.class_name is {shown(cfg.class_name)}; known: {', '.join(VARIANTS)}")
+        raise InputError(f"class_name is {shown(cfg.class_name)}; known: {', '.join(VARIANTS)}")
     for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
         if tokenizer.in_channels != channels:
-            raise InputError(f"model.{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
+            raise InputError(f"{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
     for key in ("image_size", "patch_size"):
         a, b = getattr(image, key), getattr(pose, key)
         if a != b:
-            raise InputError(f"model.target_pose_tokenizer.{key} ({b}) differs from model.image_tokenizer.{key} ({a})")
+            raise InputError(f"target_pose_tokenizer.{key} ({b}) differs from image_tokenizer.{key} ({a})")
     if image.image_size % image.patch_size:
         raise InputError(
-            f"model.image_tokenizer.image_size ({image.image_size}) must be a multiple of "
-            f"patch_size ({image.patch_size})"
+            f"image_tokenizer.image_size ({image.image_size}) must be a multiple of patch_size ({image.patch_size})"
         )
     if transformer.d % transformer.d_head:
-        raise InputError(f"model.transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
+        raise InputError(f"transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:
@@ -51,5 +49,6 @@ def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> L
     Raises:
         InputError: the configuration contradicts itself.
     """
+    check_fields(cfg)
     check_model_config(cfg)
     return VARIANTS[cfg.class_name](cfg, execution or ExecutionConfig())

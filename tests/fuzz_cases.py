@@ -40,6 +40,7 @@ from tests.fuzz_damage import (
     repeat_key,
 )
 from tests.helpers import write_toy_set
+from utils.sections import flatten, leaves
 
 SIZE = (48, 32)
 FRAMES = 6
@@ -448,7 +449,7 @@ def yaml_case(case: Case) -> Door:
 def override_case(case: Case) -> Door:
     overrides = []
     for _ in range(case.rng.choice([1, 1, 1, 2])):
-        key = case.rng.choice(sorted(setup._leaves(setup.Config)))
+        key = case.rng.choice(sorted(path for path, _ in leaves(setup.Config)))
         name = case.rng.choice(sorted(YAML_VALUES))
         case.damage.append(f"{name} @ {key}")
         form = case.rng.choice(["{}={}", "{}={}", "{}={}", "{} = {}", "{}", "{}==", "--{}={}", "{}x={}", "{}={}]"])
@@ -500,10 +501,8 @@ def _is_small(config: Any) -> bool:
 def _values(config: Any) -> dict[str, list[Any]]:
     """All values of a configuration by the last part of their keys."""
     found: dict[str, list[Any]] = {}
-    for key in setup._leaves(setup.Config):
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
+    for key, _ in leaves(setup.Config):
+        value = functools.reduce(dict.__getitem__, key.split("."), flatten(config))
         found.setdefault(key.rsplit(".", 1)[-1], []).append(value)
     return found
 

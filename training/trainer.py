@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.dataset import Batch
+from data.dataset import Batch, DataConfig
 from data.loader import TrainingLoader, failures_told
 from model import LVSM
 from model.loss import Loss
 from model.weights import published_state
-from setup import TrainingConfig, autocast
 from training.journal import Journal, RunningMean, describe
-from training.optim import clip_and_step, lr_at
+from training.metrics_log import MetricsLogConfig
+from training.optim import OptimConfig, clip_and_step, lr_at
 from training.tracking import Tracker
-from utils.checkpoint import CheckpointWriter
+from utils.checkpoint import CheckpointConfig, CheckpointWriter
 from utils.distributed import Process
 from utils.errors import InputError
+from utils.fields import bounded
 from utils.media import NamedViews, save_comparison
+from utils.precision import PrecisionConfig, autocast
 from utils.random_state import random_state
 from utils.stop_signal import Interrupted, Interruption
 from utils.tensors import first_not_finite
@@ -35,6 +38,23 @@ log = logging.getLogger("lvsm")
 
 # Scenes of a batch that a picture shows.
 _SHOWN_SCENES = 4
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """What an update is made of, and what happens every so many updates.
+
+    `total_batch_size` scenes make an update, if it is set, on any number of processes; `grad_accum_steps` follows from
+    it. `dynamic_input_view_num` draws the number of input views, 2 to 4, anew for every update.
+    """
+
+    grad_accum_steps: int = bounded(1, 1, 65_536)
+    total_batch_size: int = bounded(0, 0, 1_000_000)
+    dynamic_input_view_num: bool = False
+    seed: int = bounded(777, 0, 2**63 - 1)
+    vis_every: int = bounded(1000, 1, 1_000_000_000)
+    validate_every: int = bounded(0, 0, 1_000_000_000)
+    log_grad_norm_details: bool = False
 
 
 class Trainer:
@@ -54,9 +74,14 @@ class Trainer:
 
     def __init__(
         self,
-        cfg: TrainingConfig,
+        cfg: TrainerConfig,
         process: Process,
         *,
+        data: DataConfig,
+        optim: OptimConfig,
+        precision: PrecisionConfig,
+        checkpoint: CheckpointConfig,
+        metrics_log: MetricsLogConfig,
         model: LVSM,
         loss: Loss,
         optimizer: torch.optim.AdamW,
@@ -70,10 +95,12 @@ class Trainer:
         step: int = 0,
     ) -> None:
         self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
+        self.data, self.optim, self.precision = data, optim, precision
+        self.checkpoint, self.metrics_log = checkpoint, metrics_log
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
-        self.folder, self.validation, self.watch = Path(cfg.checkpoint_dir), validation, watch
-        self.writer = CheckpointWriter(cfg) if process.is_main else None
+        self.folder, self.validation, self.watch = Path(checkpoint.checkpoint_dir), validation, watch
+        self.writer = CheckpointWriter(checkpoint) if process.is_main else None
         self._parallel: nn.Module = model
         if process.world_size > 1:
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -86,14 +113,14 @@ class Trainer:
         self.model.train()
         # None: silent unless a person is watching.
         silent = None if self.process.is_main else True
-        if self.step >= self.cfg.train_steps and self.process.is_main:
-            log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.cfg.train_steps)
-        bar = tqdm(total=self.cfg.train_steps, initial=self.step, unit="step", disable=silent)
+        if self.step >= self.optim.train_steps and self.process.is_main:
+            log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.optim.train_steps)
+        bar = tqdm(total=self.optim.train_steps, initial=self.step, unit="step", disable=silent)
         with failures_told(), self.interruption, self.watch, bar:
             stop = False
-            while self.step < self.cfg.train_steps and not stop:
+            while self.step < self.optim.train_steps and not stop:
                 stop = self._advance(bar)
-                if self.step != self._saved and (stop or self._due(self.cfg.checkpoint_every)):
+                if self.step != self._saved and (stop or self._due(self.checkpoint.checkpoint_every)):
                     self.save()
             if stop:
                 log.warning("stopped after step %d; the same command goes on from there", self.step)
@@ -134,8 +161,8 @@ class Trainer:
                 terms = self._forward(batch.to(self.process.device), show=number == 0)
                 (terms["loss"] / len(batches)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
-        lr, details = lr_at(self.step, self.cfg), self._grad_norm_details()
-        norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.cfg)
+        lr, details = lr_at(self.step, self.optim), self._grad_norm_details()
+        norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.optim)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
         self.step += 1
@@ -210,7 +237,7 @@ class Trainer:
         if self.cfg.dynamic_input_view_num:
             batch = batch.with_inputs(self._num_inputs())
         inputs, targets = batch.split()
-        with autocast(self.cfg, self.process.device):
+        with autocast(self.precision, self.process.device):
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
         if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
@@ -249,18 +276,18 @@ class Trainer:
         return int(np.random.default_rng([self.cfg.seed, 2, self.step]).integers(2, 5))
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.cfg.train_steps
+        return self.step % every == 0 or self.step == self.optim.train_steps
 
     def _log(self, bar: tqdm, last: bool = False) -> None:
         """Averages since the last line go out when one is due or at the `last` step; else no device is waited for."""
-        lr = {"lr": lr_at(self.step - 1, self.cfg)}
-        if last or self._due(self.cfg.print_every):
-            line = self.journal.line(self.loader.position, self.cfg.train_steps - self.step) | lr
-            line["images_per_second"] = line["samples_per_second"] * self.cfg.num_target_views
+        lr = {"lr": lr_at(self.step - 1, self.optim)}
+        if last or self._due(self.metrics_log.print_every):
+            line = self.journal.line(self.loader.position, self.optim.train_steps - self.step) | lr
+            line["images_per_second"] = line["samples_per_second"] * self.data.num_target_views
             self.tracker.write(self.step, line)
             self._line = line
             bar.set_postfix_str(describe(line))
             if self.process.is_main and bar.disable:
-                log.info("step %d/%d %s", self.step, self.cfg.train_steps, describe(line))
-        if self._due(self.cfg.wandb_log_every):
+                log.info("step %d/%d %s", self.step, self.optim.train_steps, describe(line))
+        if self._due(self.metrics_log.wandb_log_every):
             self.tracker.write_wandb(self.step, self._line | self._wandb_means.read(self.process) | lr)

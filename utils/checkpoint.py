@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,12 +29,11 @@ _SHOWN = 4
 # Beyond what any run counts.
 _COUNT_LIMIT = 1 << 53
 _WEIGHTS_ALONE = "to start from its weights alone, name it as training.resume_ckpt with reset_training_state=true"
-FULL_DISK_ACTIONS = ("stop", "continue")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where and how often to save; part of the `training` section of a configuration file.
+    """Where and how often to save.
 
     `keep_last` checkpoints stay (0: all of them), and beside them those of every `keep_every`-th step (0: none).
     `save_in_background` lets training go on while the file is written. `on_full_disk` says whether a checkpoint that
@@ -46,13 +45,7 @@ class CheckpointConfig:
     keep_last: int = bounded(0, 0, 1_000_000_000)
     keep_every: int = bounded(0, 0, 1_000_000_000)
     save_in_background: bool = False
-    on_full_disk: str = "stop"
-
-
-def check_checkpoint_config(cfg: CheckpointConfig) -> None:
-    """Raises InputError, naming the key, for values that cannot be."""
-    if cfg.on_full_disk not in FULL_DISK_ACTIONS:
-        raise InputError(f"training.on_full_disk is {shown(cfg.on_full_disk)}; known: {', '.join(FULL_DISK_ACTIONS)}")
+    on_full_disk: Literal["stop", "continue"] = "stop"
 
 
 def checkpoint_name(step: int) -> str:

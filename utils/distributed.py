@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import InputError
+from utils.fields import bounded
 from utils.launcher import Place, read_place
 from utils.parallel import exit_with_parent
 from utils.text import printable
@@ -28,6 +29,19 @@ _PATIENCE = timedelta(minutes=30)
 _PAUSE = 0.02
 # How long the main process waits at the very end for the others to leave.
 _FAREWELL = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """CPU threads, and how long a process waits for another, or for data, before it takes it for lost."""
+
+    num_threads: int = bounded(8, 1, 4096)
+    distributed_timeout_minutes: float = bounded(10.0, 0, 10_000, open_below=True)
+
+    @property
+    def patience(self) -> float:
+        """`distributed_timeout_minutes` in seconds."""
+        return self.distributed_timeout_minutes * 60
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.errors import InputError
-from utils.text import shown
-
-_RANGE, _PATH = "range", "path"
+_RANGE = "range"
+_PATH = "path"
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,3 @@ def is_path(declared: dataclasses.Field[Any]) -> bool:
 def range_of(declared: dataclasses.Field[Any]) -> Range | None:
     """The range of a field, if it is a number."""
     return declared.metadata.get(_RANGE)
-
-
-def check_ranges(config: Any, prefix: str = "") -> None:
-    """Check every number of a configuration (a dataclass of values and dataclasses), whose keys begin with `prefix`.
-
-    Raises:
-        InputError: a number is outside of its range; the message names its key.
-    """
-    for declared in dataclasses.fields(config):
-        value, key = getattr(config, declared.name), f"{prefix}{declared.name}"
-        if dataclasses.is_dataclass(value):
-            check_ranges(value, f"{key}.")
-        elif (allowed := range_of(declared)) is not None and not allowed.admits(value):
-            raise InputError(f"{key} is {shown(value)}; it must be {allowed.describe(value)}")

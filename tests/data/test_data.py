@@ -13,7 +13,6 @@ from data.dataset import (
     EvaluationDataset,
     TrainingDataset,
     ViewLoader,
-    check_image_config,
     collate_by_shape,
 )
 from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
@@ -23,8 +22,8 @@ from data.views import Selection, ViewSelectorConfig, check_view_config
 from tests.helpers import write_toy_scene, write_toy_set
 from utils import download
 from utils.errors import InputError
-from utils.fields import check_ranges
 from utils.files import read_json
+from utils.sections import check_values, distribute, flatten
 
 SELECTOR = ViewSelectorConfig(8, 13)
 
@@ -41,16 +40,15 @@ def view_loader(path="", **changes):
         ({"target_has_input": False, "num_target_views": 7}, "num_views leaves 1 to 6"),
         ({"num_input_views": 9}, "num_input_views"),
         ({"pose_normalization": "none"}, "pose_normalization is 'none'; known: all_views, input_views"),
-        ({"view_selector": ViewSelectorConfig(9, 8)}, "view_selector"),
+        ({"view_selector": {"min_frame_dist": 9, "max_frame_dist": 8}}, "view_selector"),
         ({"view_sampler": "all"}, "view_sampler is 'all'; known: window, any"),
         ({"scene_scale_factor": 0.0}, "scene_scale_factor"),
     ],
 )
 def test_contradicting_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):
-        check_ranges(DataConfig(**change))
-        check_image_config(DataConfig(**change))
-        check_view_config(DataConfig(**change))
+        check_values(DataConfig, flatten(DataConfig()) | change)
+        check_view_config(distribute(DataConfig, flatten(DataConfig()) | change))
 
 
 def test_a_sample_is_a_function_of_its_number(tmp_path):

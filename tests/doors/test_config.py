@@ -6,16 +6,26 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
 
-from setup import Config, _nested, _read_texts, build_config, load_config, parse_overrides
+from setup import (
+    Config,
+    _nested,
+    _read_texts,
+    build_config,
+    config_text,
+    load_config,
+    parse_overrides,
+    with_training,
+)
 from tests.helpers import ROOT
 from training.tracking import start_wandb
 from utils.errors import InputError
-from utils.fields import check_ranges, is_path, range_of
+from utils.fields import is_path, range_of
+from utils.sections import Composed, check_values, distribute, flatten, leaves
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
 
@@ -30,9 +40,10 @@ def test_every_file_loads_and_opens_with_its_story(path):
 def test_defaults_are_the_published_values():
     published = yaml.safe_load((ROOT / "configs" / "LVSM_scene_decoder_only.yaml").read_text())
     names = {"checkpoint_dir", "wandb_exp_name"}
-    default, loaded = build_config({}).training, build_config(published).training
+    default = flatten(build_config({}).training)
+    loaded = flatten(build_config(published).training)
     for key in published["training"].keys() - names:
-        assert getattr(default, key) == getattr(loaded, key), key
+        assert default[key] == loaded[key], key
 
 
 @pytest.mark.parametrize("key", ["training.lr", "inference.metrics", "inference_out_dir"])
@@ -45,21 +56,22 @@ def test_three_question_marks_are_no_value(key):
 def test_spaces_around_equals_signs():
     tokens = "training.batch_size_per_gpu = 16 training.lr= 1e-4 training.warmup =7 training.train_steps=9".split()
     training = build_config({}, parse_overrides(tokens)).training
-    assert (training.batch_size_per_gpu, training.lr, training.warmup, training.train_steps) == (16, 1e-4, 7, 9)
+    assert training.loader.batch_size_per_gpu == 16
+    assert (training.optim.lr, training.optim.warmup, training.optim.train_steps) == (1e-4, 7, 9)
 
 
 def test_values_with_spaces_and_lists_survive():
     tokens = ["training.wandb_exp_name=a long name", "inference.metrics", "=", "[psnr,", "ssim]", "training.seed=0012"]
     config = build_config({}, parse_overrides(tokens))
-    assert config.training.wandb_exp_name == "a long name"
-    assert config.inference.metrics == ["psnr", "ssim"]
-    assert config.training.seed == 12
+    assert config.training.metrics_log.wandb_exp_name == "a long name"
+    assert config.inference.evaluation.metrics == ["psnr", "ssim"]
+    assert config.training.trainer.seed == 12
 
 
 def test_text_stays_text():
     config = build_config({}, parse_overrides(["training.wandb_exp_name=007", "training.resume_ckpt=a=b/c.pt"]))
-    assert config.training.wandb_exp_name == "007"
-    assert config.training.resume_ckpt == "a=b/c.pt"
+    assert config.training.metrics_log.wandb_exp_name == "007"
+    assert config.training.restoring.resume_ckpt == "a=b/c.pt"
 
 
 def test_an_empty_value_is_empty():
@@ -174,7 +186,7 @@ def test_the_command_line_is_remembered(tmp_path):
 def test_configurations_are_frozen():
     config = build_config({})
     with pytest.raises(AttributeError):
-        config.training.lr = 1.0
+        config.training.optim.lr = 1.0
 
 
 def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
@@ -183,34 +195,18 @@ def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == ["wandb is off: WANDB_MODE=disabled"]
 
 
-def declared_fields(owner, prefix=""):
-    """Dotted keys and fields of a configuration, without its sections."""
-    for declared in dataclasses.fields(owner):
-        kind = get_type_hints(owner)[declared.name]
-        if dataclasses.is_dataclass(kind):
-            yield from declared_fields(kind, f"{prefix}{declared.name}.")
-        else:
-            yield f"{prefix}{declared.name}", declared
-
-
-NUMBERS = {key: declared for key, declared in declared_fields(Config) if declared.type in (int, float)}
-TEXTS = {key: declared for key, declared in declared_fields(Config) if declared.type is str}
+KEYS = dict(leaves(Config))
+NUMBERS = {path: key.declared for path, key in KEYS.items() if key.kind in (int, float)}
+TEXTS = {path: key.declared for path, key in KEYS.items() if key.kind is str}
 # Keys of text that name no file.
 NAMES = {
     "model.class_name",
-    "training.amp_dtype",
     "training.attention_backend",
     "training.compile",
-    "training.dataset_name",
-    "training.image_resize",
-    "training.on_full_disk",
-    "training.pose_normalization",
     "training.residual_dtype",
-    "training.scheduler_type",
     "training.view_sampler",
     "training.wandb_exp_name",
     "training.wandb_project",
-    "inference.render_video_config.traj_type",
 }
 
 
@@ -221,16 +217,62 @@ def test_every_number_has_a_range_and_every_text_is_a_path_or_a_name():
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_numbers_out_of_range_are_refused(key):
-    allowed, config = range_of(NUMBERS[key]), copy.deepcopy(Config())
-    *sections, name = key.split(".")
-    owner = functools.reduce(getattr, sections, config)
+    allowed = range_of(NUMBERS[key])
     beyond = [allowed.most + 1, allowed.least - 1, 10**30, -(10**30), 10**400, math.nan, math.inf, -math.inf]
     beyond += [allowed.least] * allowed.open_below + [allowed.most] * allowed.open_above
+    *sections, name = key.split(".")
     for value in beyond:
-        object.__setattr__(owner, name, value)
+        values = copy.deepcopy(flatten(Config()))
+        functools.reduce(dict.__getitem__, sections, values)[name] = value
         with pytest.raises(InputError) as refused:
-            check_ranges(config)
+            check_values(Config, values)
         assert key in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+CHOICES = {path: get_args(key.kind) for path, key in KEYS.items() if get_origin(key.kind) is Literal}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_unknown_choices_are_refused_with_the_known_ones(key):
+    with pytest.raises(InputError, match=re.escape(key)) as refused:
+        build_config({}, {key: "nonsense"})
+    assert all(choice in str(refused.value) for choice in CHOICES[key])
+
+
+@dataclasses.dataclass(frozen=True)
+class One:
+    lr: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    lr: float = 2.0
+
+
+def test_two_owners_of_one_name_are_refused():
+    with pytest.raises(TypeError, match=r"One and Other both have a field lr"):
+
+        class Both(Composed):
+            one: One
+            other: Other
+
+
+def test_every_value_lies_with_its_owner_and_under_its_written_name():
+    config = build_config({}, {"training.lr": "0.5", "training.num_views": "9"})
+    assert config.training.optim.lr == 0.5 and config.training.data.num_views == 9
+    written = flatten(config)
+    assert written["training"]["lr"] == 0.5 and written["training"]["view_selector"] == {
+        "min_frame_dist": 25,
+        "max_frame_dist": 192,
+    }
+    assert distribute(Config, written) == config
+    assert build_config(yaml.safe_load(config_text(config))) == config
+
+
+def test_a_section_with_other_values_leaves_the_first_alone():
+    config = build_config({})
+    assert with_training(config, lr=0.5).training.optim.lr == 0.5
+    assert with_training(with_training(config, lr=0.5), lr=4e-4) == config == build_config({})
 
 
 @pytest.mark.parametrize("key", [key for key in TEXTS if key not in NAMES])
@@ -279,7 +321,8 @@ def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
     content = "training: {checkpoint_dir: '${PLACE}/run', wandb_exp_name: '$PLACE'}\n"
     (tmp_path / "c.yaml").write_text(content)
     config, _ = load_config(["--config", "$CONFIGS/c.yaml"])
-    assert config.training.checkpoint_dir == "/some where/run" and config.training.wandb_exp_name == "$PLACE"
+    assert config.training.checkpoint.checkpoint_dir == "/some where/run"
+    assert config.training.metrics_log.wandb_exp_name == "$PLACE"
 
 
 @pytest.mark.parametrize(
@@ -301,10 +344,10 @@ def test_a_path_is_text_that_names_a_file(key, value):
 
 @pytest.mark.parametrize("text", ["./null", "nullable", "-1", "a'b'", "2001-01-01", "psnr,ssim", ".."])
 def test_other_texts_are_paths_as_they_are_written(text):
-    assert build_config({}, {"training.checkpoint_dir": text}).training.checkpoint_dir == text
+    assert build_config({}, {"training.checkpoint_dir": text}).training.checkpoint.checkpoint_dir == text
 
 
-BOOLEANS = [key for key, declared in declared_fields(Config) if "bool" in str(declared.type)]
+BOOLEANS = [path for path, key in KEYS.items() if "bool" in str(key.kind)]
 
 
 @pytest.mark.parametrize("key", BOOLEANS)
@@ -317,7 +360,7 @@ def test_a_boolean_is_no_other_number(key, value):
 
 @pytest.mark.parametrize("value", [True, 1, "1", "true", "Yes", "on"])
 def test_a_boolean_has_these_words(value):
-    assert build_config({}, {"training.reset_training_state": value}).training.reset_training_state
+    assert build_config({}, {"training.reset_training_state": value}).training.restoring.reset_training_state
 
 
 @pytest.mark.parametrize("key", ["training.compile", "training.wandb_exp_name"])
@@ -342,8 +385,9 @@ def test_numbers_that_yaml_reads_as_they_look_are_read(tmp_path):
         "training: {lr: 1e-4, warmup: 0, train_steps: 1_000, seed: 0x10, wandb_exp_name: '007', wandb_project: 0:00}"
     )
     training = load_config(["--config", str(path)])[0].training
-    assert [training.lr, training.warmup, training.train_steps, training.seed] == [1e-4, 0, 1000, 16]
-    assert [training.wandb_exp_name, training.wandb_project] == ["007", "0:00"]
+    optim = training.optim
+    assert [optim.lr, optim.warmup, optim.train_steps, training.trainer.seed] == [1e-4, 0, 1000, 16]
+    assert [training.metrics_log.wandb_exp_name, training.metrics_log.wandb_project] == ["007", "0:00"]
 
 
 @pytest.mark.parametrize(
@@ -356,8 +400,8 @@ def test_numbers_that_yaml_reads_as_they_look_are_read(tmp_path):
     ],
 )
 def test_a_list_needs_no_brackets(tokens):
-    assert build_config({}, parse_overrides(tokens)).inference.metrics == ["psnr", "ssim"]
-    assert build_config({"inference": {"metrics": "psnr"}}).inference.metrics == ["psnr"]
+    assert build_config({}, parse_overrides(tokens)).inference.evaluation.metrics == ["psnr", "ssim"]
+    assert build_config({"inference": {"metrics": "psnr"}}).inference.evaluation.metrics == ["psnr"]
 
 
 @pytest.mark.parametrize("value", ["", "[]", ","])
@@ -367,7 +411,7 @@ def test_no_metrics_are_asked_for_by_another_key(value):
 
 
 def test_the_last_of_several_values_counts():
-    assert build_config({}, parse_overrides(["training.lr=1", "training.lr=2"])).training.lr == 2
+    assert build_config({}, parse_overrides(["training.lr=1", "training.lr=2"])).training.optim.lr == 2
 
 
 def test_two_files_are_refused(tmp_path):
@@ -453,5 +497,6 @@ def test_aliases_and_the_environment_may_be_used(tmp_path, monkeypatch):
         "training: {lr: '${oc.env:RATE}', warmup: '${training.train_steps}', use_amp: off}\n"
     )
     config, _ = load_config(["--config", str(path)])
-    assert config.model.target_pose_tokenizer.image_size == 64 and not config.training.use_amp
-    assert config.training.lr == 1e-4 and config.training.warmup == config.training.train_steps
+    assert config.model.target_pose_tokenizer.image_size == 64 and not config.training.precision.use_amp
+    optim = config.training.optim
+    assert optim.lr == 1e-4 and optim.warmup == optim.train_steps

@@ -14,8 +14,8 @@ ALLOWED = {
     "data": {"data", "geometry", "utils"},
     "model": {"model", "geometry", "utils"},
     "setup": {"model", "data", "evaluation", "training", "geometry", "utils"},
-    "evaluation": {"evaluation", "setup", "model", "data", "geometry", "utils"},
-    "training": {"training", "setup", "model", "data", "geometry", "utils"},
+    "evaluation": {"evaluation", "model", "data", "geometry", "utils"},
+    "training": {"training", "model", "data", "geometry", "utils"},
     **dict.fromkeys(DOORS, INNER),
     "benchmarks": {"benchmarks", *DOORS, *INNER},
 }

@@ -32,7 +32,7 @@ from utils.watchdog import Watch
 
 def dataset(scenes):
     cfg = load_config(command(scenes, scenes.parent / "run"))[0].training
-    return TrainingDataset(ViewLoader(cfg, 16, 8), cfg.seed)
+    return TrainingDataset(ViewLoader(cfg.data, 16, 8), cfg.trainer.seed)
 
 
 def batches(scenes, workers, number=4, patience=60.0):

@@ -20,7 +20,7 @@ from data.views import Selection
 from evaluation.metrics import psnr, ssim
 from evaluation.rendering import Renderer, nearest_input_psnr, round_products
 from model.weights import published_state
-from setup import TrainingConfig, load_config, warn_of_other_values
+from setup import load_config, warn_of_other_values
 from tests.helpers import (
     INDEX,
     VARIANTS,
@@ -36,6 +36,7 @@ from tests.runs import save_model, scores
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
 from utils.files import temporary_path
+from utils.precision import PrecisionConfig
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -528,7 +529,7 @@ def test_selections_are_plain(place):
 def test_recorded_kernels_keep_what_they_read(monkeypatch):
     for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    renderer = Renderer(small_model("decoder_only"), TrainingConfig(use_amp=False), torch.device("cuda"))
+    renderer = Renderer(small_model("decoder_only"), PrecisionConfig(use_amp=False), torch.device("cuda"))
     encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)
     play, kept, model = renderer.fixed(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)
     del encoded, renderer
@@ -539,7 +540,7 @@ def test_recorded_kernels_keep_what_they_read(monkeypatch):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights_rounded_once_give_the_numbers_of_autocast(variant):
-    cfg, inputs, targets = TrainingConfig(), random_views(1, 2), random_cameras(1, 3, seed=1)
+    cfg, inputs, targets = PrecisionConfig(), random_views(1, 2), random_cameras(1, 3, seed=1)
     renders = []
     for prepare in (lambda model, _: model, round_products):
         renderer = Renderer(prepare(small_model(variant), cfg), cfg, torch.device("cpu"))

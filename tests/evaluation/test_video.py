@@ -13,12 +13,12 @@ from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.scene import read_cameras, read_scene
 from data.views import Selection
 from evaluation.rendering import Renderer
-from setup import TrainingConfig
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
 from tests.runs import evaluation_command as command
 from tests.runs import save_model
 from utils.errors import InputError
 from utils.media import to_uint8, write_video
+from utils.precision import PrecisionConfig
 
 KINDS = {"interpolate": 2 * 6, "spiral": 2 * 6, "wobble": 2 * 6, "through": 6}
 
@@ -72,7 +72,7 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path):
 
 
 def test_long_paths_are_rendered_a_few_frames_at_a_time(monkeypatch):
-    renderer = Renderer(small_model("encoder_decoder"), TrainingConfig(use_amp=False), torch.device("cpu"))
+    renderer = Renderer(small_model("encoder_decoder"), PrecisionConfig(use_amp=False), torch.device("cpu"))
     encoded, path = renderer.encode(random_views(1, 2)), random_cameras(1, 21, seed=1)
     rendered, render = [], Renderer.render
     monkeypatch.setattr(Renderer, "render", lambda *args: rendered.append(1) or render(*args))

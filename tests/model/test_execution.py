@@ -27,7 +27,7 @@ from model.execution import (
 from model.transformer import Block, Transformer
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, run, small_model
 from utils.errors import InputError
-from utils.fields import check_ranges
+from utils.sections import check_values, flatten
 
 
 def test_what_is_kept_follows_the_share():
@@ -96,7 +96,7 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
 )
 def test_impossible_choices_are_refused(values, message):
     with pytest.raises(InputError, match=message):
-        check_ranges(ExecutionConfig(**values), "training.")
+        check_values(ExecutionConfig, flatten(ExecutionConfig()) | values, "training.")
         check_execution_config(ExecutionConfig(**values))
 
 

@@ -38,6 +38,7 @@ from tests.fuzz_cases import KINDS, Case, Door, choose_kind, index_door, preproc
 from tests.helpers import ROOT
 from utils.checkpoint import checkpoint_name
 from utils.cli import run_main
+from utils.sections import leaves
 from utils.text import printable
 
 # Programs that the product starts for itself.
@@ -319,9 +320,9 @@ def is_safe(text: str) -> bool:
 def names_culprit(message: str, folders: list[Path], arguments: list[str]) -> bool:
     """Whether a message names a file, a scene, a key or an argument."""
     files = {part for folder in folders for path in folder.rglob("*") for part in (path.name, path.stem)}
-    leaves = set(setup._leaves(setup.Config))
+    keys = {path for path, _ in leaves(setup.Config)}
     given = {argument.split("=")[0].strip() for argument in arguments}
-    names = files | leaves | given | {leaf.rsplit(".", 1)[-1] for leaf in leaves}
+    names = files | keys | given | {key.rsplit(".", 1)[-1] for key in keys}
     return any(name in message for name in names if len(name) > 2)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.helpers import small_model
-from training.optim import OptimConfig, build_optimizer, check_optim_config, clip_and_step, lr_at
+from training.optim import OptimConfig, build_optimizer, clip_and_step, lr_at
 from utils.errors import InputError
+from utils.sections import check_values, flatten
 
 
 def test_published_schedule():
@@ -26,7 +27,7 @@ def test_other_schedules():
     constant = OptimConfig(lr=1.0, warmup=10, train_steps=110, scheduler_type="constant")
     assert [lr_at(s, constant) for s in (5, 10, 109)] == pytest.approx([0.5, 1.0, 1.0])
     with pytest.raises(InputError, match="scheduler_type is 'step'"):
-        check_optim_config(OptimConfig(scheduler_type="step"))
+        check_values(OptimConfig, flatten(OptimConfig()) | {"scheduler_type": "step"})
 
 
 def test_only_norms_go_without_decay():

@@ -206,7 +206,7 @@ def test_every_configuration_trains_two_steps(processes, scenes, tmp_path):
     assert result.returncode == 0, result.stderr
     for config in CONFIGS:
         state = read_checkpoint(tmp_path / config.stem / checkpoint_name(2))
-        accumulated = load_config(["--config", str(config)])[0].training.grad_accum_steps
+        accumulated = load_config(["--config", str(config)])[0].training.trainer.grad_accum_steps
         assert state["samples"] == 2 * 2 * processes * accumulated
         lines = [json.loads(line) for line in (tmp_path / config.stem / "metrics.jsonl").read_text().splitlines()]
         assert all(np.isfinite(line["loss"]) for line in lines)
