@@ -18,7 +18,7 @@ from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, co
 from data.handover import hand_over
 from utils.errors import InputError
 from utils.fields import bounded
-from utils.parallel import usable_cores
+from utils.parallel import LOOK_AROUND, usable_cores
 from utils.stop_signal import shield_worker, signals_blocked
 
 # Iterators that something ended (or the error that ended the making of one, which holds it): kept, since their
@@ -26,9 +26,6 @@ from utils.stop_signal import shield_worker, signals_blocked
 _ABANDONED: list[Any] = []
 # Seconds that a batch may take, unless the run says otherwise.
 _PATIENCE = 600.0
-# Seconds between two looks around while a batch is waited for. A signal may reach another thread than the one that
-# waits, which then hears of it only here.
-_LOOK_AROUND = 2.0
 # How torch tells of a loader process that died, wherever the main process is just then.
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) ([^.]*)")
 _TIMED_OUT = "DataLoader timed out after"
@@ -148,7 +145,7 @@ def _start(dataset: Dataset[Any], cfg: LoaderConfig, collate_fn: Callable[..., A
         dataset,
         num_workers=workers,
         prefetch_factor=cfg.prefetch_factor if workers else None,
-        timeout=_LOOK_AROUND if workers else 0,
+        timeout=LOOK_AROUND if workers else 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=shield_worker,
         collate_fn=functools.partial(hand_over, collate_fn) if workers else collate_fn,

@@ -1,4 +1,4 @@
-"""Image and intrinsics, always changed together (spec section 2)."""
+"""Image and intrinsics, always changed together."""
 
 import functools
 import math

@@ -14,6 +14,10 @@ from typing import Any
 from utils.cli import leave_at_once
 from utils.launcher import read_place
 
+# Seconds between two looks around while something is waited for. A signal may reach another thread than the one that
+# waits, which hears of it only then.
+LOOK_AROUND = 2.0
+
 
 def usable_cores() -> int:
     """Cores that this process may use; where the system does not say, all of the machine's."""

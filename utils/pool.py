@@ -9,15 +9,13 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from utils.parallel import exit_with_parent
+from utils.parallel import LOOK_AROUND, exit_with_parent
 
 log = logging.getLogger("lvsm")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Seconds between two looks around.
-_LOOK_AROUND = 2.0
 # Windows waits for no more processes at once.
 _MOST_ON_WINDOWS = 61
 
@@ -84,7 +82,7 @@ def _completed(futures: Iterable[Future[Result]]) -> Iterator[Future[Result]]:
     left = set(futures)
     while left:
         try:
-            for future in as_completed(set(left), timeout=_LOOK_AROUND):
+            for future in as_completed(set(left), timeout=LOOK_AROUND):
                 left.discard(future)
                 yield future
         except TimeoutError:

@@ -1,16 +1,18 @@
 """Files of tensors (`torch.save`, safetensors): read without executing anything, each fault told apart."""
 
+import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils.errors import DamagedError
 from utils.files import open_regular
 from utils.text import printable, shown
+from utils.torch_archive import ARCHIVE_START, LEGACY_MAGIC, OtherFileError, TorchArchive
 
 _AGAIN = "copy or download it again"
 # Bytes at the start of a file that tell what it is.
@@ -26,9 +28,8 @@ _STARTS = {
     b"7z\xbc\xaf": "it is compressed (7z): unpack it",
     b"\x89HDF": "it is an HDF5 file, not one of torch.save: convert it",
 }
-_ZIP = b"PK\x03\x04"
 # A number near the start of what torch.save wrote before it wrote zip archives.
-_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+_LEGACY = pickle.dumps(LEGACY_MAGIC, 2)[2:-1]
 _TAR = "it is a tar archive: unpack it; if an old torch.save wrote it, load and save it with torch 1.6 to 2.5"
 _PICKLE = (
     "it is a plain pickle, which could run anything: if you trust it, convert it: "
@@ -66,7 +67,7 @@ def read_tensors(path: Path) -> Any:
         raise TensorFileError(fault)
     if _is_safetensors(head):
         return _read_safetensors(path)
-    archive = head.startswith(_ZIP)
+    archive = head.startswith(ARCHIVE_START)
     if archive:
         _check_archive(path)
     try:
@@ -82,7 +83,7 @@ def _fault_of_start(head: bytes) -> str | None:
     """What a file is instead, by its first bytes."""
     if not head:
         return f"it is empty: {_AGAIN}"
-    if _is_safetensors(head) or head.startswith(_ZIP):
+    if _is_safetensors(head) or head.startswith(ARCHIVE_START):
         return None
     for start, fault in _STARTS.items():
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
@@ -120,29 +121,11 @@ def _check_archive(path: Path) -> None:
         TensorFileError: one differs, or it is another archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_entries(archive, path.stat().st_size)
-            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
-    except TensorFileError:
-        raise
-    except Exception as error:  # as above
-        raise TensorFileError(f"it is truncated or damaged ({_brief(error)}): {_AGAIN}") from None
-    if damaged is not None:
-        raise TensorFileError(f"it is damaged (the checksum of {shown(damaged)} differs): {_AGAIN}")
-
-
-def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
-    """Raises TensorFileError unless the entries are those of `torch.save`."""
-    entries = archive.infolist()
-    parts = {entry.filename.split("/", 1)[-1] for entry in entries}
-    if "constants.pkl" in parts:
-        raise TensorFileError("it is a TorchScript program, not tensors: save the model's state_dict instead")
-    if "data.pkl" not in parts:
-        raise TensorFileError(f"it is a zip archive, but not of torch.save: unpack it, or {_AGAIN}")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise TensorFileError("another program packed it anew: name the file as torch.save wrote it")
-    if sum(entry.file_size for entry in entries) > size:
-        raise TensorFileError(f"it is damaged (its parts overlap): {_AGAIN}")
+        TorchArchive(path, path.stat().st_size, compressed=False).check_all()
+    except OtherFileError as error:
+        raise TensorFileError(str(error)) from None
+    except (DamagedError, OSError) as error:
+        raise TensorFileError(f"it is truncated or damaged ({printable(str(error), 120)}): {_AGAIN}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -9,11 +9,11 @@ import torch
 from tqdm import tqdm
 
 from data.importers.re10k_chunks import Clip, clip_key, missing_keys, open_chunk, parse_clip
-from data.torch_file import TorchFile
 from data.writing import ImportResult, NewScene, SceneWriter, loss_reason
 from utils.errors import DamagedError, InputError
 from utils.parallel import cores_of_process
 from utils.pool import run_in_workers
+from utils.torch_file import TorchFile
 
 # Beyond that many processes (or the cores, if they are more) nothing gets faster.
 _MOST_PROCESSES = 64

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from data.torch_file import Foreign, StoredTensor, TorchFile, open_torch_file
 from data.transforms import MAX_IMAGE_BYTES
 from utils.errors import DamagedError, InputError
 from utils.files import atomic_path, check_plain_name, is_plain_name, read_json, write_json
 from utils.text import printable, shown
+from utils.torch_file import Foreign, StoredTensor, TorchFile, open_torch_file
 
 # More frames than a clip has, 18 numbers each: RealEstate10K's longest has some hundreds.
 _MOST_FRAMES = 1_000_000

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data import torch_file
 from data.importers import re10k
 from data.scene import read_cameras
 from tests.chunks import (
@@ -28,6 +27,7 @@ from tests.chunks import (
     without_index,
     write_chunks,
 )
+from utils import torch_file
 from utils.errors import InputError
 
 

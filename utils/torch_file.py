@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from utils.errors import DamagedError
 from utils.files import open_regular
 from utils.text import shown
+from utils.torch_archive import ARCHIVE_START, LEGACY_MAGIC, TorchArchive, damage_told
 
 # What a file may unpack to, if it is not larger itself.
 LARGEST_CONTENT = 1 << 30
@@ -29,8 +29,6 @@ LARGEST_CONTENT = 1 << 30
 _LARGEST_STRUCTURE = 64 << 20
 # Kinds of values in one file; a sound one has five or so.
 _MOST_KINDS = 1000
-# How a file of torch.save begins that is no archive: written by torch before 1.6, or on request.
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.BoolStorage": torch.bool,
@@ -149,21 +147,13 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
 
 def _read_structure(file: BufferedReader) -> TorchFile:
-    try:
-        largest = max(LARGEST_CONTENT, file.seek(0, 2))
-        file.seek(0)
-        if file.read(4) == b"PK\3\4":
-            archive = _Archive(ZipFile(file), largest)
+    largest = max(LARGEST_CONTENT, file.seek(0, 2))
+    file.seek(0)
+    with damage_told():
+        if file.read(len(ARCHIVE_START)) == ARCHIVE_START:
+            archive = _Storages(TorchArchive(file, largest))
             return TorchFile(_Reader(BytesIO(archive.structure()), archive.storage).load(), largest)
         return TorchFile(_Legacy(file).content, largest)
-    except (OSError, DamagedError):
-        raise
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
-        raise DamagedError(_told(error)) from None
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 class _Reader(pickle.Unpickler):
@@ -213,43 +203,30 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
 
 
-class _Archive:
-    """An archive as torch.save writes it, one entry a storage, each read once."""
+class _Storages:
+    """The storages of an archive, each read once."""
 
-    def __init__(self, archive: ZipFile, largest: int) -> None:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > largest:
-            raise DamagedError(f"it would unpack to {unpacked} bytes, which is more than {largest}")
-        structures = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(structures) != 1:
-            raise DamagedError("an archive, but not one of torch.save")
-        self._archive, self._folder = archive, structures[0].removesuffix("data.pkl")
-        if f"{self._folder}byteorder" in archive.namelist() and self._read("byteorder") != b"little":
+    def __init__(self, archive: TorchArchive) -> None:
+        if "byteorder" in archive and archive.read("byteorder") != b"little":
             raise DamagedError("its numbers are big-endian: save it again on another machine")
+        self._archive = archive
         self._seen: dict[str, bytearray] = {}
 
     def structure(self) -> bytes:
         """The pickle that says what the archive holds."""
-        size = self._archive.getinfo(f"{self._folder}data.pkl").file_size
+        size = self._archive.size("data.pkl")
         if size > _LARGEST_STRUCTURE:
             raise DamagedError(f"its data.pkl has {size} bytes, which is more than {_LARGEST_STRUCTURE}")
-        return self._read("data.pkl")
+        return self._archive.read("data.pkl")
 
     def storage(self, key: str, nbytes: int) -> bytearray:
         """The first `nbytes` bytes of a storage."""
         if key not in self._seen:
-            self._seen[key] = bytearray(self._read(f"data/{key}"))
+            self._seen[key] = bytearray(self._archive.read(f"data/{key}"))
         content = self._seen[key]
         if len(content) < nbytes:
             raise DamagedError(f"data/{shown(key)} has {len(content)} bytes of {nbytes}")
         return content if len(content) == nbytes else content[:nbytes]
-
-    def _read(self, name: str) -> bytes:
-        """An entry, its checksum compared."""
-        try:
-            return self._archive.read(f"{self._folder}{name}")
-        except Exception as error:  # as above
-            raise DamagedError(_told(error)) from None
 
 
 class _Legacy:
@@ -258,7 +235,7 @@ class _Legacy:
     def __init__(self, file: BufferedReader) -> None:
         file.seek(0)
         reader = _Reader(file, self.storage)
-        if reader.load() != _LEGACY_MAGIC:
+        if reader.load() != LEGACY_MAGIC:
             raise DamagedError("not a file of torch.save")
         for _ in ("version", "system"):
             _Reader(file, self.storage).load()

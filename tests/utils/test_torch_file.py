@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import torch_file
-from data.torch_file import DamagedError, Foreign, StoredTensor, open_torch_file
+from utils import torch_file
+from utils.errors import DamagedError
+from utils.torch_file import Foreign, StoredTensor, open_torch_file
 
 warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 BASE = torch.arange(60, dtype=torch.float32)
