@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.scene import Scene, read_scene, read_scene_list
 from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable
 from utils.cli import path_argument, run_main
-from utils.download import DownloadError, download
+from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.text import printable, shown
@@ -128,10 +128,10 @@ def fetch_evaluation_index(path: Path) -> None:
     Raises:
         InputError: there is no network, or the file is not the published one; the message says what to do.
     """
-    if path.exists() or path.name != INDEX_NAME:
+    if path.name != INDEX_NAME:
         return
     try:
-        download(INDEX_URL, path, INDEX_SHA256, limit=_INDEX_LIMIT)
+        PublishedFile(INDEX_URL, INDEX_SHA256, limit=_INDEX_LIMIT).fetch(path)
     except (DownloadError, OSError) as error:
         raise InputError(
             f"evaluation index not found: {path}, and it cannot be fetched ({error}): "

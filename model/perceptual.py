@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.execution import ExecutionConfig, compiled
-from utils.download import DownloadError, download
+from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
-from utils.files import file_digest
 
 log = logging.getLogger("lvsm")
 
@@ -106,6 +105,10 @@ def default_vgg19_path() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / VGG19_URL.rsplit("/", 1)[1]
 
 
+def _vgg19_file() -> PublishedFile:
+    return PublishedFile(VGG19_URL, VGG19_MD5, "md5")
+
+
 def load_vgg19(path: Path) -> dict[str, Tensor]:
     """Weights for `PerceptualLoss` from MatConvNet's `imagenet-vgg-verydeep-19.mat`.
 
@@ -114,9 +117,8 @@ def load_vgg19(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"the perceptual loss needs VGG-19 weights: fetch {VGG19_URL} and put it at {path}, {_OFF}")
-    digest = file_digest(path, "md5")
-    if digest != VGG19_MD5:
-        raise InputError(f"{path}: MD5 {digest}, expected {VGG19_MD5}: fetch it again from {VGG19_URL}, {_OFF}")
+    if fault := _vgg19_file().fault(path):
+        raise InputError(f"{path}: {fault}: fetch it again from {VGG19_URL}, {_OFF}")
     return read_vgg19(path)
 
 
@@ -136,6 +138,6 @@ def read_vgg19(path: Path) -> dict[str, Tensor]:
 def fetch_vgg19(path: Path) -> None:
     """Download the VGG-19 file to `path`, whole or not at all; where it cannot be had, say so and go on."""
     try:
-        download(VGG19_URL, path, VGG19_MD5, "md5")
+        _vgg19_file().fetch(path)
     except DownloadError as error:
         log.warning("cannot fetch %s: %s", VGG19_URL, error)

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -10,7 +11,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from utils.files import atomic_path
+from utils.files import atomic_path, file_digest
 from utils.text import printable
 
 # Seconds without an answer or a byte before a server is given up.
@@ -45,8 +46,37 @@ def download(url: str, path: Path, digest: str, algorithm: str = "sha256", limit
                 file.write(piece)
                 found.update(piece)
         if not found.hexdigest().startswith(digest):
-            name = algorithm.upper().replace("SHA", "SHA-")
-            raise DownloadError(f"it has {name} {found.hexdigest()}, expected {digest}: nothing was stored")
+            raise DownloadError(f"it has {_difference(algorithm, found.hexdigest(), digest)}: nothing was stored")
+
+
+def _difference(algorithm: str, found: str, expected: str) -> str:
+    name = algorithm.upper().replace("SHA", "SHA-")
+    return f"{name} {found}, expected {expected}"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file on the web that is known by its content.
+
+    Args:
+        digest: of the content, in hexadecimal, or how it begins.
+        limit: bytes beyond which it cannot be the file.
+    """
+
+    url: str
+    digest: str
+    algorithm: str = "sha256"
+    limit: int = _LIMIT
+
+    def fetch(self, path: Path) -> None:
+        """Download it to `path` if nothing is there; raises as `download` does."""
+        if not path.exists():
+            download(self.url, path, self.digest, self.algorithm, self.limit)
+
+    def fault(self, path: Path) -> str | None:
+        """Why the file at `path` is not this one; None if it is."""
+        found = file_digest(path, self.algorithm)
+        return None if found.startswith(self.digest) else _difference(self.algorithm, found, self.digest)
 
 
 def is_reachable(url: str, patience: float = 5.0) -> bool:

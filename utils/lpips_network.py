@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.download import DownloadError, download
+from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
-from utils.files import sha256
 from utils.tensor_file import read_tensors
 from utils.tensors import tensor_fault
 from utils.text import printable
@@ -80,11 +79,10 @@ def _read_vgg16(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: it is not the file that torchvision published.
     """
-    if not path.exists():
-        download(VGG16_URL, path, VGG16_SHA256)
-    digest = sha256(path)
-    if not digest.startswith(VGG16_SHA256):
-        raise ValueError(f"the file there has SHA-256 {digest}, expected {VGG16_SHA256}...")
+    published = PublishedFile(VGG16_URL, VGG16_SHA256)
+    published.fetch(path)
+    if fault := published.fault(path):
+        raise ValueError(f"the file there has {fault}...")
     return _read(path)
 
 
