@@ -12,8 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from data.importers.re10k import import_chunks
-from data.importers.re10k_chunks import chunk_files
+from data.importers import IMPORTERS
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
@@ -32,9 +31,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--base_path", type=path_argument, required=True, help="folder with train/ and test/ chunk folders")
+    add("--base_path", type=path_argument, required=True, help="folder with a train and a test folder of the source")
     add("--output_dir", type=path_argument, required=True, help="scenes go to OUTPUT_DIR/MODE")
     add("--mode", choices=["train", "test"], required=True, help="which split")
+    add("--source", choices=list(IMPORTERS), default="re10k", help="what is imported; re10k: chunks of RealEstate10K")
     add("--num_processes", type=int, help="default: all cores")
     add(
         "--image_format",
@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> None:
     processes = cores_of_process() if arguments.num_processes is None else arguments.num_processes
     if processes < 1:
         raise InputError(f"--num_processes is {processes}; at least 1 is needed")
-    chunks = chunk_files(arguments.base_path / arguments.mode)
     writer = SceneWriter(arguments.output_dir / arguments.mode, arguments.image_format)
     with exit_on_sigterm(), only_writer(writer.root, "--output_dir"):
-        tell(import_chunks(chunks, writer, processes), writer)
+        importer = IMPORTERS[arguments.source]
+        tell(importer(arguments.base_path / arguments.mode, writer, processes), writer)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import DataConfig
 from data.loader import LoaderConfig
-from data.views import check_view_config, check_view_sampler
+from data.views import check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
@@ -435,8 +435,6 @@ def _check_values(config: Config) -> None:
     if evaluation.compute_metrics and not evaluation.metrics:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
     check_execution_config(config.training.execution)
-    with _below("training"):
-        check_view_sampler(config.training.data)
     with _below("model"):
         check_model_config(config.model)
     with _below("inference.render_video_config"):

@@ -8,8 +8,8 @@ from jaxtyping import Int
 
 from data.scene import Scene
 from utils.errors import InputError
-from utils.fields import bounded
-from utils.text import shown
+from utils.fields import bounded, one_of
+from utils.sections import check_fields
 
 # Draws of frames before a clip with lost frames is given up.
 _TRIES = 20
@@ -63,7 +63,7 @@ class ViewConfig:
     num_input_views: int = bounded(2, 1, 1000)
     num_target_views: int = bounded(6, 1, 1000)
     target_has_input: bool = True
-    view_sampler: str = "window"
+    view_sampler: str = one_of("window", lambda: SAMPLERS)
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
 
 
@@ -99,19 +99,16 @@ def sample_any(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selec
     return _split(rng.choice(usable, cfg.num_views, replace=False).tolist(), cfg, rng)
 
 
-# The values of `training.view_sampler`.
-SAMPLERS: dict[str, ViewSampler] = {"window": sample_window, "any": sample_any}
-
-
-def check_view_sampler(cfg: ViewConfig) -> None:
-    """Raises InputError, naming the key, for a sampler that does not exist."""
-    if cfg.view_sampler not in SAMPLERS:
-        raise InputError(f"view_sampler is {shown(cfg.view_sampler)}; known: {', '.join(SAMPLERS)}")
+# By the name that `training.view_sampler` holds.
+SAMPLERS: dict[str, ViewSampler] = {
+    "window": sample_window,
+    "any": sample_any,
+}
 
 
 def check_view_config(cfg: ViewConfig) -> None:
     """Raises InputError, naming the key, for views that no training sample can have."""
-    check_view_sampler(cfg)
+    check_fields(cfg)
     if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
         raise InputError(
             f"num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "

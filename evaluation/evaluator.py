@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from evaluation.metrics import MetricName
+from evaluation.metrics import METRICS
 from geometry.paths import VideoConfig
-from utils.fields import file_path
+from utils.fields import file_path, some_of
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,6 @@ class EvaluationConfig:
     render_video: bool = False
     view_idx_file_path: str = file_path("./data/evaluation_index_re10k.json")
     render_video_config: VideoConfig = field(default_factory=VideoConfig)
-    metrics: list[MetricName] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
+    metrics: list[str] = some_of(["psnr", "ssim", "lpips"], lambda: METRICS)
     allow_missing: bool = False
     nearest_input: bool = False

@@ -1,7 +1,6 @@
 """Image metrics of the evaluation, per image and in full precision."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from utils.errors import InputError
 from utils.lpips_network import Lpips
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-MetricName = Literal["psnr", "ssim", "lpips"]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
@@ -61,9 +59,15 @@ def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"])
     return (luminance * structure).mean(dim=(1, 2, 3)).float()
 
 
-def build_metrics(
-    names: Sequence[MetricName], device: torch.device, image_size: int | None = None
-) -> dict[str, Metric]:
+# What builds each metric on a device, by the name that `inference.metrics` holds.
+METRICS: dict[str, Callable[[torch.device], Metric]] = {
+    "psnr": lambda device: psnr,
+    "ssim": lambda device: ssim,
+    "lpips": lambda device: Lpips().to(device),
+}
+
+
+def build_metrics(names: Sequence[str], device: torch.device, image_size: int | None = None) -> dict[str, Metric]:
     """The metrics of these names, each mapping two batches of images to a value an image.
 
     Args:
@@ -78,8 +82,7 @@ def build_metrics(
             f"SSIM needs images of {least} pixels a side, and model.image_tokenizer.image_size is {image_size}: "
             "leave ssim out of inference.metrics (in training, set training.validate_every=0)"
         )
-    plain: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
-    return {name: plain[name] if name in plain else Lpips().to(device) for name in names}
+    return {name: METRICS[name](device) for name in names}
 
 
 def score(

@@ -1,12 +1,14 @@
-"""What the keys of a configuration may hold, declared beside their defaults: ranges of numbers, paths."""
+"""What the keys of a configuration may hold, declared beside their defaults: ranges of numbers, paths, names."""
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 _RANGE = "range"
 _PATH = "path"
+_TABLE = "table"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ def file_path(default: str) -> Any:
 def is_path(declared: dataclasses.Field[Any]) -> bool:
     """Whether the field is a path."""
     return bool(declared.metadata.get(_PATH))
+
+
+def one_of(default: str, table: Callable[[], Mapping[str, Any]]) -> Any:
+    """A dataclass field for a name that stands in the table that `table` gives, also one that is added later."""
+    return field(default=default, metadata={_TABLE: table})
+
+
+def some_of(default: Sequence[str], table: Callable[[], Mapping[str, Any]]) -> Any:
+    """A dataclass field for a list of such names."""
+    return field(default_factory=lambda: list(default), metadata={_TABLE: table})
+
+
+def table_of(declared: dataclasses.Field[Any]) -> Mapping[str, Any] | None:
+    """The names that a field may hold, if it holds names."""
+    table = declared.metadata.get(_TABLE)
+    return None if table is None else table()
 
 
 def range_of(declared: dataclasses.Field[Any]) -> Range | None:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from utils.errors import InputError
-from utils.fields import range_of
+from utils.fields import range_of, table_of
 from utils.text import shown
 
 T = TypeVar("T")
@@ -123,13 +123,13 @@ def _check_value(path: str, value: Any, key: Key) -> None:
     allowed = range_of(key.declared)
     if allowed is not None and not allowed.admits(value):
         raise InputError(f"{path} is {shown(value)}; it must be {allowed.describe(value)}")
-    if get_origin(key.kind) is list:
-        for item in value:
-            _check_choice(path, item, get_args(key.kind)[0])
-    else:
-        _check_choice(path, value, key.kind)
+    known = _known_names(key)
+    for item in value if isinstance(value, list) else [value]:
+        if known is not None and item not in known:
+            raise InputError(f"{path} is {shown(item)}; known: {', '.join(known)}")
 
 
-def _check_choice(path: str, value: Any, kind: Any) -> None:
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise InputError(f"{path} is {shown(value)}; known: {', '.join(get_args(kind))}")
+def _known_names(key: Key) -> Collection[str] | None:
+    """The names that a key may hold, or None if it holds something else."""
+    kind = get_args(key.kind)[0] if get_origin(key.kind) is list else key.kind
+    return get_args(kind) if get_origin(kind) is Literal else table_of(key.declared)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.importers.re10k_chunks import Clip, clip_key, missing_keys, open_chunk, parse_clip
+from data.importers.re10k_chunks import Clip, chunk_files, clip_key, missing_keys, open_chunk, parse_clip
 from data.writing import ImportResult, NewScene, SceneWriter, loss_reason
 from utils.errors import DamagedError, InputError
 from utils.parallel import cores_of_process
@@ -17,6 +17,11 @@ from utils.torch_file import TorchFile
 
 # Beyond that many processes (or the cores, if they are more) nothing gets faster.
 _MOST_PROCESSES = 64
+
+
+def import_folder(folder: Path, writer: SceneWriter, num_processes: int) -> ImportResult:
+    """Write the scenes of all chunks of a split."""
+    return import_chunks(chunk_files(folder), writer, num_processes)
 
 
 def import_chunks(chunks: dict[Path, list[str] | None], writer: SceneWriter, num_processes: int) -> ImportResult:

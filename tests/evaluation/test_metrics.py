@@ -3,8 +3,10 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from evaluation.metrics import build_metrics, psnr, score, ssim
+from evaluation.evaluator import EvaluationConfig
+from evaluation.metrics import METRICS, build_metrics, psnr, score, ssim
 from utils.errors import InputError
+from utils.sections import check_fields
 
 
 @pytest.fixture
@@ -48,8 +50,16 @@ def test_score_is_exact_inside_autocast(pair):
 
 
 def test_unknown_metric_is_named():
-    with pytest.raises(InputError, match="inference.metrics: 'fid' is unknown"):
-        build_metrics(["psnr", "fid"], torch.device("cpu"))
+    with pytest.raises(InputError, match="^metrics is 'fid'; known: psnr, ssim, lpips$"):
+        check_fields(EvaluationConfig(metrics=["psnr", "fid"]))
+
+
+def test_a_new_metric_is_one_row_of_the_table(monkeypatch):
+    monkeypatch.setitem(METRICS, "mse", lambda device: lambda render, image: (render - image).square().mean((1, 2, 3)))
+    check_fields(EvaluationConfig(metrics=["psnr", "mse"]))
+    render, image = torch.rand(2, 1, 2, 3, 16, 16)
+    scores = score(build_metrics(["psnr", "mse"], torch.device("cpu")), render, image)
+    assert torch.allclose(-10 * scores["mse"].log10(), scores["psnr"], atol=1e-4)
 
 
 def test_missing_lpips_weights_say_what_to_do(tmp_path, monkeypatch):
