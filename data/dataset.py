@@ -219,7 +219,8 @@ class ViewLoader:
 
     def _read(self, scene: Scene, frame: int, notes: dict[str, str]) -> tuple[np.ndarray, Crop, tuple[int, int]]:
         """The pixels of a frame, how they were cut, and (width, height) of the stored image."""
-        path, where = scene.image_path(frame), f"scene {scene.name}, frame {frame}"
+        path = scene.image_path(frame)
+        where = f"scene {scene.name}, frame {frame}"
         if self.fast and has_fast_lanczos():
             pixels = read_pixels(path, where, notes)
             crop = self._plan(pixels.shape[2], pixels.shape[1])
@@ -267,7 +268,8 @@ class TrainingDataset(Dataset[Batch]):
 
     def __init__(self, load: ViewLoader, seed: int) -> None:
         check_view_config(load.cfg)
-        self.load, self.seed = load, seed
+        self.load = load
+        self.seed = seed
         self.scenes = read_scene_list(Path(load.cfg.dataset_path))
 
     def __getitem__(self, number: int) -> Batch:
@@ -328,7 +330,8 @@ class EvaluationDataset(Dataset["Batch | Unusable"]):
     """The scenes of an evaluation index with the views that it selects."""
 
     def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]]) -> None:
-        self.load, self.items = load, items
+        self.load = load
+        self.items = items
 
     def __len__(self) -> int:
         return len(self.items)

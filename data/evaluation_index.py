@@ -67,7 +67,8 @@ def _selection(entry: Any, key: str, path: Path) -> Selection:
         if len(set(frames)) < len(frames):
             twice = next(frame for n, frame in enumerate(frames) if frame in frames[:n])
             raise InputError(f"{where}: frame {shown(twice)} stands twice in {name}")
-    context, target = entry["context"], entry["target"]
+    context = entry["context"]
+    target = entry["target"]
     if len(context) == 1 and context[0] in target:
         raise InputError(f"{where}: frame {shown(context[0])} is a target and the only context frame")
     return Selection(context, target)
@@ -94,7 +95,8 @@ def match_scenes(
     for path in scene_files:
         if path.stem in index and files.setdefault(path.stem, path) != path:
             raise InputError(f"two files of the scene list are of scene {path.stem}: {files[path.stem]} and {path}")
-    found, missing = [], {}
+    found = []
+    missing = {}
     for name, selection in index.items():
         fault = _fault(files[name], selection, allow_outside) if name in files else "not in the scene list"
         if fault:

@@ -49,7 +49,10 @@ class _SampleNumbers(Sampler[list[int]]):
     """Numbers of one rank's samples, batch by batch: batch k of rank r starts at start + (k·world + r)·batch."""
 
     def __init__(self, start: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.start, self.batch_size, self.rank, self.world_size = start, batch_size, rank, world_size
+        self.start = start
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in count():
@@ -80,7 +83,9 @@ class TrainingLoader:
         position: int,
         patience: float = _PATIENCE,
     ) -> None:
-        self.position, self._per_step, self._patience = position, batch_size * world_size, patience
+        self.position = position
+        self._per_step = batch_size * world_size
+        self._patience = patience
         sampler = _SampleNumbers(position, batch_size, rank, world_size)
         self._batches = _start(dataset, cfg, batch_sampler=sampler, collate_fn=collate)
 

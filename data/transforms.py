@@ -99,7 +99,9 @@ def _needed(size: int, resized: int, start: int, stop: int) -> tuple[int, int, i
     the filter on the same places.
     """
     steps = math.gcd(size, resized)
-    step, new_step, ratio = size // steps, resized // steps, size / resized
+    step = size // steps
+    new_step = resized // steps
+    ratio = size / resized
     reach = _LANCZOS_REACH * max(1.0, ratio) + 1
     first = max(0, math.floor((start * ratio - reach) / step))
     last = min(steps, math.ceil((stop * ratio + reach) / step))

@@ -13,11 +13,12 @@ _ROW_TOLERANCE = 1e-4
 # Beyond every map's coordinates in metres (the Earth's radius is 6.4e6).
 _MAX_TRANSLATION = 1e7
 # Degrees, across the width and across the height; wider lenses are no pinhole cameras.
-_MIN_FIELD_OF_VIEW, _MAX_FIELD_OF_VIEW = 5.0, 150.0
+_MIN_FIELD_OF_VIEW = 5.0
+_MAX_FIELD_OF_VIEW = 150.0
 # fx / fy, or the other way round: images that were squeezed to a square have 1.8 to 2.4.
 _MAX_FOCAL_RATIO = 4.0
-# A principal point nearer to the corner than this, in pixels, is one in shares of width and height.
-_SHARE = 1.0
+# A principal point nearer to the corner than this, in pixels, is normalized: a fraction of width and height.
+_LARGEST_NORMALIZED = 1.0
 
 # Which frames hold [n], what is wrong with the others, and the figures [n, k] to be put into that.
 _Check = tuple[Any, str, np.ndarray]
@@ -60,11 +61,13 @@ def _pose_checks(w2c: Float[np.ndarray, "n 4 4"]) -> Iterator[_Check]:
 
 
 def _lens_checks(fxfycxcy: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "#n 2"] | None) -> Iterator[_Check]:
-    focal, centre = fxfycxcy[:, :2], fxfycxcy[:, 2:]
+    focal = fxfycxcy[:, :2]
+    centre = fxfycxcy[:, 2:]
     yield np.isfinite(fxfycxcy).all(1), "its intrinsics are not finite", fxfycxcy
     yield (focal > 0).all(1), "its focal length ({:g}, {:g}) is not positive", focal
-    shares = ((centre >= 0) & (centre <= _SHARE)).all(1)
-    yield ~shares, "its principal point ({:g}, {:g}) is in shares of width and height, not in pixels", centre
+    normalized = ((centre >= 0) & (centre <= _LARGEST_NORMALIZED)).all(1)
+    reason = "its principal point ({:g}, {:g}) is normalized (a fraction of width and height), not in pixels"
+    yield ~normalized, reason, centre
     ratio = focal[:, 0] / focal[:, 1]
     good = np.maximum(ratio, 1 / ratio) <= _MAX_FOCAL_RATIO
     yield good, f"its fx is {{:g}} times its fy, more than {_MAX_FOCAL_RATIO:g} apart", ratio[:, None]

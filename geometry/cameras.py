@@ -1,4 +1,4 @@
-"""Cameras: conventions, rays and pose normalisation.
+"""Cameras: conventions, rays and Plücker coordinates.
 
 Axes follow OpenCV (x right, y down, z forward); `c2w` maps camera to world; `fxfycxcy` is in pixels of the
 image the camera belongs to; the centre of the first pixel is at (0.5, 0.5).
@@ -80,7 +80,7 @@ def rays(cameras: Cameras) -> tuple[Float[Tensor, "*n 3"], Float[Tensor, "*n h w
     y = torch.arange(cameras.height, device=device, dtype=dtype) + 0.5
     fx, fy, cx, cy = cameras.fxfycxcy[..., None, None].unbind(-3)
     u, v = ((x - cx) / fx)[..., None], ((y[:, None] - cy) / fy)[..., None]
-    # Written out, since a matrix product would run in reduced precision under autocast or TF32.
+    # Written out, since a matmul would run in reduced precision under autocast or TF32.
     right, down, forward = cameras.c2w[..., None, None, :3, :3].unbind(-1)
     directions = right * u + down * v + forward
     return cameras.c2w[..., :3, 3], torch.nn.functional.normalize(directions, dim=-1)

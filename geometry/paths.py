@@ -16,7 +16,8 @@ from utils.fields import bounded, file_path
 from utils.text import shown
 
 # In units of the inputs' extent, the largest distance of an input camera from their mean centre.
-_SPIRAL_RADIUS, _WOBBLE_RADIUS = 0.3, 0.15
+_SPIRAL_RADIUS = 0.3
+_WOBBLE_RADIUS = 0.15
 _FOCUS = 4.0
 _SPIRAL_TURNS = 2
 # Stands in for a smaller extent; normalised positions reach 0.74 along an axis.
@@ -75,7 +76,8 @@ def camera_path(cfg: VideoConfig, inputs: Cameras, saved: Cameras | None = None)
 
 def nearest_order(centres: Float[np.ndarray, "v 3"]) -> list[int]:
     """Visit the first camera, then always the nearest one not yet visited."""
-    order, left = [0], set(range(1, len(centres)))
+    order = [0]
+    left = set(range(1, len(centres)))
     while left:
         here = centres[order[-1]]
         order.append(min(left, key=lambda i: (float(np.linalg.norm(centres[i] - here)), i)))
@@ -91,7 +93,8 @@ def interpolate_path(cameras: Cameras, num_frames: int, loop: bool = True, order
         loop: add a leg from the last camera back to the first.
         order: visit the nearest unvisited camera next instead of the given order.
     """
-    stops, leg = _stops(cameras, order), np.linspace(0.0, 1.0, num_frames)
+    leg = np.linspace(0.0, 1.0, num_frames)
+    stops = _stops(cameras, order)
     stops += stops[:1] if loop else []
     times = np.concatenate([start + leg for start in range(max(1, len(stops) - 1))])
     return _pass_through(cameras, stops, times)
@@ -143,7 +146,8 @@ def wobble_path(cameras: Cameras, num_frames: int, order: bool = False) -> Camer
     The last pose of a circle is its first again.
     """
     c2w, fxfycxcy = _arrays(cameras)
-    stops, angle = _stops(cameras, order), np.linspace(0.0, 2 * np.pi, num_frames)
+    stops = _stops(cameras, order)
+    angle = np.linspace(0.0, 2 * np.pi, num_frames)
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], axis=1)
     circles = [_around(c2w[stop], _WOBBLE_RADIUS * circle, _extent(c2w)) for stop in stops]
     return _like(cameras, np.concatenate(circles), np.repeat(fxfycxcy[stops], num_frames, axis=0))
@@ -159,7 +163,8 @@ def _around(
     camera: Float[np.ndarray, "4 4"], offsets: Float[np.ndarray, "n 3"], extent: float
 ) -> Float[np.ndarray, "n 4 4"]:
     """Cameras at `offsets` (along the camera's axes, in extents) that look at a point in front of `camera`."""
-    rotation, centre = camera[:3, :3], camera[:3, 3]
+    rotation = camera[:3, :3]
+    centre = camera[:3, 3]
     path = np.tile(np.eye(4), (len(offsets), 1, 1))
     path[:, :3, 3] = centre + extent * offsets @ rotation.T
     towards = centre + _FOCUS * extent * rotation[:, 2] - path[:, :3, 3]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
 from utils.errors import DamagedError
@@ -53,7 +53,7 @@ class TorchArchive:
         OSError: it cannot be read.
     """
 
-    def __init__(self, file: Path | BinaryIO, largest: int, compressed: bool = True) -> None:
+    def __init__(self, file: Path | BufferedReader | BytesIO, largest: int, compressed: bool = True) -> None:
         with damage_told():
             self._zip = ZipFile(file)
         self._entries = {entry.filename: entry for entry in self._zip.infolist()}

@@ -242,7 +242,8 @@ class _Legacy:
         reader = _Reader(file, self.storage)
         self.content = reader.load()
         keys = _Reader(file, self.storage).load()
-        self._file, self._places = file, dict(_places(file, keys, reader.itemsizes))
+        self._file = file
+        self._places = dict(_places(file, keys, reader.itemsizes))
 
     def storage(self, key: str, nbytes: int) -> bytearray:
         """The first `nbytes` bytes of a storage."""

@@ -82,7 +82,8 @@ def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
         InputError: the folder holds no chunk, or its index is not an index.
     """
     # Hidden ones are no chunks: a Mac leaves `._NAME` beside every file that it copies.
-    files, index_path = sorted(folder.glob("[!.]*.torch")), folder / "index.json"
+    files = sorted(folder.glob("[!.]*.torch"))
+    index_path = folder / "index.json"
     # A link that leads nowhere is meant to be an index, too.
     has_index = index_path.exists() or index_path.is_symlink()
     if not files and not has_index:
@@ -136,7 +137,8 @@ def parse_clip(record: Any) -> Clip:
     if not isinstance(record, dict) or not {"key", "cameras", "images"} <= record.keys():
         raise InputError("a clip needs key, cameras and images")
     key = check_plain_name(record["key"], "key")
-    images, cameras = record["images"], record["cameras"]
+    images = record["images"]
+    cameras = record["cameras"]
     if not isinstance(images, list):
         raise InputError(f"images must be a list; {_kind(images)} stands in its place")
     if not 1 <= len(images) <= _MOST_FRAMES:

@@ -63,7 +63,7 @@ FAULTS = {
     "infinite centre": (intrinsics(320, 320, np.inf, 180), "finite"),
     "no focal": (intrinsics(0, 320, 320, 180), "focal length"),
     "negative focal": (intrinsics(320, -320, 320, 180), "focal length"),
-    "shares for pixels": (intrinsics(0.5, 0.9, 0.5, 0.5), "shares"),
+    "shares for pixels": (intrinsics(0.5, 0.9, 0.5, 0.5), "normalized"),
     "pixels for shares": (intrinsics(320 * 640, 320 * 360, 320 * 640, 180 * 360), "outside the image"),
     "centre left": (intrinsics(320, 320, -5, 180), "outside the image"),
     "centre below": (intrinsics(320, 320, 320, 361), "outside the image"),
