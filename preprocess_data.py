@@ -16,7 +16,6 @@ from data.importers import IMPORTERS
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
-from utils.lock import only_writer
 from utils.parallel import cores_of_process
 from utils.stop_signal import exit_on_sigterm
 from utils.text import printable
@@ -75,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     if processes < 1:
         raise InputError(f"--num_processes is {processes}; at least 1 is needed")
     writer = SceneWriter(arguments.output_dir / arguments.mode, arguments.image_format)
-    with exit_on_sigterm(), only_writer(writer.root, "--output_dir"):
+    with exit_on_sigterm():
         importer = IMPORTERS[arguments.source]
         tell(importer(arguments.base_path / arguments.mode, writer, processes), writer)
 

@@ -35,6 +35,7 @@ from utils.files import (
     write_json,
     write_text,
 )
+from utils.lock import only_writer
 from utils.text import printable, shown
 
 # A disk that is asked to sync many files at once writes them in few goes.
@@ -95,10 +96,12 @@ class SceneWriter:
     Args:
         root: the folder of the set, with `metadata` and `images`.
         image_format: `jpeg` keeps the original bytes of all images, `png` makes PNG files of them.
+        named: what named the folder, for messages.
     """
 
     root: Path
     image_format: str = "jpeg"
+    named: str = "--output_dir"
 
     def metadata(self, key: str) -> Path:
         """A scene's metadata; written last, so it marks the scene as complete."""
@@ -110,20 +113,22 @@ class SceneWriter:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Enter it around all writing, in one process; others may write meanwhile, then all scenes are listed.
+        """Enter it around all writing, in the process whose workers write; at its end all scenes are listed.
 
         Raises:
+            InputError: another run writes to the folder.
             OSError: the disk is full or not writable; complete scenes stay, so that a later run goes on.
         """
-        for folder in (self.root / "metadata", self.root / "images"):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.clear()
-        try:
-            yield
-        finally:
+        with only_writer(self.root, self.named):
+            for folder in (self.root / "metadata", self.root / "images"):
+                folder.mkdir(parents=True, exist_ok=True)
             self.clear()
-        scenes = sorted((self.root / "metadata").glob("[!.]*.json"))
-        write_text(self.root / "full_list.txt", "".join(f"metadata/{path.name}\n" for path in scenes))
+            try:
+                yield
+            finally:
+                self.clear()
+            scenes = sorted((self.root / "metadata").glob("[!.]*.json"))
+            write_text(self.root / "full_list.txt", "".join(f"metadata/{path.name}\n" for path in scenes))
 
     def clear(self) -> None:
         """Remove what killed processes left; nobody may be writing."""

@@ -10,6 +10,7 @@ from data.scene import read_scene, read_scene_list
 from data.writing import ImportResult, NewScene, SceneWriter
 from tests.chunks import camera_rows, contents, jpeg
 from utils.errors import DamagedError
+from utils.lock import LOCK_NAME
 
 
 def photographs(key, count=3, w2c=None, **changes):
@@ -88,6 +89,14 @@ def test_another_scene_of_the_name_is_named(tmp_path):
     moved[:, 0, 3] = 5
     result = import_scenes(tmp_path, [photographs("a", w2c=moved)])
     assert (result.written, result.kept) == (0, 0) and str(tmp_path / "metadata" / "a.json") in result.lost["clip a"]
+
+
+def test_a_session_leaves_nothing_hidden(tmp_path):
+    writer = SceneWriter(tmp_path / "set")
+    with writer.session():
+        assert (writer.root / LOCK_NAME).exists()
+        writer.images(".a.lvsm-12345678.tmp").mkdir()
+    assert not list(writer.root.rglob(".*")) and (writer.root / "full_list.txt").read_text() == ""
 
 
 def test_another_image_format_is_counted(tmp_path):
