@@ -223,7 +223,7 @@ class Evaluator:
             }
         frames: Iterable[np.ndarray] = ()
         if path is not None:
-            frames = self.renderer.film(rendered.encoded[i : i + 1], path[None])
+            frames = self.renderer.film(rendered.encoded[i], path[None])
 
         identity = self.identify(record.scene_name)
 

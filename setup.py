@@ -27,7 +27,7 @@ from evaluation.evaluator import EvaluationConfig
 from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
 from model import ModelConfig, check_model_config, unread_keys
-from model.execution import ExecutionConfig, check_execution_config
+from model.execution import ExecutionConfig, prepare_compiler
 from model.loss import LossConfig
 from training.metrics_log import MetricsLogConfig
 from training.optim import OptimConfig
@@ -434,7 +434,6 @@ def _check_values(config: Config) -> None:
     evaluation = config.inference.evaluation
     if evaluation.compute_metrics and not evaluation.metrics:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
-    check_execution_config(config.training.execution)
     with _below("model"):
         check_model_config(config.model)
     with _below("inference.render_video_config"):
@@ -496,6 +495,7 @@ def output_folder(text: str, key: str) -> Path:
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:
-    """CPU threads (never more than this process's share of the cores) and TF32 on GPUs."""
+    """CPU threads (never more than this process's share of the cores), TF32 on GPUs, the compiler's settings."""
     torch.set_num_threads(min(cfg.process.num_threads, cores_of_process()))
     set_tf32(cfg.precision)
+    prepare_compiler(cfg.execution)

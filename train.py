@@ -19,8 +19,8 @@ from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import TrainingLoader, evaluation_batches
 from evaluation.metrics import build_metrics
 from evaluation.rendering import Renderer, average_scores, find_items, whole
-from model import LVSM, build_model
-from model.flops import peak_flops, training_flops
+from model import LVSM, build_model, training_flops
+from model.flops import peak_flops
 from model.loss import Loss, build_loss, vgg19_path
 from model.perceptual import fetch_vgg19
 from model.weights import load_published

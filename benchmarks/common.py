@@ -20,6 +20,7 @@ from torch import Tensor
 from data.dataset import Batch
 from geometry.cameras import Cameras, Views
 from model import LVSM, build_model
+from model.execution import compile_model
 from model.flops import peak_flops
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
@@ -64,8 +65,8 @@ def seeded_vgg19() -> dict[str, Tensor]:
 
 def seeded_loss(cfg: TrainingConfig) -> Loss:
     """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
-    perceptual = PerceptualLoss(seeded_vgg19(), cfg.execution) if cfg.loss.perceptual_loss_weight else None
-    return Loss(cfg.loss, None, perceptual)
+    perceptual = PerceptualLoss(seeded_vgg19()) if cfg.loss.perceptual_loss_weight else None
+    return compile_model(Loss(cfg.loss, None, perceptual), cfg.execution)
 
 
 def seeded_model(config: Config) -> LVSM:

@@ -28,7 +28,7 @@ from benchmarks.common import (
 from data.dataset import Batch
 from evaluation.metrics import build_metrics
 from evaluation.rendering import Renderer, render_batch, round_products
-from model.flops import decoding_flops, encoding_flops
+from model import decoding_flops, encoding_flops
 from setup import Config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
@@ -73,7 +73,8 @@ class Work:
 
 def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     """What is timed of one configuration."""
-    encoding, decoding = encoding_flops(config.model, INPUTS), decoding_flops(config.model, INPUTS)
+    encoding = encoding_flops(config.model, INPUTS).forward
+    decoding = decoding_flops(config.model, INPUTS).forward
     renderer, batch, images = seeded_renderer(config, device), evaluation_batch(config), SCENES * TARGETS
     flops = SCENES * encoding + images * decoding
     metrics = build_metrics(["psnr", "ssim"], device)

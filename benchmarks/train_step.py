@@ -36,7 +36,7 @@ from benchmarks.common import (
 )
 from data.dataset import Batch
 from data.loader import TrainingLoader
-from model.flops import training_flops
+from model import training_flops
 from setup import Config, with_training
 from training.optim import build_optimizer
 from training.tracking import Tracker

@@ -16,7 +16,7 @@ from data.scene import read_scene_list
 from data.views import Selection
 from evaluation.metrics import Metric, psnr, score
 from geometry.cameras import Cameras, Views
-from model import LVSM
+from model import LVSM, Encoded
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.media import start_to_uint8
@@ -40,17 +40,17 @@ class Renderer:
     precision: PrecisionConfig
     device: torch.device
 
-    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
+    def encode(self, inputs: Views) -> Encoded:
         """What the model keeps of the scenes' inputs [b, v]."""
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self.model.encode(inputs)
 
-    def render(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+    def render(self, encoded: Encoded, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
         """Images of the target cameras [b, t]."""
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
-    def fixed(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Callable[[Cameras], Tensor]:
+    def fixed(self, encoded: Encoded, targets: Cameras) -> Callable[[Cameras], Tensor]:
         """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w] without work for the host.
 
         For viewers: on a GPU the kernels are recorded once and played again; the result is overwritten by the next.
@@ -77,12 +77,12 @@ class Renderer:
 
         return play
 
-    def stream(self, encoded: Float[Tensor, "b k d"], targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
+    def stream(self, encoded: Encoded, targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
         """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
         for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
             yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
 
-    def film(self, encoded: Float[Tensor, "1 k d"], targets: Cameras) -> Iterator[UInt8[np.ndarray, "c h w 3"]]:
+    def film(self, encoded: Encoded, targets: Cameras) -> Iterator[UInt8[np.ndarray, "c h w 3"]]:
         """8-bit frames of one scene from target cameras [1, t], `c` at a time, the next ones rendered meanwhile."""
         before = None
         for images in self.stream(encoded, targets):
@@ -164,7 +164,7 @@ class Rendered:
 
     inputs: Views
     targets: Views
-    encoded: Tensor
+    encoded: Encoded
     renders: Tensor
     scores: dict[str, Tensor]
 

@@ -1,23 +1,52 @@
 """The LVSM models. `build_model` is the only way in that a configuration needs."""
 
-from model.execution import ExecutionConfig
+from model.encoded import Encoded
+from model.execution import ExecutionConfig, apply_execution
+from model.flops import Flops
 from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
 from model.transformer import TransformerConfig
 from utils.errors import InputError
 from utils.sections import check_fields
 from utils.text import shown
 
+__all__ = [
+    "LVSM",
+    "VARIANTS",
+    "Encoded",
+    "ModelConfig",
+    "build_model",
+    "check_model_config",
+    "decoding_flops",
+    "encoding_flops",
+    "find_variant",
+    "training_flops",
+    "unread_keys",
+]
+
+# By the short name that `model.class_name` may hold in place of the published one.
 VARIANTS: dict[str, type[LVSM]] = {
-    "model.LVSM_scene_decoder_only.Images2LatentScene": DecoderOnly,
-    "model.LVSM_scene_encoder_decoder.Images2LatentScene": EncoderDecoder,
+    "decoder_only": DecoderOnly,
+    "encoder_decoder": EncoderDecoder,
 }
+
+
+def find_variant(class_name: str) -> type[LVSM]:
+    """The variant of a short or a published name.
+
+    Raises:
+        InputError: there is none; the message lists the short names.
+    """
+    published = {variant.published_class: variant for variant in VARIANTS.values()}
+    variant = VARIANTS.get(class_name) or published.get(class_name)
+    if variant is None:
+        raise InputError(f"class_name is {shown(class_name)}; known: {', '.join(VARIANTS)}")
+    return variant
 
 
 def check_model_config(cfg: ModelConfig) -> None:
     """Raises InputError, its first word the field, where the values of `cfg` do not go together."""
+    find_variant(cfg.class_name)
     image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
-    if cfg.class_name not in VARIANTS:
-        raise InputError(f"class_name is {shown(cfg.class_name)}; known: {', '.join(VARIANTS)}")
     for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
         if tokenizer.in_channels != channels:
             raise InputError(f"{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
@@ -34,9 +63,10 @@ def check_model_config(cfg: ModelConfig) -> None:
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:
-    """Keys that differ from their defaults although the variant of `cfg` does not read them."""
-    unread = VARIANTS[cfg.class_name].unread
-    changed = [key for key in unread if getattr(cfg.transformer, key) != getattr(TransformerConfig, key)]
+    """Keys that differ from their defaults although other variants than that of `cfg` read them."""
+    lengths = [key for variant in VARIANTS.values() for key in variant.lengths]
+    others = [key for key in dict.fromkeys(lengths) if key not in find_variant(cfg.class_name).lengths]
+    changed = [key for key in others if getattr(cfg.transformer, key) != getattr(TransformerConfig, key)]
     return [f"model.transformer.{key}" for key in changed]
 
 
@@ -51,4 +81,21 @@ def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> L
     """
     check_fields(cfg)
     check_model_config(cfg)
-    return VARIANTS[cfg.class_name](cfg, execution or ExecutionConfig())
+    model = find_variant(cfg.class_name)(cfg)
+    return apply_execution(model, execution or ExecutionConfig())
+
+
+def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+    """What a scene of square images costs once, whatever is rendered of it."""
+    return find_variant(cfg.class_name).encoding_flops(cfg, num_inputs)
+
+
+def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+    """What one square target costs."""
+    return find_variant(cfg.class_name).decoding_flops(cfg, num_inputs)
+
+
+def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int) -> float:
+    """FLOP of forward and backward for one scene of square images: nothing recomputed, nothing saved."""
+    scene = encoding_flops(cfg, num_inputs) + decoding_flops(cfg, num_inputs) * num_targets
+    return scene.training

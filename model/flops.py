@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from model import VARIANTS
-from model.lvsm import DecoderOnly, ModelConfig
-
 # Dense bf16 rates in FLOP/s from the vendors' data sheets, by a part of the device's name; more specific ones first.
 _PEAKS = {
     "H100 PCIe": 756e12,
@@ -31,46 +28,37 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Costs of matrix products and of attention in units of one forward pass."""
+class Flops:
+    """FLOP of a forward pass: those of matmuls of tokens with weights, and those of attention's two matmuls."""
 
-    products: float = 1.0
-    attention: float = 1.0
+    matmuls: float = 0.0
+    attention: float = 0.0
 
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.matmuls + other.matmuls, self.attention + other.attention)
 
-FORWARD = Passes()
-# Backward costs twice the forward for matrix products, 2.5 times for attention, which recomputes its scores.
-TRAINING = Passes(3.0, 3.5)
+    def __mul__(self, times: float) -> "Flops":
+        return Flops(self.matmuls * times, self.attention * times)
 
+    @property
+    def forward(self) -> float:
+        """FLOP of the forward pass."""
+        return self.matmuls + self.attention
 
-def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int) -> float:
-    """FLOP of forward and backward for one scene of square images: nothing recomputed, nothing saved."""
-    encoder = encoding_flops(cfg, num_inputs, TRAINING)
-    return encoder + num_targets * decoding_flops(cfg, num_inputs, TRAINING)
+    @property
+    def training(self) -> float:
+        """FLOP of forward and backward: nothing recomputed, nothing saved.
 
-
-def encoding_flops(cfg: ModelConfig, num_inputs: int, passes: Passes = FORWARD) -> float:
-    """FLOP that a scene of square images costs once, whatever is rendered of it."""
-    if VARIANTS[cfg.class_name] is DecoderOnly:
-        return 0.0
-    sizes = cfg.transformer
-    tokens = sizes.n_latent_vectors + num_inputs * _tokens_per_view(cfg)
-    return _stack_flops(sizes.d, sizes.encoder_n_layer, tokens, passes)
-
-
-def decoding_flops(cfg: ModelConfig, num_inputs: int, passes: Passes = FORWARD) -> float:
-    """FLOP of one square target."""
-    sizes, target = cfg.transformer, _tokens_per_view(cfg)
-    if VARIANTS[cfg.class_name] is DecoderOnly:
-        return _stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * target, passes)
-    return _stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + target, passes)
+        Backward costs twice the forward for matmuls, 2.5 times for attention, which recomputes its scores.
+        """
+        return 3.0 * self.matmuls + 3.5 * self.attention
 
 
-def _tokens_per_view(cfg: ModelConfig) -> int:
-    return (cfg.image_tokenizer.image_size // cfg.image_tokenizer.patch_size) ** 2
+def stack_flops(d: int, n_layer: int, tokens: int, context: int = 0) -> Flops:
+    """A stack of blocks over `tokens`, which attend to one another and to `context` further keys.
 
-
-def _stack_flops(d: int, n_layer: int, tokens: int, passes: Passes) -> float:
-    products = passes.products * 2 * 12 * d * d * tokens
-    attention = passes.attention * 4 * tokens * tokens * d
-    return n_layer * (products + attention)
+    A block has 12 d² weights: 4 d² in attention, 8 d² in the MLP.
+    """
+    matmuls = 2 * 12 * d * d * tokens
+    attention = 4 * tokens * (tokens + context) * d
+    return Flops(matmuls, attention) * n_layer

@@ -1,4 +1,4 @@
-"""The training loss: MSE, LPIPS and the perceptual loss, weighted (spec section 7)."""
+"""The training loss: MSE, LPIPS and the perceptual loss, weighted (paper section 3.2)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.execution import ExecutionConfig
+from model.execution import ExecutionConfig, compile_model
 from model.perceptual import PerceptualLoss, default_vgg19_path, load_vgg19
 from utils.fields import bounded, file_path
 from utils.lpips_network import Lpips
@@ -34,7 +34,9 @@ class Loss(nn.Module):
 
     def __init__(self, cfg: LossConfig, lpips: nn.Module | None = None, perceptual: nn.Module | None = None) -> None:
         super().__init__()
-        self.cfg, self.lpips, self.perceptual = cfg, lpips, perceptual
+        self.cfg = cfg
+        self.lpips = lpips
+        self.perceptual = perceptual
 
     def forward(
         self, renders: Float[Tensor, "b t 3 h w"], images: Float[Tensor, "b t 3 h w"]
@@ -64,5 +66,5 @@ def build_loss(cfg: LossConfig, execution: ExecutionConfig | None = None) -> Los
         InputError: a needed network's weights cannot be had; the message says where to put them.
     """
     lpips = Lpips() if cfg.lpips_loss_weight else None
-    perceptual = PerceptualLoss(load_vgg19(vgg19_path(cfg)), execution) if cfg.perceptual_loss_weight else None
-    return Loss(cfg, lpips, perceptual)
+    perceptual = PerceptualLoss(load_vgg19(vgg19_path(cfg))) if cfg.perceptual_loss_weight else None
+    return compile_model(Loss(cfg, lpips, perceptual), execution or ExecutionConfig())

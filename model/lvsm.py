@@ -1,11 +1,12 @@
-"""The two LVSM variants: a few tokenizers and a head around one transformer (paper section 3).
+"""The LVSM variants: tokenizers and a head around stacks of transformer blocks (paper section 3).
 
-Both `encode` the input views of a scene once and `decode` any number of target cameras from that. Every target
+All `encode` the input views of a scene once and `decode` any number of target cameras from that. Every target
 is rendered on its own: the result does not depend on which other targets are asked for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -13,18 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.cameras import Cameras, Views, plucker
-from model.execution import ExecutionConfig, compiled
+from model.compilation import Compilable
+from model.encoded import Encoded
+from model.flops import Flops, stack_flops
+from model.tokens import Head, Tokenizer, TokenizerConfig, image_maps
 from model.transformer import LayerNorm, Transformer, TransformerConfig, init_linears
-from utils.fields import bounded
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Pixels to tokens: `image_size` is the shorter side in pixels, a token covers `patch_size`² pixels."""
-
-    image_size: int = bounded(256, 1, 4096)
-    patch_size: int = bounded(8, 1, 1024)
-    in_channels: int = bounded(9, 1, 1024)
 
 
 @dataclass(frozen=True)
@@ -36,45 +30,51 @@ class ModelConfig:
     target_pose_tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(in_channels=6))
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
 
+    @property
+    def tokens_per_view(self) -> int:
+        """Tokens of a square view."""
+        return (self.image_tokenizer.image_size // self.image_tokenizer.patch_size) ** 2
 
-class LVSM(nn.Module):
-    """What both variants share: tokenizers, output head, and rendering in chunks of target views.
 
-    Args:
-        execution: how it runs; the numbers are the same but for rounding.
-    """
+class LVSM(Compilable, nn.Module):
+    """What all variants share: tokenizers, output head, and rendering in chunks of target views."""
 
-    # Keys of `model.transformer` that the variant does not read.
-    unread: ClassVar[tuple[str, ...]] = ()
+    # The published name of the class, which configuration files hold.
+    published_class: ClassVar[str | None] = None
+    # Parts that have other names in published checkpoints.
+    published_parts: ClassVar[Mapping[str, str]] = {}
+    # The keys of `model.transformer` that this variant reads beside those that all read, and the part whose length
+    # each of them is.
+    lengths: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, cfg: ModelConfig, execution: ExecutionConfig) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         d, p = cfg.transformer.d, cfg.image_tokenizer.patch_size
-        self.patch_size = p
-        self.image_tokenizer = nn.Linear(9 * p * p, d, bias=False)
-        self.pose_tokenizer = nn.Linear(6 * p * p, d, bias=False)
-        self.input_norm, self.head_norm = LayerNorm(d), LayerNorm(d)
-        self.head = nn.Linear(d, 3 * p * p, bias=False)
+        self.image_tokenizer = Tokenizer(image_maps, 9, d, p)
+        self.pose_tokenizer = Tokenizer(plucker, 6, d, p)
+        self.input_norm = LayerNorm(d)
+        self.head = Head(d, p)
         init_linears(self)
-        self._build(cfg.transformer, execution)
-        self._tokenize_inputs = compiled(self._tokenize_inputs, execution)  # type: ignore[method-assign]
-        self._tokenize_targets = compiled(self._tokenize_targets, execution)  # type: ignore[method-assign]
-        self._join = compiled(self._join, execution)  # type: ignore[method-assign]
-        self._paint = compiled(self._paint, execution)  # type: ignore[method-assign]
 
-    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
+    def encode(self, inputs: Views) -> Encoded:
+        """Turn input views [b, v] (float images in [0, 1]) into what `decode` needs of a scene."""
         raise NotImplementedError
 
-    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
-        """Turn input views [b, v] (float images in [0, 1]) into what `decode` keeps of a scene."""
+    def target_tokens(self, encoded: Any, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The tokens that become the images of target cameras [b, t], from what this variant's `encode` gave."""
         raise NotImplementedError
 
-    def _transform(self, encoded: Tensor, target: Float[Tensor, "bt n d"]) -> Float[Tensor, "bt n d"]:
+    @staticmethod
+    def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """Arithmetic of encoding a scene of square images; that of tokenizers is not counted."""
+        return Flops()
+
+    @staticmethod
+    def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """Arithmetic of one square target."""
         raise NotImplementedError
 
-    def decode(
-        self, encoded: Float[Tensor, "b k d"], targets: Cameras, max_views: int | None = None
-    ) -> Float[Tensor, "b t 3 h w"]:
+    def decode(self, encoded: Encoded, targets: Cameras, max_views: int | None = None) -> Float[Tensor, "b t 3 h w"]:
         """Render target cameras [b, t]; `max_views` bounds the targets in memory at once, not the result."""
         chunk = max_views or targets.shape[1]
         starts = range(0, targets.shape[1], chunk)
@@ -84,69 +84,101 @@ class LVSM(nn.Module):
         """Render target cameras [b, t] from input views [b, v]."""
         return self.decode(self.encode(inputs), targets)
 
-    def _decode(self, encoded: Tensor, targets: Cameras) -> Tensor:
-        tokens = self._transform(encoded, self._tokenize_targets(targets))
-        images = self._paint(tokens, targets.height, targets.width)
+    def _decode(self, encoded: Encoded, targets: Cameras) -> Tensor:
+        images = self.head(self.target_tokens(encoded, targets), targets.height, targets.width)
         return rearrange(images, "(b t) c h w -> b t c h w", t=targets.shape[1])
 
-    def _join(self, encoded: Tensor, target: Tensor, target_first: bool) -> Float[Tensor, "bt n d"]:
-        """Normalised sequences: a scene's tokens, repeated for each target, joined with the tokens of that target."""
-        shared = repeat(encoded, "b k d -> (b t) k d", t=target.shape[0] // encoded.shape[0])
-        return self.input_norm(torch.cat([target, shared] if target_first else [shared, target], dim=1))
 
-    def _tokenize_targets(self, targets: Cameras) -> Float[Tensor, "bt n d"]:
-        return rearrange(self.pose_tokenizer(self._patchify(plucker(targets))), "b t n d -> (b t) n d")
+@dataclass(frozen=True)
+class SceneTokens(Encoded):
+    """Scenes as tokens."""
 
-    def _paint(self, tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b 3 h w"]:
-        pixels = torch.sigmoid(self.head(self.head_norm(tokens)))
-        grid = {"H": height // self.patch_size, "W": width // self.patch_size}
-        return rearrange(pixels, "b (H W) (p q c) -> b c (H p) (W q)", p=self.patch_size, q=self.patch_size, **grid)
-
-    def _tokenize_inputs(self, inputs: Views) -> Float[Tensor, "b vn d"]:
-        channels = torch.cat([inputs.images * 2 - 1, plucker(inputs.cameras)], dim=2)
-        return rearrange(self.image_tokenizer(self._patchify(channels)), "b v n d -> b (v n) d")
-
-    def _patchify(self, maps: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v n k"]:
-        """Row-major patches, channels last inside a patch."""
-        p = self.patch_size
-        return rearrange(maps, "b v c (H p) (W q) -> b v (H W) (p q c)", p=p, q=p)
+    tokens: Float[Tensor, "b k d"]
 
 
 class DecoderOnly(LVSM):
     """One stack over [all input tokens, the tokens of one target] (24 layers, 171 M parameters)."""
 
-    unread = ("encoder_n_layer", "decoder_n_layer", "n_latent_vectors")
+    published_class = "model.LVSM_scene_decoder_only.Images2LatentScene"
+    published_parts: ClassVar = {"input_norm": "transformer_input_layernorm", "transformer": "transformer_blocks"}
+    lengths: ClassVar = {"n_layer": "transformer"}
 
-    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
-        self.transformer = Transformer(cfg, cfg.n_layer, execution)
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.transformer = Transformer(cfg.transformer, cfg.transformer.n_layer)
 
-    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
+    def encode(self, inputs: Views) -> SceneTokens:
         """The input tokens: inputs attend to the target too, so nothing deeper can be shared."""
-        return self._tokenize_inputs(inputs)
+        return SceneTokens(self.image_tokenizer(inputs).flatten(1, 2))
 
-    def _transform(self, encoded: Tensor, target: Tensor) -> Tensor:
-        sequence = self._join(encoded, target, target_first=False)
+    def target_tokens(self, encoded: SceneTokens, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The target's tokens after the stack."""
+        target = self.pose_tokenizer(targets)
+        sequence = self.run(_join_inputs_first, self.input_norm, encoded.tokens, target)
         # Counted from the end, so that the number of inputs changes nothing about it.
-        return self.transformer(sequence, keep=slice(-target.shape[1], None))
+        return self.transformer(sequence, queries=slice(-target.shape[2], None))
+
+    @staticmethod
+    def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The stack over inputs and target."""
+        sizes = cfg.transformer
+        return stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * cfg.tokens_per_view)
 
 
 class EncoderDecoder(LVSM):
     """A scene becomes a fixed set of latents; a second stack renders from them (12 + 12 layers, 173 M)."""
 
-    unread = ("n_layer",)
+    published_class = "model.LVSM_scene_encoder_decoder.Images2LatentScene"
+    published_parts: ClassVar = {
+        "input_norm": "transformer_input_layernorm_decoder",
+        "encoder": "transformer_encoder",
+        "decoder": "transformer_decoder",
+        "latents": "n_light_field_latent",
+    }
+    lengths: ClassVar = {"encoder_n_layer": "encoder", "decoder_n_layer": "decoder", "n_latent_vectors": "latents"}
 
-    def _build(self, cfg: TransformerConfig, execution: ExecutionConfig) -> None:
-        self.encoder = Transformer(cfg, cfg.encoder_n_layer, execution)
-        self.decoder = Transformer(cfg, cfg.decoder_n_layer, execution)
-        self.latents = nn.Parameter(torch.empty(cfg.n_latent_vectors, cfg.d))
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        sizes = cfg.transformer
+        self.encoder = Transformer(sizes, sizes.encoder_n_layer)
+        self.decoder = Transformer(sizes, sizes.decoder_n_layer)
+        self.latents = nn.Parameter(torch.empty(sizes.n_latent_vectors, sizes.d))
         nn.init.trunc_normal_(self.latents, std=0.02)
 
-    def encode(self, inputs: Views) -> Float[Tensor, "b k d"]:
+    def encode(self, inputs: Views) -> SceneTokens:
         """The latents after the encoder stack."""
-        tokens = self._tokenize_inputs(inputs)
+        tokens = self.image_tokenizer(inputs).flatten(1, 2)
         sequence = torch.cat([repeat(self.latents, "k d -> b k d", b=len(tokens)), tokens], dim=1)
-        return self.encoder(sequence, keep=slice(0, len(self.latents)))
+        return SceneTokens(self.encoder(sequence, queries=slice(0, len(self.latents))))
 
-    def _transform(self, encoded: Tensor, target: Tensor) -> Tensor:
-        sequence = self._join(encoded, target, target_first=True)
-        return self.decoder(sequence, keep=slice(0, target.shape[1]))
+    def target_tokens(self, encoded: SceneTokens, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The target's tokens after the decoder stack, which sees the latents beside them."""
+        target = self.pose_tokenizer(targets)
+        sequence = self.run(_join_target_first, self.input_norm, encoded.tokens, target)
+        return self.decoder(sequence, queries=slice(0, target.shape[2]))
+
+    @staticmethod
+    def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The encoder stack over latents and inputs."""
+        sizes = cfg.transformer
+        return stack_flops(sizes.d, sizes.encoder_n_layer, sizes.n_latent_vectors + num_inputs * cfg.tokens_per_view)
+
+    @staticmethod
+    def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The decoder stack over latents and target."""
+        sizes = cfg.transformer
+        return stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + cfg.tokens_per_view)
+
+
+def _join_inputs_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:
+    """Normalised sequences: a scene's tokens [b k d], repeated for each target, then the target's [b t n d]."""
+    return norm(torch.cat([_repeat(scene, target), target.flatten(0, 1)], dim=1))
+
+
+def _join_target_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:
+    """The same, the target's tokens first."""
+    return norm(torch.cat([target.flatten(0, 1), _repeat(scene, target)], dim=1))
+
+
+def _repeat(scene: Tensor, target: Tensor) -> Float[Tensor, "bt k d"]:
+    return repeat(scene, "b k d -> (b t) k d", t=target.shape[1])

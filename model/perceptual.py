@@ -1,5 +1,6 @@
 """The VGG-19 perceptual loss, and where its weights come from."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.execution import ExecutionConfig, compiled
+from model.compilation import Compilable
 from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
 
@@ -37,17 +38,16 @@ def _vgg19_features() -> nn.Sequential:
     return nn.Sequential(*layers).to_empty(device="cpu")
 
 
-class PerceptualLoss(nn.Module):
-    """Weighted mean absolute differences of images and of five VGG-19 feature maps (spec section 7).
+class PerceptualLoss(Compilable, nn.Module):
+    """Weighted mean absolute differences of images and of five VGG-19 feature maps (Chen and Koltun, ICCV 2017).
 
     Args:
         weights: `{i}.weight` [out, in, 3, 3] and `{i}.bias` for the convolutions i of `vgg19().features[:32]`.
-        execution: whether to compile.
     """
 
     mean: Tensor
 
-    def __init__(self, weights: Mapping[str, Tensor], execution: ExecutionConfig | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         features = _vgg19_features()
         features.load_state_dict(dict(weights))
@@ -55,18 +55,19 @@ class PerceptualLoss(nn.Module):
         self.stages = nn.ModuleList(features[a:b] for a, b in zip(starts, _CUTS, strict=True))
         self.register_buffer("mean", torch.tensor(_MEAN_RGB).view(3, 1, 1))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self._fast_distance = compiled(self.distance, execution or ExecutionConfig())
 
     def forward(self, render: Float[Tensor, "b 3 h w"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """Distance of `render` to `image`, both in [0, 1]; gradients flow to `render` alone.
 
         Computed a few images at a time, gradients along with them, so that no feature map waits for backward.
         """
-        return _Chunked.apply(render, image.detach(), self._fast_distance)
+        distance = functools.partial(self.run, PerceptualLoss.distance, self)
+        return _Chunked.apply(render, image.detach(), distance)
 
     def distance(self, render: Float[Tensor, "b 3 h w"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """The same in one piece, as the formula stands."""
-        x, y = render * 255 - self.mean, image * 255 - self.mean
+        x = render * 255 - self.mean
+        y = image * 255 - self.mean
         total = (x - y).abs().mean()
         x, y = (z.contiguous(memory_format=torch.channels_last) for z in (x, y))
         for stage, scale in zip(self.stages, _SCALES, strict=True):

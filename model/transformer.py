@@ -1,22 +1,38 @@
-"""The transformer that both variants share (paper section 3.2). Attention lives here and nowhere else."""
+"""The transformer that all variants share (paper section 3.2). Attention lives here and nowhere else."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.execution import ExecutionConfig, Keep, attention_backends, checkpoint_arguments, compiled, plan_keeping
+from model.compilation import Compilable
 from model.fused import gelu, layer_norm
+from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
 _INIT_STD = 0.02
+
+AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
+ResidualDtype = Literal["fp32", "amp"]
+
+_BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+# By the kernel that is tried first. One that cannot take an input, as FlashAttention float32, leaves it to the next.
+_PREFERENCES = {
+    name: [first, *(other for other in _BACKENDS.values() if other != first)] for name, first in _BACKENDS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -34,33 +50,92 @@ class TransformerConfig:
     use_qk_norm: bool = True
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with RMS-normalised queries and keys, no biases, no mask."""
+class KeysValues(NamedTuple):
+    """Keys and values of `m` tokens as attention uses them: keys normalised, both turned by their cameras."""
 
-    def __init__(self, d: int, d_head: int, use_qk_norm: bool, backend: str = "auto") -> None:
+    k: Float[Tensor, "b h m c"]
+    v: Float[Tensor, "b h m c"]
+
+
+@runtime_checkable
+class Relative(Protocol):
+    """How the cameras of tokens turn their heads [b h n c], so that attention sees relative cameras alone."""
+
+    def queries(self, q: Tensor, tokens: slice | None) -> Tensor:
+        """Turn queries of `tokens`, or of all."""
+
+    def keys(self, k: Tensor) -> Tensor:
+        """Turn keys of all tokens."""
+
+    def values(self, v: Tensor) -> Tensor:
+        """Turn values of all tokens."""
+
+    def results(self, attended: Tensor, tokens: slice | None) -> Tensor:
+        """Turn what attention gives to `tokens`, or to all."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Float[Tensor, "b h n c"]:
+    """softmax(q kᵀ / √c) v of every head; `kernel` is tried first."""
+    # Inside the function, since a compiled one does not see choices that are made around it.
+    with sdpa_kernel(_PREFERENCES[kernel], set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys, no biases, no mask."""
+
+    def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
         super().__init__()
-        self.d_head, self.backends = d_head, attention_backends(backend)
+        self.d_head = d_head
+        self.kernel: AttentionKernel = "flash"
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
         self.q_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
         self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
 
-    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
-        """Every token of `x` is a key and value; those in `keep`, or all, are queries."""
-        q, k, v = (rearrange(t, "b n (h c) -> b n h c", c=self.d_head) for t in self._project(x, keep))
-        q, k = self._normalize(self.q_norm, q, v), self._normalize(self.k_norm, k, v)
-        # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        # Inside the function, since a compiled one does not see choices that are made around it.
-        with sdpa_kernel(self.backends, set_priority=True):
-            attended = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(self.d_head))
-        return self.out(rearrange(attended, "b h n c -> b n (h c)"))
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        queries: slice | None = None,
+        context: KeysValues | None = None,
+        relative: Relative | None = None,
+        return_kv: bool = False,
+    ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
+        """Every token of `x` is a key and value; those in `queries`, or all, are queries.
 
-    def _project(self, x: Tensor, keep: slice | None) -> tuple[Tensor, ...]:
-        if keep is None:
+        Args:
+            context: further keys and values to attend to, of the same `b`.
+            relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
+            return_kv: also return the keys and values of `x`, which may be the context of other tokens.
+        """
+        q, k, v = self._heads(x, queries)
+        if relative is not None:
+            q = relative.queries(q, queries)
+            k = relative.keys(k)
+            v = relative.values(v)
+        own = KeysValues(k, v)
+        if context is not None:
+            k = torch.cat([context.k, k], dim=2)
+            v = torch.cat([context.v, v], dim=2)
+        attended = attend(q, k, v, self.kernel)
+        if relative is not None:
+            attended = relative.results(attended, queries)
+        result = self.out(rearrange(attended, "b h n c -> b n (h c)"))
+        return (result, own) if return_kv else result
+
+    def _heads(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values [b h n c]."""
+        q, k, v = (rearrange(t, "b n (h c) -> b n h c", c=self.d_head) for t in self._project(x, queries))
+        q = self._normalize(self.q_norm, q, v)
+        k = self._normalize(self.k_norm, k, v)
+        # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
+        return tuple(t.transpose(1, 2) for t in (q, k, v))
+
+    def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
+        if queries is None:
             return self.qkv(x).chunk(3, dim=-1)
         d = x.shape[-1]
-        q = F.linear(x[:, keep], self.qkv.weight[:d])
+        q = F.linear(x[:, queries], self.qkv.weight[:d])
         return q, *F.linear(x, self.qkv.weight[d:]).chunk(2, dim=-1)
 
     @staticmethod
@@ -95,62 +170,126 @@ class LayerNorm(nn.LayerNorm):
 class Block(nn.Module):
     """Pre-norm block: x += attention(LN(x)); x += mlp(LN(x))."""
 
-    def __init__(self, cfg: TransformerConfig, backend: str = "auto") -> None:
+    def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.norm1 = LayerNorm(cfg.d)
-        self.attn = Attention(cfg.d, cfg.d_head, cfg.use_qk_norm, backend)
+        self.attn = Attention(cfg.d, cfg.d_head, cfg.use_qk_norm)
         self.norm2 = LayerNorm(cfg.d)
         self.mlp = MLP(cfg.d)
 
-    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
-        """All tokens, or only those in `keep`; the others then serve as keys and values alone."""
-        x = (x if keep is None else x[:, keep]) + self.attn(self.norm1(x), keep)
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        queries: slice | None = None,
+        context: KeysValues | None = None,
+        relative: Relative | None = None,
+        return_kv: bool = False,
+    ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
+        """All tokens, or only those in `queries`; the others then serve as keys and values alone.
+
+        Args: as those of `Attention`.
+        """
+        attended = self.attn(self.norm1(x), queries, context, relative, return_kv)
+        if return_kv:
+            attended, own = attended
+        x = (x if queries is None else x[:, queries]) + attended
+        x = x + self.mlp(self.norm2(x))
+        return (x, own) if return_kv else x
 
 
-class Transformer(nn.ModuleList):
-    """A stack of blocks, initialised as spec'd, run as `execution` says.
+class Transformer(Compilable, nn.ModuleList):
+    """A stack of blocks.
 
     Args:
         n_layer: number of blocks, at least 1.
     """
 
-    def __init__(self, cfg: TransformerConfig, n_layer: int, execution: ExecutionConfig) -> None:
-        super().__init__(Block(cfg, execution.attention_backend) for _ in range(n_layer))
+    # What a checkpointed group of so many layers saves for backward; everything is saved if it is 0.
+    layers_per_group = 0
+    save_policies: Sequence[SavePolicy] = ()
+    # Precision of the tokens from block to block under autocast: float32, or that of the matmuls.
+    residual_dtype: ResidualDtype = "fp32"
+
+    def __init__(self, cfg: TransformerConfig, n_layer: int) -> None:
+        super().__init__(Block(cfg) for _ in range(n_layer))
         for index, block in enumerate(self):
             init_linears(block, block_init_std(cfg, index, n_layer))
-        self.every = execution.grad_checkpoint_every
-        self.levels = plan_keeping(math.ceil(n_layer / max(1, self.every)), execution.keep_activations)
-        self.narrow = execution.residual_dtype == "amp"
-        self._run_group = compiled(_run_group, execution)
 
-    def forward(self, x: Float[Tensor, "b n d"], keep: slice | None = None) -> Float[Tensor, "b m d"]:
-        """Run all blocks and return the tokens in `keep`; the last block computes no others."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type) if self.narrow else torch.float32)
-        checkpointed = self.every and self.training and torch.is_grad_enabled()
-        every, levels = (self.every, self.levels) if checkpointed else (1, [None] * len(self))
+    def checkpoint_groups(self, layers_per_group: int, share: float) -> None:
+        """Save only `share` of the activations of each group of layers for backward; 0 layers: save everything."""
+        self.layers_per_group = layers_per_group
+        self.save_policies = plan_saving(math.ceil(len(self) / max(1, layers_per_group)), share)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        queries: slice | None = None,
+        context: Sequence[KeysValues] | None = None,
+        relative: Relative | None = None,
+        return_kv: bool = False,
+    ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], tuple[KeysValues, ...]]:
+        """Run all blocks and return the tokens in `queries`; the last block computes no others.
+
+        Args: as those of `Attention`, with the context of every layer; the keys and values of every layer come back.
+
+        Raises:
+            ValueError: there is context of another number of layers.
+        """
+        if context is not None and len(context) != len(self):
+            raise ValueError(f"context of {len(context)} layers for a stack of {len(self)}")
+        x = self._in_residual_dtype(x)
         blocks = tuple(self)
-        for number, level in enumerate(levels):
-            group = blocks[number * every : (number + 1) * every]
-            x = self._run_group(group, x, keep if number == len(levels) - 1 else None, level)
-        return x
+        kept: list[KeysValues] = []
+        for layers, policy in self._groups():
+            chosen = queries if layers.stop >= len(blocks) else None
+            own_context = None if context is None else context[layers]
+            x = self.run(_run_group, blocks[layers], x, chosen, policy, own_context, relative, return_kv)
+            if return_kv:
+                x, own = x
+                kept += own
+        return (x, tuple(kept)) if return_kv else x
+
+    def _in_residual_dtype(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return x
+        return x.to(torch.get_autocast_dtype(device) if self.residual_dtype == "amp" else torch.float32)
+
+    def _groups(self) -> list[tuple[slice, SavePolicy | None]]:
+        """Layers that run in one piece, and what they save for backward; None: everything."""
+        size = self.layers_per_group
+        if size and self.training and torch.is_grad_enabled():
+            return [(slice(i * size, (i + 1) * size), policy) for i, policy in enumerate(self.save_policies)]
+        return [(slice(i, i + 1), None) for i in range(len(self))]
 
 
-def _run_group(blocks: Sequence[nn.Module], x: Tensor, keep: slice | None, level: Keep | None) -> Tensor:
-    """Blocks in a row, the last for the tokens in `keep` alone; checkpointed unless `level` is None.
+def _run_group(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    queries: slice | None,
+    policy: SavePolicy | None,
+    context: Sequence[KeysValues] | None,
+    relative: Relative | None,
+    return_kv: bool,
+) -> Any:
+    """Blocks in a row, the last for the tokens in `queries` alone; checkpointed unless `policy` is None.
 
     Compiled once for all groups of a shape. Tokens are cut in here: torch 2.11 fails on a tensor and a view of it.
     """
 
-    def run(x: Tensor) -> Tensor:
-        for block in blocks[:-1]:
-            x = block(x)
-        return blocks[-1](x, keep)
+    def run(x: Tensor) -> Any:
+        kept = []
+        for number, block in enumerate(blocks):
+            chosen = queries if number == len(blocks) - 1 else None
+            x = block(x, chosen, None if context is None else context[number], relative, return_kv)
+            if return_kv:
+                x, own = x
+                kept.append(own)
+        return (x, kept) if return_kv else x
 
-    if level is None:
+    if policy is None:
         return run(x)
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(level))
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:

@@ -7,30 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from model.lvsm import LVSM, EncoderDecoder
+from model import VARIANTS
+from model.lvsm import LVSM
 from utils.errors import InputError, MisfitError
 from utils.tensors import plain_fault, tensor_fault
 from utils.text import printable, shown
 
 _SHARED = {
-    r"^image_tokenizer\.": "image_tokenizer.1.",
-    r"^pose_tokenizer\.": "target_pose_tokenizer.1.",
-    r"^head_norm\.": "image_token_decoder.0.",
-    r"^head\.": "image_token_decoder.1.",
+    r"^image_tokenizer\.linear\.": "image_tokenizer.1.",
+    r"^pose_tokenizer\.linear\.": "target_pose_tokenizer.1.",
+    r"^head\.norm\.": "image_token_decoder.0.",
+    r"^head\.linear\.": "image_token_decoder.1.",
     r"\.attn\.qkv\.": ".attn.to_qkv.",
     r"\.attn\.out\.": ".attn.fc.",
     r"\.mlp\.up\.": ".mlp.mlp.0.",
     r"\.mlp\.down\.": ".mlp.mlp.2.",
-}
-_DECODER_ONLY = {
-    r"^input_norm\.": "transformer_input_layernorm.",
-    r"^transformer\.": "transformer_blocks.",
-}
-_ENCODER_DECODER = {
-    r"^input_norm\.": "transformer_input_layernorm_decoder.",
-    r"^encoder\.": "transformer_encoder.",
-    r"^decoder\.": "transformer_decoder.",
-    r"^latents$": "n_light_field_latent",
 }
 # Checkpoints of other trainers carry the loss network along; wrappers put their own parts into names.
 _IGNORED = re.compile(r"^loss_computer\.")
@@ -38,12 +29,6 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+")
 _SHOWN = 4
 
 # What the names and shapes of published weights say of the model.
-_FIRST_STACKS = {"decoder-only": "transformer_blocks.", "encoder-decoder": "transformer_encoder."}
-_STACKS = {
-    "n_layer": "transformer_blocks",
-    "encoder_n_layer": "transformer_encoder",
-    "decoder_n_layer": "transformer_decoder",
-}
 _D_NORMS = re.compile(r"^transformer_input_layernorm|\.norm1\.weight$")
 # Tensors that hold whole patches: along which axis, with how many channels.
 _ENDS = (
@@ -57,20 +42,19 @@ _UNITS = {
     "d_head": "channels a head",
     "patch_size": "pixels a patch side",
     "n_latent_vectors": "latents",
-    **dict.fromkeys(_STACKS, "layers"),
 }
 
 
 def published_names(model: LVSM) -> dict[str, str]:
     """Our parameter name -> the published one, for every parameter of `model`."""
-    table = _SHARED | (_ENCODER_DECODER if isinstance(model, EncoderDecoder) else _DECODER_ONLY)
-    return {name: _rename(name, table) for name in model.state_dict()}
+    return {name: _rename(name, type(model)) for name in model.state_dict()}
 
 
-def _rename(name: str, table: Mapping[str, str]) -> str:
-    for pattern, replacement in table.items():
+def _rename(name: str, variant: type[LVSM]) -> str:
+    for pattern, replacement in _SHARED.items():
         name = re.sub(pattern, replacement, name)
-    return name
+    part, dot, rest = name.partition(".")
+    return variant.published_parts.get(part, part) + dot + rest
 
 
 def published_state(model: LVSM) -> dict[str, Tensor]:
@@ -125,16 +109,13 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
     A size is left out where the tensors do not say it, or contradict one another.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items() if plain_fault(value) is None}
-    variants = {variant for variant, stack in _FIRST_STACKS.items() if any(name.startswith(stack) for name in shapes)}
     norms = {shape[-1] for name, shape in shapes.items() if _D_NORMS.search(name)}
     heads = {shape[-1] for name, shape in shapes.items() if name.endswith("attn.q_norm.weight")}
     blocks = any(name.endswith("attn.fc.weight") for name in shapes)
-    latents = shapes.get("n_light_field_latent")
     found: dict[str, set[Any]] = {
-        "class_name": variants,
+        "class_name": _find_variants(state),
         "d": norms,
-        **{key: _count_layers(shapes, stack) for key, stack in _STACKS.items()},
-        "n_latent_vectors": {latents[0]} if latents else set(),
+        **_read_lengths(shapes),
         "patch_size": {_patch_size(shapes, *ends) for ends in _ENDS},
         "use_qk_norm": {bool(heads)} if blocks else set(),
         "d_head": heads,
@@ -142,8 +123,27 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
     return {key: next(iter(values)) for key, values in found.items() if len(values) == 1 and None not in values}
 
 
-def _count_layers(shapes: Mapping[str, Any], stack: str) -> set[int]:
-    numbers = [int(name.split(".")[1]) for name in shapes if re.match(rf"{stack}\.\d+\.", name)]
+def _find_variants(state: Mapping[str, Any]) -> set[str]:
+    """The variants that have the first of their named parts among weights under published names."""
+    parts = {name.partition(".")[0] for name, value in state.items() if plain_fault(value) is None}
+    firsts = {name: next(iter(variant.lengths.values()), "") for name, variant in VARIANTS.items()}
+    return {name for name, first in firsts.items() if VARIANTS[name].published_parts.get(first, first) in parts}
+
+
+def _read_lengths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    """The lengths of all variants' parts, by their key."""
+    found: dict[str, set[int]] = {}
+    for variant in VARIANTS.values():
+        for key, part in variant.lengths.items():
+            found.setdefault(key, set()).update(_length(shapes, variant.published_parts.get(part, part)))
+    return found
+
+
+def _length(shapes: Mapping[str, tuple[int, ...]], part: str) -> set[int]:
+    """The rows of a tensor, or the layers of a stack; empty if there is neither."""
+    if shapes.get(part):
+        return {shapes[part][0]}
+    numbers = [int(name.split(".")[1]) for name in shapes if re.match(rf"{part}\.\d+\.", name)]
     return {max(numbers) + 1} if numbers else set()
 
 
@@ -156,22 +156,23 @@ def _patch_size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, cha
 
 def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
     """The sizes in which weights differ from the model; of another variant, that alone."""
+    variants = _find_variants(given)
+    if variants and not variants & _find_variants(own):
+        other = min(variants)
+        return [f"These are weights of the {other} variant: set model.class_name={other} or use its config"]
     mine, theirs = read_sizes(own), read_sizes(given)
-    variant = theirs.get("class_name")
-    if variant and variant != mine["class_name"]:
-        return [f"These are weights of the {variant} variant: set model.class_name or use its config"]
     return [
         f"{key}: the weights have {_phrase(key, theirs[key])}, "
         f"{_SECTIONS.get(key, 'model.transformer')}.{key} is {value}"
         for key, value in mine.items()
-        if key in theirs and theirs[key] != value
+        if key != "class_name" and key in theirs and theirs[key] != value
     ]
 
 
 def _phrase(key: str, value: object) -> str:
     if key == "use_qk_norm":
         return "query and key norms" if value else "no query and key norms"
-    return f"{value} {_UNITS[key]}"
+    return f"{value} {_UNITS.get(key, 'layers')}"
 
 
 def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:

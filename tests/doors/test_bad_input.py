@@ -537,7 +537,7 @@ def test_view_counts_that_agree_with_the_index_are_accepted(root):
         pytest.param(
             None,
             ["training.checkpoint_dir={root}/encoder_decoder"],
-            "These are weights of the encoder-decoder variant: set model.class_name or use its config",
+            "These are weights of the encoder_decoder variant: set model.class_name=encoder_decoder or use its config",
             id="other model",
         ),
         pytest.param(

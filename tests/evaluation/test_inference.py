@@ -246,7 +246,7 @@ def test_what_another_run_left_is_evaluated_anew(place, caplog):
     inference.main(command(place))
     before = scores(place, "out")
     with torch.no_grad():
-        model.head.weight.mul_(-1)
+        model.head.linear.weight.mul_(-1)
     write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
     (place / "out" / "stale").mkdir()
     (place / "out" / "stale" / "metrics.json").write_text('{"summary": {"psnr": 99}}')
@@ -501,7 +501,7 @@ def test_a_misspelled_normalisation_is_refused(place):
 )
 def test_broken_weights_are_named(place, value, message):
     model = save_model(place)
-    torch.nn.init.constant_(model.image_tokenizer.weight, value)
+    torch.nn.init.constant_(model.image_tokenizer.linear.weight, value)
     write_checkpoint(place / "checkpoints", 2, {"model": published_state(model)})
     with pytest.raises(InputError, match=message):
         inference.main(command(place))

@@ -1,7 +1,9 @@
-"""How a model runs must not matter: kept activations, kernels and compilation leave the numbers alone."""
+"""How a model runs must not matter: saved activations, kernels and compilation leave the numbers alone."""
 
+import copy
 import importlib.util
 import logging
+import pickle
 import shutil
 import subprocess
 from collections import Counter
@@ -11,53 +13,64 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import execution
+from model import compilation
+from model.compilation import run_compiled, run_plainly
 from model.execution import (
     ExecutionConfig,
-    Keep,
     _warn_once,
-    attention_backends,
-    check_execution_config,
-    compiled,
+    attention_kernel,
+    compile_model,
     compiles,
-    plan_keeping,
 )
-from model.transformer import Block, Transformer
+from model.saving import SavePolicy, plan_saving
+from model.transformer import _PREFERENCES, Block, Transformer
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, run, small_model
 from utils.errors import InputError
 from utils.sections import check_values, flatten
 
 
-def test_what_is_kept_follows_the_share():
-    assert plan_keeping(4, 0.0) == [Keep.NOTHING] * 4
-    assert plan_keeping(4, 1.0) == [Keep.PRODUCTS] * 4
-    assert plan_keeping(4, 1 / 9) == [Keep.ATTENTION] * 4
-    assert plan_keeping(4, 1 / 18) == [Keep.NOTHING] * 2 + [Keep.ATTENTION] * 2
-    assert plan_keeping(4, 1 / 9 + 8 / 36) == [Keep.ATTENTION] * 3 + [Keep.PRODUCTS]
+def test_what_is_saved_follows_the_share():
+    assert plan_saving(4, 0.0) == [SavePolicy.NOTHING] * 4
+    assert plan_saving(4, 1.0) == [SavePolicy.MATMULS] * 4
+    assert plan_saving(4, 1 / 9) == [SavePolicy.ATTENTION] * 4
+    assert plan_saving(4, 1 / 18) == [SavePolicy.NOTHING] * 2 + [SavePolicy.ATTENTION] * 2
+    assert plan_saving(4, 1 / 9 + 8 / 36) == [SavePolicy.ATTENTION] * 3 + [SavePolicy.MATMULS]
 
 
 @pytest.mark.parametrize(
     ("available", "capability", "first"),
     [
-        (True, (9, 0), SDPBackend.CUDNN_ATTENTION),
-        (True, (10, 0), SDPBackend.CUDNN_ATTENTION),
-        (True, (8, 0), SDPBackend.FLASH_ATTENTION),
-        (False, None, SDPBackend.FLASH_ATTENTION),
+        (True, (9, 0), "cudnn"),
+        (True, (10, 0), "cudnn"),
+        (True, (8, 0), "flash"),
+        (False, None, "flash"),
     ],
 )
 def test_the_attention_kernel_follows_the_card(monkeypatch, caplog, available, capability, first):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    attention_backends.cache_clear()
+    attention_kernel.cache_clear()
     with caplog.at_level(logging.INFO, "lvsm"):
-        chosen = attention_backends("auto")
-    attention_backends.cache_clear()
-    assert chosen[0] == first and len(set(chosen)) == 4
+        chosen = attention_kernel("auto")
+    attention_kernel.cache_clear()
+    assert chosen == first
     assert ("attention: " in caplog.text) == available
-    assert attention_backends("math")[0] == SDPBackend.MATH
+    assert attention_kernel("math") == "math"
+
+
+def test_every_kernel_leaves_what_it_cannot_take_to_all_others():
+    backends = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    for name, preferred in _PREFERENCES.items():
+        assert preferred[0] == backends[name] and set(preferred) == set(backends.values())
 
 
 def test_compilation_is_for_gpus_unless_asked_for(monkeypatch):
@@ -97,7 +110,6 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
 def test_impossible_choices_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         check_values(ExecutionConfig, flatten(ExecutionConfig()) | values, "training.")
-        check_execution_config(ExecutionConfig(**values))
 
 
 class Count(TorchDispatchMode):
@@ -122,18 +134,18 @@ def counted_gradients(variant, execution):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_kept_is_not_computed_again(variant):
+def test_what_is_saved_is_not_computed_again(variant):
     layers = 3 if variant == "decoder_only" else 4
     expected, plain = counted_gradients(variant, PLAIN)
-    attention, products = "_scaled_dot_product_flash_attention_for_cpu", "mm"
+    attention, matmuls = "_scaled_dot_product_flash_attention_for_cpu", "mm"
     assert plain[attention] == layers
-    # keep_activations -> attention computed again, products of a block computed again (the last one never is).
+    # keep_activations -> attention computed again, matmuls of a block computed again (the last one never is).
     for share, again, more in ((0.0, layers, 3), (1 / 9, 0, 3), (1.0, 0, 0)):
         execution = replace(PLAIN, grad_checkpoint_every=1, keep_activations=share)
         found, calls = counted_gradients(variant, execution)
         assert calls[attention] - plain[attention] == again
-        recomputed = calls[products] - plain[products]
-        # The last block of a stack projects queries apart from keys and values: one product more.
+        recomputed = calls[matmuls] - plain[matmuls]
+        # The last block of a stack projects queries apart from keys and values: one matmul more.
         stacks = 1 if variant == "decoder_only" else 2
         assert recomputed in (more * layers + (stacks if more else 0), (more + 1) * layers + (stacks if more else 0))
         for ours, theirs in zip(found, expected, strict=True):
@@ -145,8 +157,7 @@ def test_compiled_blocks_get_no_part_of_a_tensor_beside_it(variant):
     # torch 2.11 failed on it, when its cache held blocks of the other variant.
     model, calls = small_model(variant), []
     for stack in (module for module in model.modules() if isinstance(module, Transformer)):
-        plain = stack._run_group
-        stack._run_group = lambda *args, plain=plain: calls.append(args) or plain(*args)
+        stack.run = lambda function, *args: calls.append(args) or function(*args)
     model(random_views(1, 2), random_cameras(1, 2, seed=1))
     assert len(calls) == (3 if variant == "decoder_only" else 4)
     for args in calls:
@@ -173,7 +184,17 @@ def test_tokens_between_blocks_are_wide_unless_asked_for(variant):
     assert torch.equal(renders["fp32"], renders["amp"])
 
 
-@pytest.mark.parametrize("claim", ["equals_plain", "rounds_no_worse", "keeps_statistics", "keeps_products"])
+CLAIMS = [
+    "equals_plain",
+    "rounds_no_worse",
+    "saves_statistics",
+    "saves_matmuls",
+    "takes_context_and_cameras",
+    "copies_are_plain",
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
 def test_compiled(claim):
     result = run("-m", "tests.programs.run_compiled", claim)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -190,8 +211,10 @@ def test_a_failing_compiler_is_done_without_and_it_is_said_once(tmp_path):
 @pytest.fixture
 def compiler(monkeypatch):
     """A function that sets what compiled code does, in a process that has not given up on compilers."""
-    monkeypatch.setattr(execution, "_failed", [])
-    return lambda error: monkeypatch.setattr(torch, "compile", lambda _function: lambda *_: throw(error))
+    monkeypatch.setattr(compilation, "_failed", [])
+    compilation._compile.cache_clear()
+    yield lambda error: monkeypatch.setattr(torch, "compile", lambda _function: lambda *_: throw(error))
+    compilation._compile.cache_clear()
 
 
 def throw(error):
@@ -208,8 +231,7 @@ def throw(error):
 )
 def test_every_failure_of_a_compiler_leaves_plain_code(compiler, caplog, error):
     compiler(error)
-    first, second = (compiled(function, ExecutionConfig(compile="on")) for function in (abs, str))
-    assert [first(-3), first(-4), second(5)] == [3, 4, "5"]
+    assert [run_compiled(abs, -3), run_compiled(abs, -4), run_compiled(str, 5)] == [3, 4, "5"]
     (record,) = caplog.records
     assert "training.compile=off" in record.getMessage() and "\x1b" not in record.getMessage()
 
@@ -218,78 +240,79 @@ def test_every_failure_of_a_compiler_leaves_plain_code(compiler, caplog, error):
 def test_other_errors_of_compiled_code_are_not_the_compilers(compiler, caplog, error):
     compiler(error)
     with pytest.raises(type(error), match=str(error)):
-        compiled(abs, ExecutionConfig(compile="on"))(-3)
+        run_compiled(abs, -3)
     assert not caplog.records
 
 
 def test_an_error_of_the_model_is_not_taken_for_the_compilers(compiler, caplog):
     compiler(torch._dynamo.exc.TorchRuntimeError("shapes do not fit"))
     with pytest.raises(ZeroDivisionError):
-        compiled(lambda: 1 / 0, ExecutionConfig(compile="on"))()
+        run_compiled(lambda: 1 / 0)
     assert not caplog.records
 
 
-SHAPES = """
-import torch
-from dataclasses import replace
-from tests.helpers import PLAIN, random_cameras, random_views, small_model
-model = small_model("decoder_only", execution=replace(PLAIN, compile="on"))
-for b, v, t in ((1, 2, 3), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (2, 4, 2), (4, 5, 1), (6, 6, 4), (7, 3, 5)):
+# Copies of models
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def averaged(model):
+    """The moving average that `model` begins."""
+    return AveragedModel(model).module
+
+
+@pytest.mark.parametrize("compiler_works", [True, False])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, averaged])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_copy_of_a_compiled_model_is_a_model_of_its_own(compiler, monkeypatch, variant, copied, compiler_works):
+    if compiler_works:
+        monkeypatch.setattr(torch, "compile", lambda function: function)
+    else:
+        compiler(torch._dynamo.exc.InternalTorchDynamoError("a bug in the compiler"))
+    model = compile_model(small_model(variant), ExecutionConfig(compile="on"))
+    inputs, targets = random_views(1, 2), random_cameras(1, 2, seed=1)
     with torch.no_grad():
-        model(random_views(b, v), random_cameras(b, t, seed=1))
-    print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-assert not torch._dynamo.utils.counters["graph_break"]
-"""
+        expected = model(inputs, targets)
+        other = copied(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(other(inputs, targets), expected)
+        assert not torch.equal(model(inputs, targets), expected)
+        for parameter in other.parameters():
+            parameter.zero_()
+        assert torch.equal(other(inputs, targets), model(inputs, targets))
+    assert all(part.run is run_compiled for part in other.modules() if hasattr(part, "run"))
+    compile_model(other, PLAIN)
+    assert all(part.run is run_plainly for part in other.modules() if hasattr(part, "run"))
+    assert model.head.run is run_compiled
 
 
-EVERY_USE = """
-import torch
-compile = torch.compile
-torch.compile = lambda function: compile(function, backend="eager")
-from model.execution import ExecutionConfig
-from tests.helpers import random_cameras, random_views, small_model
-execution = ExecutionConfig(1, 0.75, compile="on")
-model = small_model("encoder_decoder", execution=execution, encoder_n_layer=3, decoder_n_layer=3).train()
-for views in (2, 3):
-    model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
-for scenes in (4, 3, 1):
-    with torch.inference_mode():
-        model.decode(model.encode(random_views(scenes, 2)), random_cameras(scenes, 11, seed=1), max_views=8)
-"""
-
-
-PARALLEL = """
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from model.execution import ExecutionConfig
-from tests.helpers import random_cameras, random_views, small_model
-compile = torch.compile
-torch.compile = lambda function: compile(function, backend="aot_eager")
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-for every in (0, 1, 2):
-    model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on")).train()
-    # Buckets smaller than a block.
-    parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)
-    parallel(random_views(1, 2), random_cameras(1, 2, seed=1)).sum().backward()
-dist.destroy_process_group()
-"""
+def test_each_function_is_compiled_once_whatever_runs_it(compiler, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    for variant in (*VARIANTS, *VARIANTS):
+        model = compile_model(small_model(variant), ExecutionConfig(compile="on"))
+        model(random_views(1, 2), random_cameras(1, 2, seed=1))
+    # The tokenizer of both kinds of maps, the sequences of both variants, groups of layers, the head.
+    assert len(compiled) == len(set(compiled)) == 5
 
 
 def test_compiled_blocks_need_not_fit_the_buckets_of_ddp():
-    result = run("-c", PARALLEL)
+    result = run("-m", "tests.programs.run_compiled", "fits_no_buckets")
     assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_training_and_validating_leaves_nothing_uncompiled():
-    result = run("-c", EVERY_USE)
+    result = run("-m", "tests.programs.run_compiled", "serves_every_use")
     assert result.returncode == 0, result.stderr
     assert "_limit" not in result.stderr
 
 
 def test_other_shapes_do_not_compile_for_ever():
     # In a process of its own, where no type checks stand between.
-    result = run("-c", SHAPES)
+    result = run("-m", "tests.programs.run_compiled", "counts_graphs_of_shapes")
     assert result.returncode == 0, result.stderr
     counts = [int(line) for line in result.stdout.split()]
     # Tokenizers, sequences, head, blocks and the shortened last block, for fixed and for free sizes; then none.

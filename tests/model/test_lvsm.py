@@ -65,10 +65,10 @@ def plain_image(tokens, p, height, width):
 
 def plain_render(model, views, camera):
     """One scene, one target, every layer over every token."""
-    p = model.patch_size
+    p = model.head.patch_size
     maps = torch.cat([views.images * 2 - 1, plucker(views.cameras)], dim=1)
-    inputs = torch.cat([plain_patches(m, p) for m in maps]) @ model.image_tokenizer.weight.T
-    target = plain_patches(plucker(camera), p) @ model.pose_tokenizer.weight.T
+    inputs = torch.cat([plain_patches(m, p) for m in maps]) @ model.image_tokenizer.linear.weight.T
+    target = plain_patches(plucker(camera), p) @ model.pose_tokenizer.linear.weight.T
     if hasattr(model, "latents"):
         x = torch.cat([model.latents, inputs])
         for block in model.encoder:
@@ -82,7 +82,7 @@ def plain_render(model, views, camera):
         for block in model.transformer:
             x = plain_block(block, x)
         tokens = x[-len(target) :]
-    pixels = torch.sigmoid(layer_norm(tokens, model.head_norm.weight) @ model.head.weight.T)
+    pixels = torch.sigmoid(layer_norm(tokens, model.head.norm.weight) @ model.head.linear.weight.T)
     return plain_image(pixels, p, camera.height, camera.width)
 
 
@@ -128,9 +128,9 @@ def test_decoding_in_chunks_changes_nothing(variant, chunk):
 def test_last_block_shortcut_is_exact(variant):
     transformer = small_model(variant).get_submodule("transformer" if variant == "decoder_only" else "encoder")
     x = torch.randn(2, 11, 64, generator=torch.Generator().manual_seed(0))
-    for keep in (slice(-4, None), slice(0, 5)):
+    for queries in (slice(-4, None), slice(0, 5)):
         with torch.no_grad():
-            torch.testing.assert_close(transformer(x, keep), transformer(x)[:, keep], atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(transformer(x, queries), transformer(x)[:, queries], atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -183,8 +183,8 @@ def test_initial_spread_per_layer(special, depth, expected):
             assert linear.weight.std().item() == pytest.approx(expected[index], rel=0.03)
             assert abs(linear.weight.mean().item()) < 0.02 * 3 / 256
         assert (block.norm1.weight == 1).all() and (block.attn.q_norm.weight == 1).all()
-    for linear in (model.image_tokenizer, model.pose_tokenizer, model.head):
-        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    for part in (model.image_tokenizer, model.pose_tokenizer, model.head):
+        assert part.linear.weight.std().item() == pytest.approx(0.02, rel=0.03)
 
 
 def test_both_stacks_count_layers_from_zero_and_latents_are_truncated():

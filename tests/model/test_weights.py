@@ -76,9 +76,9 @@ def test_every_mismatch_is_named_and_changes_nothing():
 
 
 def test_weights_of_the_other_variant_are_recognised():
-    with pytest.raises(InputError, match="weights of the encoder-decoder variant"):
+    with pytest.raises(InputError, match="weights of the encoder_decoder variant"):
         load_published(small_model("decoder_only"), published_state(small_model("encoder_decoder")), "file.pt")
-    with pytest.raises(InputError, match="weights of the decoder-only variant"):
+    with pytest.raises(InputError, match="weights of the decoder_only variant"):
         load_published(small_model("encoder_decoder"), published_state(small_model("decoder_only")), "file.pt")
 
 
@@ -131,6 +131,6 @@ def test_several_sizes_and_the_patch_size_come_in_one_line():
 def test_sizes_are_read_from_weights(variant):
     layers = {"n_layer": 3} if variant == "decoder_only" else {"encoder_n_layer": 2, "decoder_n_layer": 2}
     latents = {} if variant == "decoder_only" else {"n_latent_vectors": 12}
-    sizes = {"class_name": variant.replace("_", "-"), "d": 64, "patch_size": 4, "use_qk_norm": True, "d_head": 32}
+    sizes = {"class_name": variant, "d": 64, "patch_size": 4, "use_qk_norm": True, "d_head": 32}
     assert read_sizes(published_state(small_model(variant))) == sizes | layers | latents
     assert read_sizes({"surprise": torch.zeros(3), "step": 4}) == {}

@@ -1,11 +1,21 @@
 """Compiled models against plain ones. A process of its own, since compilers do not see through pytest's type checks."""
 
+import copy
+import functools
+import pickle
 import sys
+from dataclasses import replace
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from model.execution import ExecutionConfig
-from tests.helpers import PLAIN, random_cameras, random_views, small_model
+from model.execution import ExecutionConfig, apply_execution, prepare_compiler
+from model.transformer import Transformer
+from tests.helpers import PLAIN, random_cameras, random_views, small_config, small_model
+from tests.sockets import TurnedByCameras, random_context
+
+ON = ExecutionConfig(1, 0.5, compile="on")
 
 
 def forward(variant, execution):
@@ -37,9 +47,9 @@ def equals_plain():
 
 
 def rounds_no_worse():
-    """Products of 16-bit numbers take other ways through GELU and the norms."""
+    """Matmuls of 16-bit numbers take other ways through GELU and the norms."""
     exact, distances = gradients("decoder_only", PLAIN), []
-    for execution in (PLAIN, ExecutionConfig(1, 0.5, compile="on")):
+    for execution in (PLAIN, ON):
         with torch.autocast("cpu", torch.bfloat16):
             found = gradients("decoder_only", execution)
         distances.append([(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)])
@@ -47,8 +57,8 @@ def rounds_no_worse():
         assert compiled < 1.2 * plain + 1e-3, (compiled, plain)
 
 
-def kept(execution):
-    """Shapes of what a forward pass of the decoder-only variant keeps for backward."""
+def saved(execution):
+    """Shapes of what a forward pass of the decoder-only variant saves for backward."""
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
         forward("decoder_only", execution)
@@ -56,26 +66,26 @@ def kept(execution):
     return shapes
 
 
-def keeps_statistics():
+def saves_statistics():
     """Means and variances stay for backward, also where all else is computed again."""
-    shapes = kept(ExecutionConfig(1, 0.0, compile="on"))
+    shapes = saved(ExecutionConfig(1, 0.0, compile="on"))
     # Of two sequences of 72 tokens, two norms a block; the last block's second norm sees 24 of them.
     assert sum(shape == (2, 72, 1) for shape in shapes) >= 2 * 5, shapes
 
 
-def keeps_products():
-    """A group of three layers keeps what three single layers keep."""
+def saves_matmuls():
+    """A group of three layers saves what three single layers save."""
     # The hidden layers of MLPs, of two sequences of 72 tokens; the last block's sees 24.
     hidden = [(144, 256), (2, 72, 256)]
     for every, share, count in ((3, 0.0, 0), (3, 1.0, 2), (1, 1.0, 2)):
-        shapes = kept(ExecutionConfig(every, share, compile="on"))
+        shapes = saved(ExecutionConfig(every, share, compile="on"))
         assert sum(shape in hidden for shape in shapes) == count, (every, share, shapes)
 
 
 def goes_on_without_a_compiler():
     """Where the compiler fails, training gives what plain code gives."""
     found = []
-    for execution in (PLAIN, ExecutionConfig(1, 0.5, compile="on")):
+    for execution in (PLAIN, ON):
         model, images = forward("decoder_only", execution)
         images.square().sum().backward()
         found.append([images.detach(), *(p.grad for p in model.parameters())])
@@ -83,6 +93,87 @@ def goes_on_without_a_compiler():
         torch.testing.assert_close(ours, plain)
 
 
+def takes_context_and_cameras():
+    """A stack with context and relative cameras, which gives its keys and values back, compiled whole."""
+    results = []
+    for execution in (PLAIN, ON):
+        torch.manual_seed(0)
+        stack = Transformer(small_config("decoder_only").transformer, 3)
+        apply_execution(stack, execution).train()
+        x = torch.randn(2, 7, 64, requires_grad=True)
+        context = random_context(2, layers=3)
+        tokens, own = stack(x, slice(-4, None), context, TurnedByCameras(2, 7), return_kv=True)
+        sum(t.square().sum() for t in (tokens, *(part for kv in own for part in kv))).backward()
+        gradients = [x.grad, *(part.grad for kv in context for part in kv), *(p.grad for p in stack.parameters())]
+        results.append([tokens, *(part for kv in own for part in kv), *gradients])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def copies_are_plain():
+    """The copy of a compiled model is compiled, and renders with weights of its own."""
+    model = small_model("decoder_only", execution=ON)
+    inputs, targets = random_views(1, 2), random_cameras(1, 2, seed=1)
+    with torch.no_grad():
+        expected = model(inputs, targets)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for parameter in model.parameters():
+            parameter.zero_()
+        for other in copies:
+            assert torch.equal(other(inputs, targets), expected)
+    # Those of the original serve its copies.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def counts_graphs_of_shapes():
+    """Prints how many graphs there are after each of several batches of different shapes."""
+    model = small_model("decoder_only", execution=replace(PLAIN, compile="on"))
+    shapes = ((1, 2, 3), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (2, 4, 2), (4, 5, 1), (6, 6, 4), (7, 3, 5))
+    for b, v, t in shapes:
+        with torch.no_grad():
+            model(random_views(b, v), random_cameras(b, t, seed=1))
+        print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def serves_every_use():
+    """Training and validation with other numbers of scenes and views; the compiler's front alone is at work."""
+    torch.compile = functools.partial(torch.compile, backend="eager")
+    execution = ExecutionConfig(1, 0.75, compile="on")
+    model = small_model("encoder_decoder", execution=execution, encoder_n_layer=3, decoder_n_layer=3).train()
+    for views in (2, 3):
+        model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
+    for scenes in (4, 3, 1):
+        with torch.inference_mode():
+            model.decode(model.encode(random_views(scenes, 2)), random_cameras(scenes, 11, seed=1), max_views=8)
+
+
+def fits_no_buckets():
+    """Blocks compiled whole under DDP with buckets smaller than a block."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for every in (0, 1, 2):
+        model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on")).train()
+        parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)
+        parallel(random_views(1, 2), random_cameras(1, 2, seed=1)).sum().backward()
+    dist.destroy_process_group()
+
+
+CLAIMS = (
+    equals_plain,
+    rounds_no_worse,
+    saves_statistics,
+    saves_matmuls,
+    goes_on_without_a_compiler,
+    takes_context_and_cameras,
+    copies_are_plain,
+    counts_graphs_of_shapes,
+    serves_every_use,
+    fits_no_buckets,
+)
+
 if __name__ == "__main__":
-    claims = (equals_plain, rounds_no_worse, keeps_statistics, keeps_products, goes_on_without_a_compiler)
-    {f.__name__: f for f in claims}[sys.argv[1]]()
+    prepare_compiler(ON)
+    {claim.__name__: claim for claim in CLAIMS}[sys.argv[1]]()

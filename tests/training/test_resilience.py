@@ -575,22 +575,21 @@ def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
     assert 0 < line["data_wait"] < 1 and line["samples_per_second"] > 0 and line["seconds_left"] > 0
     assert line["skipped"] == line["unusable"] == 0
     # 267 TFLOP for 8 scenes, counted by hand for the published decoder-only model: 2 inputs, 6 targets of 1024 tokens.
-    from model import ModelConfig
-    from model.flops import decoding_flops, encoding_flops, training_flops
+    from model import ModelConfig, decoding_flops, encoding_flops, training_flops
 
     products = 3 * 2 * 24 * 12 * 768**2 * 3072 * 48
     attention = 3.5 * 24 * 4 * 3072**2 * 768 * 48
     assert 8 * training_flops(ModelConfig(), 2, 6) == pytest.approx(products + attention)
     assert products + attention == pytest.approx(267e12, rel=0.01)
-    assert 48 * decoding_flops(ModelConfig(), 2) == pytest.approx(products / 3 + attention / 3.5)
+    assert 48 * decoding_flops(ModelConfig(), 2).forward == pytest.approx(products / 3 + attention / 3.5)
 
     def passes(layers, tokens):
         return layers * (2 * 12 * 768**2 * tokens + 4 * tokens**2 * 768)
 
     other = ModelConfig(class_name="model.LVSM_scene_encoder_decoder.Images2LatentScene")
-    assert encoding_flops(ModelConfig(), 2) == 0
-    assert encoding_flops(other, 2) == pytest.approx(passes(12, 3072 + 2048))
-    assert decoding_flops(other, 2) == pytest.approx(passes(12, 3072 + 1024))
+    assert encoding_flops(ModelConfig(), 2).forward == 0
+    assert encoding_flops(other, 2).forward == pytest.approx(passes(12, 3072 + 2048))
+    assert decoding_flops(other, 2).forward == pytest.approx(passes(12, 3072 + 1024))
 
 
 WITHOUT_TORCHRUN = """
