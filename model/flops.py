@@ -37,7 +37,7 @@ class Flops:
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.matmuls + other.matmuls, self.attention + other.attention)
 
-    def __mul__(self, times: float) -> "Flops":
+    def __mul__(self, times: int) -> "Flops":
         return Flops(self.matmuls * times, self.attention * times)
 
     @property
@@ -59,6 +59,6 @@ def stack_flops(d: int, n_layer: int, tokens: int, context: int = 0) -> Flops:
 
     A block has 12 d² weights: 4 d² in attention, 8 d² in the MLP.
     """
-    matmuls = 2 * 12 * d * d * tokens
-    attention = 4 * tokens * (tokens + context) * d
+    matmuls = 2.0 * 12 * d * d * tokens
+    attention = 4.0 * tokens * (tokens + context) * d
     return Flops(matmuls, attention) * n_layer
