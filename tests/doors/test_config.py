@@ -201,9 +201,6 @@ TEXTS = {path: key.declared for path, key in KEYS.items() if key.kind is str}
 # Keys of text that name no file.
 NAMES = {
     "model.class_name",
-    "training.attention_backend",
-    "training.compile",
-    "training.residual_dtype",
     "training.view_sampler",
     "training.wandb_exp_name",
     "training.wandb_project",

@@ -119,5 +119,5 @@ def test_the_short_name_is_as_good_as_the_published_one(name):
 
 
 def test_unknown_names_are_refused_with_the_short_ones():
-    with pytest.raises(InputError, match="model.class_name is 'model.Nope'; known: decoder_only, encoder_decoder"):
+    with pytest.raises(InputError, match="class_name is 'model.Nope'; known: decoder_only, encoder_decoder"):
         check_model_config(config_of("model.Nope"))
