@@ -614,7 +614,7 @@ def test_lpips_says_nothing_of_its_own(root):
 
 def test_an_unknown_metric_is_named(root):
     said = refusal(inference.main, evaluation_arguments(root, "inference.metrics=[psnr,fid]"))
-    assert said == "inference.metrics: 'fid' is unknown; known: psnr, ssim, lpips"
+    assert said == "inference.metrics is 'fid'; known: psnr, ssim, lpips"
 
 
 # Preprocessing
