@@ -3,10 +3,13 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DEMO := demo_output
 
-.PHONY: demo test lint
+.PHONY: demo check test lint
 
 demo: .venv/ready
 	PYTHON=$(RUN) OUT=$(DEMO) ./demo.sh
+
+check: .venv/dev
+	$(RUN) -m pytest -n 2 -m 'not slow'
 
 test: .venv/dev
 	$(RUN) -m pytest -n 2

@@ -98,3 +98,16 @@ def scene_of(out, key):
 def names_in(out):
     """The scenes that the list of a run names."""
     return [path.stem for path in read_scene_list(out / "train" / "full_list.txt")]
+
+
+def on_the_third_move(move, deed):
+    """`move` (Path.rename, which moves frame folders, or Path.replace, metadata files) with `deed` before the third."""
+    moved = []
+
+    def strike(path, target):
+        moved.append(path)
+        if len(moved) == 3:
+            deed()
+        return move(path, target)
+
+    return strike

@@ -9,9 +9,22 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers import INDEX, write_toy_set
+from tests.lanes import forbid_programs, is_slow
 
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(items):
+    for item in filter(is_slow, items):
+        item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def lane(request, monkeypatch):
+    """Tests that `make check` runs start no programs."""
+    if not request.node.get_closest_marker("slow"):
+        forbid_programs(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

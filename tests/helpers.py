@@ -1,9 +1,6 @@
-"""What several tests need: small models, cameras, scenes and the project's commands."""
+"""What several tests need: small models, cameras and scenes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -146,21 +143,3 @@ def small_overrides(variant: str) -> list[str]:
         "print_every=1",
     ]
     return [f"model.transformer.{s}" for s in sizes] + tokenizers + [f"training.{t}" for t in training]
-
-
-def run(
-    *command: object, processes: int = 1, folder: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts as a person would in `folder`, without a GPU, a network or wandb."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *map(str, command)],
-        cwd=folder,
-        env=os.environ | quiet | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )

@@ -29,12 +29,14 @@ from tests.chunks import (
     make_clip,
     names,
     names_in,
+    on_the_third_move,
     preprocess,
     preprocess_with_losses,
     scene_of,
     write_chunks,
 )
-from tests.helpers import ROOT, run
+from tests.helpers import ROOT
+from tests.processes import run
 from utils.errors import InputError
 from utils.lock import LOCK_NAME
 
@@ -420,34 +422,11 @@ def test_damaged_metadata_of_an_earlier_run_is_named(tmp_path):
     assert list(lost) == ["clip b"] and str(metadata) in lost["clip b"] and "delete the file" in lost["clip b"]
 
 
-def on_the_third_move(move, deed):
-    """`move` (Path.rename, which moves frame folders, or Path.replace, metadata files) with `deed` before the third."""
-    moved = []
-
-    def strike(path, target):
-        moved.append(path)
-        if len(moved) == 3:
-            deed()
-        return move(path, target)
-
-    return strike
-
-
-def script_that_strikes(deed):
-    return (
-        "import os, signal, sys; from pathlib import Path; import preprocess_data\n"
-        "from tests.data.test_preprocess import on_the_third_move\n"
-        f"Path.rename = on_the_third_move(Path.rename, lambda: {deed})\n"
-        "preprocess_data.main(sys.argv[1:])\n"
-    )
-
-
 def test_a_killed_run_started_again_gives_the_same_files(tmp_path):
     base, out = two_chunks(tmp_path), tmp_path / "out"
     preprocess(base, tmp_path / "undisturbed")
-    script = "import os; os.setsid()\n" + script_that_strikes("os.killpg(0, signal.SIGKILL)")
     arguments = ["--base_path", base, "--output_dir", out, "--mode", "train", "--num_processes", 1]
-    assert run("-c", script, *arguments).returncode == -signal.SIGKILL
+    assert run("-m", "tests.programs.run_struck", "all", *arguments).returncode == -signal.SIGKILL
     assert names(out / "train" / "metadata") == ["a.json", "b.json"]
     left = [path.name for path in out.rglob(".*") if path.name != LOCK_NAME]
     assert len(left) == 1 and left[0].startswith(".c.lvsm-") and left[0].endswith(".tmp")
@@ -506,7 +485,7 @@ def test_a_temporary_file_is_no_scene(tmp_path):
 
 
 def test_workers_end_with_the_run_that_started_them(tmp_path):
-    command = [sys.executable, "-c", script_that_strikes("os.kill(os.getppid(), signal.SIGKILL)")]
+    command = [sys.executable, "-m", "tests.programs.run_struck", "parent"]
     command += ["--base_path", str(two_chunks(tmp_path)), "--output_dir", str(tmp_path / "out"), "--mode", "train"]
     process = subprocess.Popen(
         [*command, "--num_processes", "1"], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True

@@ -19,7 +19,8 @@ import train
 from model import build_model, perceptual
 from model.weights import published_state
 from setup import load_config
-from tests.helpers import ROOT, run, small_overrides, write_toy_set
+from tests.helpers import ROOT, small_overrides, write_toy_set
+from tests.processes import run_fresh
 from utils import download
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.errors import InputError
@@ -652,7 +653,7 @@ def check_one_line(done):
 
 def test_training_from_the_other_model_ends_in_one_line(root):
     overrides = [f"training.resume_ckpt={root}/encoder_decoder", "training.reset_training_state=true"]
-    done = run("train.py", *training_arguments(root, *overrides))
+    done = run_fresh("train.py", *training_arguments(root, *overrides))
     check_one_line(done)
     assert "These are weights of the encoder-decoder variant" in done.stderr
 
@@ -666,7 +667,7 @@ def check_last_line(done, culprit):
 
 def test_evaluation_of_a_truncated_frame_ends_in_one_line(root):
     cut_images(root)
-    done = run("inference.py", *evaluation_arguments(root, "training.num_workers=1"))
+    done = run_fresh("inference.py", *evaluation_arguments(root, "training.num_workers=1"))
     check_last_line(done, "scene scene0, frame 0: image cannot be decoded")
     assert len(done.stderr.splitlines()) == 2, "the device, and the error"
     check_nothing_half_written(root / "out")
@@ -674,6 +675,6 @@ def test_evaluation_of_a_truncated_frame_ends_in_one_line(root):
 
 def test_training_on_truncated_frames_ends_in_one_line_after_its_own_words(root):
     cut_images(root)
-    done = run("train.py", *training_arguments(root, "training.num_workers=1"))
+    done = run_fresh("train.py", *training_arguments(root, "training.num_workers=1"))
     check_last_line(done, "image cannot be decoded")
     check_nothing_half_written(root / "run")

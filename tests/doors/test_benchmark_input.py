@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.helpers import ROOT, run
+from tests.helpers import ROOT
+from tests.processes import run
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 

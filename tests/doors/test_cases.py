@@ -21,7 +21,8 @@ import preprocess_data
 import train
 from data.scene import read_scene, read_scene_list
 from data.transforms import read_image, read_pixels
-from tests.helpers import ROOT, run, write_toy_scene
+from tests.helpers import ROOT, write_toy_scene
+from tests.processes import run
 from utils.errors import InputError
 
 REFERENCE = os.environ.get("LVSM_REFERENCE")

@@ -16,7 +16,8 @@ import train
 from model import build_model
 from model.weights import published_state
 from setup import load_config, output_folder
-from tests.helpers import PATIENCE, ROOT, run, small_overrides, write_run
+from tests.helpers import PATIENCE, ROOT, small_overrides, write_run
+from tests.processes import run, start
 from utils.checkpoint import numbered_checkpoints, write_checkpoint
 from utils.errors import InputError
 from utils.files import temporary_path
@@ -76,20 +77,14 @@ def test_a_folder_that_is_written_to_is_refused_and_left_alone(kind, place):
         assert [path.name for path in (place / folder).iterdir()] == [LOCK_NAME]
 
 
-def start(script, arguments):
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | quiet, stderr=subprocess.PIPE, text=True)
-
-
 def race(script, arguments):
     """Start a command twice at once; returns the one that goes on and what the other said when it was refused."""
-    both = [start(script, arguments) for _ in range(2)]
+    both = [start(script, *arguments) for _ in range(2)]
     deadline = time.monotonic() + PATIENCE
     while all(process.poll() is None for process in both) and time.monotonic() < deadline:
         time.sleep(0.1)
     refused, winner = sorted(both, key=lambda process: process.poll() is None)
-    assert refused.wait(1) == 1 and winner.poll() is None
+    assert refused.wait() == 1 and winner.poll() is None
     return winner, refused.communicate()[1]
 
 
@@ -102,8 +97,7 @@ def test_of_two_trainings_at_once_one_is_refused(_number, place):
     winner, said = race("train.py", training_command(place, "training.train_steps=1000000"))
     assert str(place / "run") in last_line(said) and "training.checkpoint_dir" in last_line(said)
     winner.send_signal(signal.SIGTERM)
-    assert winner.wait(250) == 0, winner.stderr.read()
-    winner.stderr.close()
+    assert winner.wait() == 0, winner.communicate()[1]
     assert len((place / "run" / "starts.jsonl").read_text().splitlines()) == 1
     assert len(numbered_checkpoints(place / "run")) == 1 and not (place / "run" / LOCK_NAME).exists()
 

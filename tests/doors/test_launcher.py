@@ -10,7 +10,7 @@ import torch
 
 import inference
 import train
-from tests.helpers import run
+from tests.processes import run_fresh, torchrun
 from tests.runs import training_command as command
 from utils import parallel
 from utils.cli import SafeFormatter, run_main
@@ -174,7 +174,7 @@ def test_what_the_system_refuses_comes_with_advice(kind, tmp_path, monkeypatch, 
 
 
 def test_the_last_words_under_torchrun_are_ours(tmp_path):
-    result = run("train.py", "--config", "configs/demo.yaml", "training.lrr=1", processes=2)
+    result = run_fresh(*torchrun(2), "train.py", "--config", "configs/demo.yaml", "training.lrr=1")
     assert result.returncode == 1
     words = [line for line in result.stderr.splitlines() if any(map(str.isalpha, line))]
     assert "error: unknown key training.lrr" in words[-1], words[-1]

@@ -44,3 +44,20 @@ def test_attention_lives_in_one_place():
     files = [path for room in ALLOWED for path in (ROOT / room).glob("**/*.py")]
     users = [path for path in files if ".scaled_dot_product_attention(" in path.read_text(encoding="utf-8")]
     assert users == [ROOT / "model" / "transformer.py"]
+
+
+TESTS = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "tests").glob("**/*.py"))}
+
+
+def test_tests_share_helpers_not_one_another():
+    for path, tree in TESTS.items():
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not [module for module in modules if ".test_" in module], path
+
+
+def test_programs_that_tests_run_are_files():
+    for path, tree in TESTS.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call | ast.List | ast.Tuple):
+                words = [getattr(part, "value", None) for part in ast.iter_child_nodes(node)]
+                assert "-c" not in words or "bash" in words, f"{path}:{node.lineno}"

@@ -30,7 +30,8 @@ from model.lvsm import TokenizerConfig
 from model.perceptual import PerceptualLoss
 from model.transformer import TransformerConfig
 from model.weights import load_published
-from tests.helpers import CONVOLUTIONS, ROOT, VARIANTS, class_name, run
+from tests.helpers import CONVOLUTIONS, ROOT, VARIANTS, class_name
+from tests.processes import run
 
 REFERENCE = os.environ.get("LVSM_REFERENCE")
 pytestmark = pytest.mark.skipif(not REFERENCE, reason="LVSM_REFERENCE names no folder with reference tensors")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers import PATIENCE, ROOT
-from tests.training.test_train import command
+from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints
 
 # In place of Slurm's own programs.

@@ -21,6 +21,7 @@ from data.loader import LoaderConfig, TrainingLoader
 from evaluation import rendering
 from setup import load_config
 from tests.helpers import INDEX, PATIENCE, ROOT
+from tests.processes import start, torchrun
 from tests.runs import largest_difference, wait_for, weights
 from tests.runs import training_command as command
 from utils import stop_signal as interruption
@@ -206,12 +207,8 @@ def test_a_single_process_is_watched_too(caplog):
 
 
 def stalled(kind, tmp_path, *arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    program = [*(launcher if processes > 1 else []), "tests/programs/run_stalled.py", kind, str(tmp_path), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [sys.executable, *program], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    launcher = torchrun(processes) if processes > 1 else []
+    return start(*launcher, "-m", "tests.programs.run_stalled", kind, tmp_path, *arguments)
 
 
 def hung(tmp_path):
@@ -291,7 +288,7 @@ def test_a_run_whose_data_hangs_ends_on_a_signal(scenes, tmp_path, kind, number,
     # Stopped for good, as in a file system that does not answer: no signal but SIGKILL ends the loader process.
     (loader_process,) = hung(tmp_path)
     os.kill(loader_process, signal.SIGSTOP)
-    start = time.monotonic()
+    sent = time.monotonic()
     os.kill(process.pid, number)
     process.wait(PATIENCE)
     # It would keep the pipe open.
@@ -299,7 +296,7 @@ def test_a_run_whose_data_hangs_ends_on_a_signal(scenes, tmp_path, kind, number,
         os.kill(loader_process, signal.SIGKILL)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, said
-    assert time.monotonic() - start < 300 and "Traceback" not in said, said
+    assert time.monotonic() - sent < 300 and "Traceback" not in said, said
     if step:
         assert [read_checkpoint(path)["step"] for path in numbered_checkpoints(tmp_path / "run")] == [step], said
         wait_for(lambda: not is_alive(loader_process))

@@ -14,7 +14,8 @@ from evaluation.pages.comparison import comparison_data, relative_address, write
 from evaluation.pages.report import SceneRecord
 from evaluation.results import PICTURE_FILES
 from evaluation.runs import make_labels, read_run, read_scene
-from tests.helpers import run, write_run
+from tests.helpers import write_run
+from tests.processes import run
 from utils.errors import InputError
 from utils.files import write_text
 

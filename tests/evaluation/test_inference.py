@@ -21,16 +21,8 @@ from evaluation.metrics import psnr, ssim
 from evaluation.rendering import Renderer, nearest_input_psnr, round_products
 from model.weights import published_state
 from setup import load_config, warn_of_other_values
-from tests.helpers import (
-    INDEX,
-    VARIANTS,
-    random_cameras,
-    random_views,
-    run,
-    small_model,
-    write_toy_scene,
-    write_toy_set,
-)
+from tests.helpers import INDEX, VARIANTS, random_cameras, random_views, small_model, write_toy_scene, write_toy_set
+from tests.processes import run
 from tests.runs import evaluation_command as command
 from tests.runs import save_model, scores
 from utils.checkpoint import checkpoint_name, write_checkpoint
@@ -138,10 +130,10 @@ def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
 
 
 def edit(change):
-    """A function that changes the metrics.json of scene1."""
+    """A function that changes the metrics.json of a scene."""
 
-    def apply(place):
-        path = place / "out" / "scene1" / "metrics.json"
+    def apply(place, scene):
+        path = place / "out" / scene / "metrics.json"
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
@@ -150,19 +142,22 @@ def edit(change):
 
 
 def write(name, content):
-    return lambda place: (place / name).write_bytes(content)
+    return lambda place, scene: (place / "out" / scene / name).write_bytes(content)
 
 
 def cut(name):
-    path = f"out/scene1/{name}"
-    return lambda place: (place / path).write_bytes((place / path).read_bytes()[:-20])
+    def apply(place, scene):
+        path = place / "out" / scene / name
+        path.write_bytes(path.read_bytes()[:-20])
+
+    return apply
 
 
 def flip(name):
-    """A function that changes one bit of a file of scene1, not its size or times."""
+    """A function that changes one bit of a file of a scene, not its size or times."""
 
-    def apply(place):
-        path = place / "out/scene1" / name
+    def apply(place, scene):
+        path = place / "out" / scene / name
         content, state = bytearray(path.read_bytes()), path.stat()
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
@@ -171,74 +166,69 @@ def flip(name):
     return apply
 
 
-def touch(place):
-    os.utime(place / "scenes/images/scene1/00004.jpg", ns=(1, 1))
+def touch(place, scene):
+    os.utime(place / f"scenes/images/{scene}/00004.jpg", ns=(1, 1))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        touch,
-        lambda place: write_toy_scene(place / "scenes", "scene1", 14, seed=9),
-        lambda place: os.utime(place / "scenes/metadata/scene1.json", ns=(1, 1)),
-        lambda place: (place / "out/scene1/input.png").unlink(),
-        lambda place: (place / "out/scene1/rendered_video.mp4").unlink(),
-        write("out/scene1/gt_vs_pred.png", b""),
-        write("out/scene1/gt_vs_pred.png", b"notanimage"),
-        cut("gt_vs_pred.png"),
-        cut("rendered_video.mp4"),
-        flip("input.png"),
-        flip("rendered_video.mp4"),
-        lambda place: shutil.copy(place / "out/scene0/gt_vs_pred.png", place / "out/scene1/gt_vs_pred.png"),
-        edit(lambda content: content["summary"].update(psnr=99.0)),
-        edit(lambda content: content["per_view"][0].update(psnr=99.0)),
-        edit(lambda content: content.pop("files")),
-        edit(lambda content: content["files"].pop("input.png")),
-        edit(lambda content: content["files"].update({"../../index.json": [1, 2]})),
-        edit(lambda content: content.update(files=3)),
-        write("out/scene1/metrics.json", b""),
-        write("out/scene1/metrics.json", b"[" * 5000),
-        write("out/scene1/metrics.json", b"[1]"),
-        edit(lambda content: content.pop("summary")),
-        edit(lambda content: content.update(summary=3)),
-        edit(lambda content: content["summary"].update(psnr="high")),
-        edit(lambda content: content["summary"].update(psnr=10**20)),
-        edit(lambda content: content["summary"].update(psnr=float("nan"))),
-        edit(lambda content: content["summary"].pop("psnr")),
-        edit(lambda content: content["summary"].pop("scene_name")),
-        edit(lambda content: content["summary"].update(scene_name="x" * 100_000)),
-        edit(lambda content: content.update(per_view={})),
-        edit(lambda content: content["per_view"].pop()),
-        edit(lambda content: content["per_view"][0].pop("psnr")),
-        edit(lambda content: content["per_view"].reverse()),
-        edit(lambda content: content.update(context=[0])),
-        edit(lambda content: content.update(run=None)),
-    ],
-)
-def test_a_scene_that_is_not_as_it_was_is_evaluated_anew(filmed, change, caplog):
-    change(filmed)
+# What may become of a scene's inputs or of what an evaluation wrote of it.
+CHANGES = [
+    touch,
+    lambda place, scene: write_toy_scene(place / "scenes", scene, 14, seed=99),
+    lambda place, scene: os.utime(place / f"scenes/metadata/{scene}.json", ns=(1, 1)),
+    lambda place, scene: (place / "out" / scene / "input.png").unlink(),
+    lambda place, scene: (place / "out" / scene / "rendered_video.mp4").unlink(),
+    write("gt_vs_pred.png", b""),
+    write("gt_vs_pred.png", b"notanimage"),
+    cut("gt_vs_pred.png"),
+    cut("rendered_video.mp4"),
+    flip("input.png"),
+    flip("rendered_video.mp4"),
+    lambda place, scene: shutil.copy(place / "out/scene0/gt_vs_pred.png", place / "out" / scene / "gt_vs_pred.png"),
+    edit(lambda content: content["summary"].update(psnr=99.0)),
+    edit(lambda content: content["per_view"][0].update(psnr=99.0)),
+    edit(lambda content: content.pop("files")),
+    edit(lambda content: content["files"].pop("input.png")),
+    edit(lambda content: content["files"].update({"../../index.json": [1, 2]})),
+    edit(lambda content: content.update(files=3)),
+    write("metrics.json", b""),
+    write("metrics.json", b"[" * 5000),
+    write("metrics.json", b"[1]"),
+    edit(lambda content: content.pop("summary")),
+    edit(lambda content: content.update(summary=3)),
+    edit(lambda content: content["summary"].update(psnr="high")),
+    edit(lambda content: content["summary"].update(psnr=10**20)),
+    edit(lambda content: content["summary"].update(psnr=float("nan"))),
+    edit(lambda content: content["summary"].pop("psnr")),
+    edit(lambda content: content["summary"].pop("scene_name")),
+    edit(lambda content: content["summary"].update(scene_name="x" * 100_000)),
+    edit(lambda content: content.update(per_view={})),
+    edit(lambda content: content["per_view"].pop()),
+    edit(lambda content: content["per_view"][0].pop("psnr")),
+    edit(lambda content: content["per_view"].reverse()),
+    edit(lambda content: content.update(context=[0])),
+    edit(lambda content: content.update(run=None)),
+]
+
+
+def test_scenes_that_are_not_as_they_were_are_evaluated_anew(tmp_path, monkeypatch, caplog):
+    names = [f"scene{number}" for number in range(1 + len(CHANGES))]
+    write_toy_set(tmp_path / "scenes", scenes=len(names))
+    (tmp_path / "index.json").write_text(json.dumps({name: {"context": [0, 12], "target": [4, 9]} for name in names}))
+    save_model(tmp_path)
+    filmed = ["inference.render_video=true", "inference.render_video_config.num_frames=2"]
+    arguments = command(tmp_path, *filmed, "training.batch_size_per_gpu=6")
+    inference.main(arguments)
+    for scene, change in zip(names[1:], CHANGES, strict=True):
+        change(tmp_path, scene)
+    evaluate, anew = inference.Evaluator.evaluate, []
+    monkeypatch.setattr(inference.Evaluator, "evaluate", lambda self, b: anew.extend(b.scenes) or evaluate(self, b))
     with caplog.at_level("INFO", "lvsm"):
-        inference.main(filmed_command(filmed))
-    assert "2 of 3 scenes were evaluated before" in caplog.text
-    caplog.clear()
+        inference.main(arguments)
+    assert sorted(anew) == sorted(names[1:])
+    assert f"1 of {len(names)} scenes were evaluated before" in caplog.text
     with caplog.at_level("INFO", "lvsm"):
-        inference.main(filmed_command(filmed))
-    assert "3 of 3 scenes were evaluated before" in caplog.text
-
-
-def filmed_command(folder):
-    return command(folder, "inference.render_video=true", "inference.render_video_config.num_frames=2")
-
-
-@pytest.fixture(scope="module")
-def filmed(tmp_path_factory):
-    """A finished evaluation with videos; each test leaves it finished."""
-    folder = tmp_path_factory.mktemp("filmed")
-    write_toy_set(folder / "scenes")
-    (folder / "index.json").write_text(json.dumps(INDEX))
-    save_model(folder)
-    inference.main(filmed_command(folder))
-    return folder
+        inference.main(arguments)
+    assert f"{len(names)} of {len(names)} scenes were evaluated before" in caplog.text and len(anew) == len(CHANGES)
 
 
 def test_what_another_run_left_is_evaluated_anew(place, caplog):
@@ -301,32 +291,15 @@ def test_batches_and_processes_change_no_number(processes, seven):
         inference.main(arguments[1])
         check_same(seven, "1x4")
         return
-    done = run("tests/programs/run_evaluations.py", *map(json.dumps, arguments), processes=processes)
+    done = run("-m", "tests.programs.run_evaluations", *map(json.dumps, arguments), processes=processes)
     assert done.returncode == 0, done.stderr
     for out in commands:
         check_same(seven, out)
 
 
-KILLED = """
-import os, signal, sys
-import inference
-
-write, written = inference.write_metrics, []
-
-def write_or_die(out_dir, record, run_id):
-    written.append(record.scene_name)
-    if len(written) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(out_dir, record, run_id)
-
-inference.write_metrics, inference._WRITERS = write_or_die, 1
-inference.main(sys.argv[1:])
-"""
-
-
 def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog):
     one_by_one = command(seven, "training.batch_size_per_gpu=1", out="killed")
-    assert run("-c", KILLED, *one_by_one).returncode == -signal.SIGKILL
+    assert run("-m", "tests.programs.run_killed_evaluation", *one_by_one).returncode == -signal.SIGKILL
     assert not (seven / "killed" / "results.json").exists()
     # The pictures of the fourth scene are there, its numbers are not; a scene of some other run is, too.
     assert (seven / "killed" / "scene3" / "input.png").exists()

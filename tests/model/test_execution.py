@@ -27,7 +27,8 @@ from model.execution import (
 )
 from model.saving import SavePolicy, plan_saving
 from model.transformer import _PREFERENCES, Block, Transformer
-from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, run, small_model
+from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
+from tests.processes import run, run_fresh
 from utils.errors import InputError
 from utils.sections import check_values, flatten
 
@@ -202,7 +203,7 @@ def test_compiled(claim):
 
 def test_a_failing_compiler_is_done_without_and_it_is_said_once(tmp_path):
     failing = {"CC": "/bin/false", "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    result = run("-m", "tests.programs.run_compiled", "goes_on_without_a_compiler", **failing)
+    result = run_fresh("-m", "tests.programs.run_compiled", "goes_on_without_a_compiler", **failing)
     assert result.returncode == 0, result.stderr[-2000:]
     (line,) = result.stderr.splitlines()
     assert "training.compile=off" in line and "compiling failed" in line

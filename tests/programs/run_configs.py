@@ -1,12 +1,9 @@
 """Train every configuration file for two steps at a reduced size. Under torchrun: with as many processes as it starts.
 
-python tests/programs/run_configs.py OUT_DIR CONFIG [CONFIG ...]
+python -m tests.programs.run_configs OUT_DIR CONFIG [CONFIG ...]
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train
 from tests.helpers import small_overrides

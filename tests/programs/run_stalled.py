@@ -1,16 +1,13 @@
 """A run whose data stops coming. Under torchrun: on every rank.
 
-python tests/programs/run_stalled.py {train,inference} FOLDER ARGUMENT...
+python -m tests.programs.run_stalled {train,inference} FOLDER ARGUMENT...
 
 Every loader process leaves its process id in FOLDER and hangs at the third sample that it reads.
 """
 
 import os
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import inference
 import train

@@ -5,12 +5,9 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +21,8 @@ import train
 from benchmarks.restart import workers
 from data import dataset
 from setup import load_config
-from tests.helpers import PATIENCE, ROOT, run, write_toy_set
+from tests.helpers import PATIENCE, write_toy_set
+from tests.processes import run, start, torchrun
 from tests.runs import build, largest_difference, wait_for, weights
 from tests.runs import training_command as command
 from utils import checkpoint, distributed
@@ -64,54 +62,13 @@ def undisturbed(scenes, tmp_path):
     return weights(tmp_path / "undisturbed", STEPS)
 
 
-# A process that strikes itself dead at a chosen moment, counted in calls of what may be cut short.
-ASSASSIN = """
-import os, random, signal, sys
-sys.path.insert(0, {root!r})
-import torch, train, utils.files, utils.checkpoint
-rng = random.Random({seed})
-left = rng.randint(1, 40)
-
-def strike(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def deadly(owner, name, before):
-    original = getattr(owner, name)
-    def replaced(*args, **kwargs):
-        strike() if before else None
-        result = original(*args, **kwargs)
-        None if before else strike()
-        return result
-    setattr(owner, name, replaced)
-
-save = torch.save
-def half_saved(state, file):
-    if rng.random() < 0.3:
-        file.write(b"half of a file")
-        strike()
-        file.seek(0)
-        file.truncate()
-    save(state, file)
-torch.save = half_saved
-deadly(os, "fsync", before=True)
-deadly(train.Trainer, "update", before=True)
-deadly(train.Trainer, "update", before=False)
-deadly(utils.checkpoint, "atomic_path", before=False)
-train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("number", range(int(os.environ.get("LVSM_KILLED_RUNS", 1))))
 def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp_path, number):
     expected, folder = undisturbed(scenes, tmp_path), tmp_path / "killed"
     kills = 0
     for seed in range(40):
-        script = ASSASSIN.format(root=str(ROOT), seed=1000 * number + seed)
         arguments = long_command(scenes, folder, f"training.num_workers={seed % 2}")
-        done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+        done = run("-m", "tests.programs.run_killed", 1000 * number + seed, *arguments)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -121,31 +78,15 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp
     assert not list(folder.glob(".*"))
 
 
-def start(scenes, folder, *more, processes=1, launcher=()):
-    # Slow enough that a signal arrives in the middle.
-    slow = "import time, train; u = train.Trainer.update; train.Trainer.update = lambda s: (time.sleep(0.5), u(s))[1]"
-    script = folder.parent / "slow_train.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{slow}\nfrom utils.cli import run_main\nrun_main(train.main)\n"
-    )
-    prefix = [sys.executable]
-    if processes > 1:
-        prefix += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *launcher]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [*prefix, str(script), *long_command(scenes, folder, *more)],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start_slow(scenes, folder, *more, launcher=()):
+    """Training slow enough that a signal arrives in the middle."""
+    return start(*launcher, "-m", "tests.programs.run_slow", *long_command(scenes, folder, *more))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes, tmp_path, number):
     folder = tmp_path / "run"
-    process = start(scenes, folder, "training.checkpoint_every=100", "training.num_workers=1")
+    process = start_slow(scenes, folder, "training.checkpoint_every=100", "training.num_workers=1")
     wait_for((folder / "metrics.jsonl").exists)
     wait_for(lambda: (folder / "metrics.jsonl").read_text())
     os.killpg(process.pid, number)
@@ -165,7 +106,7 @@ def children(pid):
 
 def test_loader_processes_end_with_a_killed_run(scenes, tmp_path):
     folder = tmp_path / "run"
-    process = start(scenes, folder, "training.num_workers=2", "training.prefetch_factor=64")
+    process = start_slow(scenes, folder, "training.num_workers=2", "training.prefetch_factor=64")
     wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text())
     loaders = children(process.pid)
     assert len(loaders) >= 2
@@ -188,7 +129,7 @@ def lines(path):
 
 def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
-    process = start(scenes, folder, processes=2, launcher=["--max-restarts", "1"])
+    process = start_slow(scenes, folder, launcher=torchrun(2, "--max-restarts", "1"))
     wait_for(lambda: numbered_checkpoints(folder))
     os.kill(random.Random(0).choice(workers(process.pid)), signal.SIGKILL)
     before = lines(folder / "metrics.jsonl")
@@ -204,32 +145,9 @@ def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     assert largest_difference(weights(folder, STEPS), expected) == 0
 
 
-NAN_ON_RANK_1 = """
-import os, sys
-sys.path.insert(0, {root!r})
-import train
-from utils.cli import run_main
-forward = train.Trainer._forward
-def spoiled(self, batch, show):
-    terms = forward(self, batch, show)
-    if self.step == 1 and os.environ["RANK"] == "1":
-        terms["loss"] = terms["loss"] * float("nan")
-    return terms
-train.Trainer._forward = spoiled
-run = train.Trainer.run
-def checked(self):
-    run(self)
-    weights = [p.detach().sum().item() for p in self.model.parameters()]
-    assert all(share == weights for share in self.process.gather(weights))
-train.Trainer.run = checked
-run_main(train.main)
-"""
-
-
 def test_a_nan_on_one_rank_is_skipped_by_all_and_written_down(scenes, tmp_path):
-    script = tmp_path / "nan.py"
-    script.write_text(NAN_ON_RANK_1.format(root=str(ROOT)))
-    result = run(script, *command(scenes, tmp_path / "run", "training.train_steps=4"), processes=2)
+    arguments = command(scenes, tmp_path / "run", "training.train_steps=4")
+    result = run("-m", "tests.programs.run_nan", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
     update = json.loads(line)
@@ -284,31 +202,6 @@ def test_ranks_that_do_not_come_are_named():
         _agree_on_name(dist.HashStore(), 0, 3, timedelta(seconds=0.1))
 
 
-HANGING_RANK_1 = """
-import os, sys, time
-sys.path.insert(0, {root!r})
-import train, utils.distributed
-from datetime import timedelta
-from utils.cli import run_main
-if os.environ["HANGS_IN"] == "data":
-    next_batches = train.Trainer._next_batches
-    def hanging(self):
-        if self.step == 1 and self.process.rank == 1:
-            self.watch.note("step 2, waiting for data")
-            time.sleep(100)
-        return next_batches(self)
-    train.Trainer._next_batches = hanging
-else:
-    utils.distributed._PATIENCE = timedelta(seconds=3)
-    barrier = utils.distributed.Process.barrier
-    def late(self, what):
-        time.sleep(100 if self.rank == 1 and what == "saving" else 0)
-        barrier(self, what)
-    utils.distributed.Process.barrier = late
-run_main(train.main)
-"""
-
-
 @pytest.mark.parametrize(
     ("place", "message"),
     [
@@ -317,10 +210,8 @@ run_main(train.main)
     ],
 )
 def test_a_rank_that_hangs_is_named_and_ends_the_run(scenes, tmp_path, place, message):
-    script = tmp_path / "hang.py"
-    script.write_text(HANGING_RANK_1.format(root=str(ROOT)))
     arguments = command(scenes, tmp_path / "run", "training.distributed_timeout_minutes=0.15")
-    result = run(script, *arguments, processes=2, HANGS_IN=place)
+    result = run("-m", "tests.programs.run_hanging", *arguments, processes=2, HANGS_IN=place)
     assert result.returncode != 0
     assert re.search(message, result.stderr), result.stderr
 
@@ -362,37 +253,9 @@ def test_an_unforeseen_error_in_a_loader_process_names_the_scene(scenes, tmp_pat
         train.main(command(scenes, tmp_path / "run", "training.num_workers=1"))
 
 
-COUNT = """
-import sys
-sys.path.insert(0, {root!r})
-import torch, train
-from utils.cli import run_main
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-calls = []
-build = train.build_trainer
-def counted(config, process):
-    trainer = build(config, process)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    def hook(state, bucket):
-        calls.append(bucket.buffer().numel())
-        return allreduce_hook(state, bucket)
-    trainer._parallel.register_comm_hook(None, hook)
-    trainer.parameters = parameters
-    return trainer
-train.build_trainer = counted
-run = train.Trainer.run
-def checked(self):
-    run(self)
-    assert sum(calls) == self.parameters * self.cfg.train_steps, (sum(calls), self.parameters)
-train.Trainer.run = checked
-run_main(train.main)
-"""
-
-
 def test_accumulation_communicates_gradients_once_an_update(scenes, tmp_path):
-    script = tmp_path / "count.py"
-    script.write_text(COUNT.format(root=str(ROOT)))
-    result = run(script, *command(scenes, tmp_path / "run", "training.grad_accum_steps=4"), processes=2)
+    arguments = command(scenes, tmp_path / "run", "training.grad_accum_steps=4")
+    result = run("-m", "tests.programs.run_counted", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
 
 
@@ -592,26 +455,7 @@ def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
     assert decoding_flops(other, 2).forward == pytest.approx(passes(12, 3072 + 1024))
 
 
-WITHOUT_TORCHRUN = """
-import os, time
-from utils import distributed
-rank = int(os.environ["RANK"])
-with distributed.process_group() as process:
-    if rank == 0:
-        time.sleep(0.5)
-    else:
-        distributed._PAUSE = 1.0
-    process.barrier("writing results")
-"""
-
-
 def test_without_torchrun_the_process_that_holds_the_store_leaves_last():
     # As under srun: the main process serves the store; the other one looks at it for the last time a second later.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    with ThreadPoolExecutor() as pool:
-        started = [pool.submit(run, "-c", WITHOUT_TORCHRUN, RANK=r, LOCAL_RANK=r, **place) for r in "01"]
-        results = [future.result() for future in started]
-    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    result = run("-m", "tests.programs.run_farewell", processes=2)
+    assert result.returncode == 0, result.stderr

@@ -8,7 +8,8 @@ from PIL import Image
 
 import train
 from setup import load_config
-from tests.helpers import ROOT, VARIANTS, run
+from tests.helpers import ROOT, VARIANTS
+from tests.processes import run
 from tests.runs import build, largest_difference, weights
 from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
@@ -202,7 +203,7 @@ def test_settings_that_cannot_train_are_refused(scenes, tmp_path, override, mess
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_configuration_trains_two_steps(processes, scenes, tmp_path):
-    result = run("tests/programs/run_configs.py", tmp_path, *CONFIGS, processes=processes)
+    result = run("-m", "tests.programs.run_configs", tmp_path, *CONFIGS, processes=processes)
     assert result.returncode == 0, result.stderr
     for config in CONFIGS:
         state = read_checkpoint(tmp_path / config.stem / checkpoint_name(2))

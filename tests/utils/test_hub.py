@@ -6,7 +6,7 @@ import pytest
 
 import inference
 import train
-from tests.helpers import run
+from tests.processes import run
 from tests.runs import evaluation_command as command
 from tests.runs import save_model, scores
 from utils import checkpoint

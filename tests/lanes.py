@@ -1,0 +1,59 @@
+"""Which tests are slow: those that start programs or browsers, or compile. `make check` leaves them out."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import pytest
+import torch
+
+from tests import processes
+
+SLOW = (subprocess, processes.Program, processes.run_fresh)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test, a fixture that it asks for or a function of the tests that these call does so."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+    functions = [item.function, *(fixture.func for several in fixtures for fixture in several)]  # type: ignore[attr-defined]
+    seen: set[Callable] = set()
+    return any(_is_slow(function, seen) for function in functions)
+
+
+def _is_slow(function: Callable, seen: set[Callable]) -> bool:
+    ours = isinstance(function, FunctionType) and function.__module__.startswith("tests.")
+    if not ours or function in seen or function.__module__ == __name__:
+        return False
+    seen.add(function)
+    names = set(_names(function.__code__))
+    if {"torch", "compile"} <= names or "tests.browser" in (function.__module__, *names):
+        return True
+    used = [value for name, value in function.__globals__.items() if name in names]
+    return any(any(value is slow for slow in SLOW) or _is_slow(value, seen) for value in used)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Global names and attributes that code uses, with that of the functions in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def forbid_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a fast test fail that starts a program, other than Git for a version, or compiles."""
+    started = subprocess.Popen.__init__
+
+    def checked(self: subprocess.Popen, args: Any, *more: Any, **options: Any) -> None:
+        if args[0] != "git":
+            refuse(args)
+        started(self, args, *more, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", checked)
+    monkeypatch.setattr(processes.Program, "__init__", refuse)
+    monkeypatch.setattr(torch, "compile", refuse)
+
+
+def refuse(*given: Any, **_: Any) -> None:
+    raise AssertionError(f"a fast test starts a program or compiles: mark it as slow ({given})")
