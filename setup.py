@@ -28,7 +28,7 @@ from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
 from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
-from model.loss import LossConfig
+from model.loss import LossConfig, term_weights
 from training.metrics_log import MetricsLogConfig
 from training.optim import OptimConfig
 from training.restoring import RestoringConfig
@@ -457,7 +457,7 @@ def check_training(config: Config) -> None:
             f"training.checkpoint_dir is {shown(cfg.checkpoint.checkpoint_dir)}, but the run's own folder is meant: "
             "name published weights as training.resume_ckpt"
         )
-    if not (cfg.loss.l2_loss_weight or cfg.loss.lpips_loss_weight or cfg.loss.perceptual_loss_weight):
+    if not any(term_weights(cfg.loss).values()):
         raise InputError("every training.*_loss_weight is 0: nothing would be learned")
     if cfg.trainer.validate_every and not (cfg.validation.validation_path and cfg.validation.validation_index):
         raise InputError("training.validate_every needs training.validation_path and training.validation_index")

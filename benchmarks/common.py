@@ -65,8 +65,8 @@ def seeded_vgg19() -> dict[str, Tensor]:
 
 def seeded_loss(cfg: TrainingConfig) -> Loss:
     """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
-    perceptual = PerceptualLoss(seeded_vgg19()) if cfg.loss.perceptual_loss_weight else None
-    return compile_model(Loss(cfg.loss, None, perceptual), cfg.execution)
+    terms = {"perceptual": PerceptualLoss(seeded_vgg19())} if cfg.loss.perceptual_loss_weight else {}
+    return compile_model(Loss(cfg.loss, terms), cfg.execution)
 
 
 def seeded_model(config: Config) -> LVSM:

@@ -1,5 +1,6 @@
 """The training loss: MSE, LPIPS and the perceptual loss, weighted (paper section 3.2)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +25,29 @@ class LossConfig:
     vgg19_path: str = file_path("")
 
 
+# What builds each term but the MSE; its weight is the field of LossConfig that is called "<name>_loss_weight".
+TERMS: dict[str, Callable[[LossConfig], nn.Module]] = {
+    "lpips": lambda cfg: Lpips(),
+    "perceptual": lambda cfg: PerceptualLoss(load_vgg19(vgg19_path(cfg))),
+}
+
+
+def term_weights(cfg: LossConfig) -> dict[str, float]:
+    """The weights of all terms by name, the MSE ("l2") among them."""
+    return {name: getattr(cfg, f"{name}_loss_weight") for name in ("l2", *TERMS)}
+
+
 class Loss(nn.Module):
-    """Weighted sum of the configured terms. Holds frozen networks, so it is never part of a checkpoint.
+    """Weighted sum of terms. Holds frozen networks, so it is never part of a checkpoint.
 
     Args:
-        lpips: the LPIPS network, needed if its weight is not 0.
-        perceptual: likewise.
+        terms: beside the MSE, by name: renders and images [b 3 h w] to values of any shape, of which the mean counts.
     """
 
-    def __init__(self, cfg: LossConfig, lpips: nn.Module | None = None, perceptual: nn.Module | None = None) -> None:
+    def __init__(self, cfg: LossConfig, terms: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.lpips = lpips
-        self.perceptual = perceptual
+        self.weights = term_weights(cfg)
+        self.terms = nn.ModuleDict(terms)
 
     def forward(
         self, renders: Float[Tensor, "b t 3 h w"], images: Float[Tensor, "b t 3 h w"]
@@ -44,14 +55,12 @@ class Loss(nn.Module):
         """Loss terms by name, `loss` their weighted sum and `psnr` (dB, of the whole batch's MSE) without gradient."""
         renders, images = renders.flatten(0, 1), images.flatten(0, 1)
         l2 = F.mse_loss(renders.float(), images)
-        terms = {"loss": self.cfg.l2_loss_weight * l2, "l2_loss": l2, "psnr": -10 * torch.log10(l2.detach())}
-        if self.lpips is not None:
-            terms["lpips_loss"] = self.lpips(renders, images).mean()
-            terms["loss"] = terms["loss"] + self.cfg.lpips_loss_weight * terms["lpips_loss"]
-        if self.perceptual is not None:
-            terms["perceptual_loss"] = self.perceptual(renders, images)
-            terms["loss"] = terms["loss"] + self.cfg.perceptual_loss_weight * terms["perceptual_loss"]
-        return terms
+        numbers = {"loss": self.weights["l2"] * l2, "l2_loss": l2, "psnr": -10 * torch.log10(l2.detach())}
+        for name, term in self.terms.items():
+            value = term(renders, images).mean()
+            numbers[f"{name}_loss"] = value
+            numbers["loss"] = numbers["loss"] + self.weights[name] * value
+        return numbers
 
 
 def vgg19_path(cfg: LossConfig) -> Path:
@@ -65,6 +74,6 @@ def build_loss(cfg: LossConfig, execution: ExecutionConfig | None = None) -> Los
     Raises:
         InputError: a needed network's weights cannot be had; the message says where to put them.
     """
-    lpips = Lpips() if cfg.lpips_loss_weight else None
-    perceptual = PerceptualLoss(load_vgg19(vgg19_path(cfg))) if cfg.perceptual_loss_weight else None
-    return compile_model(Loss(cfg, lpips, perceptual), execution or ExecutionConfig())
+    weights = term_weights(cfg)
+    terms = {name: build(cfg) for name, build in TERMS.items() if weights[name]}
+    return compile_model(Loss(cfg, terms), execution or ExecutionConfig())

@@ -73,7 +73,7 @@ def test_gradients_reach_the_render_alone(weights):
 def test_terms_add_up(weights):
     renders, images = torch.rand(2, 2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1)).unbind(0)
     cfg = LossConfig(l2_loss_weight=2.0, perceptual_loss_weight=0.25)
-    terms = Loss(cfg, perceptual=PerceptualLoss(weights))(renders, images)
+    terms = Loss(cfg, {"perceptual": PerceptualLoss(weights)})(renders, images)
     mse = ((renders - images) ** 2).mean()
     torch.testing.assert_close(terms["l2_loss"], mse)
     torch.testing.assert_close(terms["psnr"], -10 * torch.log10(mse))
@@ -92,7 +92,7 @@ def test_lpips_enters_the_loss():
             return torch.full((len(renders),), 3.0)
 
     cfg = LossConfig(l2_loss_weight=0.0, lpips_loss_weight=0.5, perceptual_loss_weight=0.0)
-    assert Loss(cfg, lpips=Constant())(torch.rand(1, 2, 3, 8, 8), torch.rand(1, 2, 3, 8, 8))["loss"] == 1.5
+    assert Loss(cfg, {"lpips": Constant()})(torch.rand(1, 2, 3, 8, 8), torch.rand(1, 2, 3, 8, 8))["loss"] == 1.5
 
 
 def write_mat(path, weights):

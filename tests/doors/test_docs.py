@@ -1,0 +1,55 @@
+"""What the pages say exists: links, files, modules, keys."""
+
+import re
+
+import pytest
+
+from setup import Config
+from tests.helpers import ROOT
+from utils.sections import leaves
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+# What commands of the pages make or bring, and what a person has.
+MADE = ("rooms/", "preprocessed_data/", "demo_output", "experiments/", "re10k", "../", "./")
+
+
+KEYS = {key for key, _ in leaves(Config)}
+# Files that a person makes, and what docs/extending.md makes (test_extending.py runs it).
+OWN = {"configs/api_keys.yaml", "poses.py", "model/pooled.py", "data/importers/poses.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_are_headings_of_the_page(page):
+    text = page.read_text(encoding="utf-8")
+    headings = {re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-") for line in text.splitlines()}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_keys_exist(page):
+    named = re.findall(
+        r"\b((?:model|training|inference)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)", page.read_text(encoding="utf-8")
+    )
+    sections = {key.rsplit(".", 1)[0] for key in KEYS}
+    modules = {f"model.{path.stem}" for path in (ROOT / "model").glob("*.py")}
+    others = modules | {"model.encode", "model.decode", "inference.py", "model.pooled", "training.l1_loss_weight"}
+    assert set(named) <= KEYS | sections | others
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_and_modules_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"(?<![\w/.-])((?:[\w-]+/)*[\w-]+\.(?:py|yaml|sh|sbatch))\b", text):
+        if not path.startswith(MADE) and path not in OWN:
+            found = (ROOT / path).exists() or list(ROOT.glob(f"*/**/{path}")) or list(ROOT.glob(f"*/{path}"))
+            assert found, path
+    for module in re.findall(r"python -m ((?:data|benchmarks|tests)[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
