@@ -1,7 +1,8 @@
 """Which tests are slow: those that start programs or browsers, or compile. `make check` leaves them out."""
 
+import inspect
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -17,19 +18,22 @@ def is_slow(item: pytest.Item) -> bool:
     """Whether a test, a fixture that it asks for or a function of the tests that these call does so."""
     fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     functions = [item.function, *(fixture.func for several in fixtures for fixture in several)]  # type: ignore[attr-defined]
-    seen: set[Callable] = set()
+    seen: set[Any] = set()
     return any(_is_slow(function, seen) for function in functions)
 
 
-def _is_slow(function: Callable, seen: set[Callable]) -> bool:
-    ours = isinstance(function, FunctionType) and function.__module__.startswith("tests.")
-    if not ours or function in seen or function.__module__ == __name__:
+def _is_slow(given: Any, seen: set[Any]) -> bool:
+    given = inspect.unwrap(given) if callable(given) else given
+    if isinstance(given, type) and given.__module__.startswith("tests."):
+        return any(_is_slow(part, seen) for part in vars(given).values())
+    ours = isinstance(given, FunctionType) and given.__module__.startswith("tests.")
+    if not ours or given in seen or given.__module__ == __name__:
         return False
-    seen.add(function)
-    names = set(_names(function.__code__))
-    if {"torch", "compile"} <= names or "tests.browser" in (function.__module__, *names):
+    seen.add(given)
+    names = set(_names(given.__code__))
+    if {"torch", "compile"} <= names or "tests.browser" in (given.__module__, *names):
         return True
-    used = [value for name, value in function.__globals__.items() if name in names]
+    used = [value for name, value in given.__globals__.items() if name in names]
     return any(any(value is slow for slow in SLOW) or _is_slow(value, seen) for value in used)
 
 

@@ -224,6 +224,7 @@ def load(root: Path, split: str) -> list[dict]:
     return [clip for file in files for clip in torch.load(file, weights_only=True)]
 
 
+@pytest.mark.slow
 def test_chunks_have_the_format_of_pixelsplat(written: Path) -> None:
     index = json.loads((written / "train/index.json").read_text())
     assert sorted(set(index.values())) == ["000000.torch", "000001.torch"]
@@ -266,6 +267,7 @@ def test_evaluation_index(written: Path) -> None:
         assert len(set(views["target"])) == 3 and all(left < target < right for target in views["target"])
 
 
+@pytest.mark.slow
 def test_numbers_of_processes_scenes_and_chunks_change_no_clip(written: Path, tmp_path: Path) -> None:
     write_re10k(tmp_path, **{**TINY, "train_scenes": 1}, num_processes=1, clips_per_chunk=3)
     for split in ("train", "test"):

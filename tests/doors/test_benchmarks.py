@@ -10,6 +10,8 @@ from tests.helpers import ROOT, small_overrides
 from utils.cli import run_main
 
 CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
+# Each builds models and measures them.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

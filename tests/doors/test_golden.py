@@ -16,6 +16,7 @@ from tests.runs import training_command as command
 GOLDEN = ROOT / "tests" / "golden.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_curve(variant, scenes, tmp_path):
     options = ["training.train_steps=20", "training.warmup=5", "training.lr=3e-3"]

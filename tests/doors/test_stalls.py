@@ -249,6 +249,7 @@ def test_a_signal_during_validation_ends_it_and_the_run(scenes, tmp_path, monkey
     assert "validation/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_while_waiting_saves_what_an_undisturbed_run_has(scenes, tmp_path, monkeypatch):
     options = ["training.train_steps=4", "training.grad_accum_steps=3", "training.checkpoint_every=100"]
     train.main(command(scenes, tmp_path / "undisturbed", *options))
@@ -336,6 +337,7 @@ def test_several_ranks_whose_data_hangs_end_on_a_signal(scenes, tmp_path):
     wait_for(lambda: not any(map(is_alive, group)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [["sigwaitinfo"], ["sigwaitinfo", "pthread_sigmask", "SIGUSR1"]])
 def test_training_where_the_system_has_fewer_signals(scenes, tmp_path, monkeypatch, missing):
     expected = tmp_path / "expected"
@@ -348,6 +350,7 @@ def test_training_where_the_system_has_fewer_signals(scenes, tmp_path, monkeypat
     assert largest_difference(weights(expected, 2), weights(tmp_path / "run", 2)) == 0
 
 
+@pytest.mark.slow
 def test_loader_processes_that_are_spawned_read_the_same(scenes, monkeypatch):
     expected = batches(scenes, 0, number=2)
     made = loader.DataLoader

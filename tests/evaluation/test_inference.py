@@ -210,6 +210,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 def test_scenes_that_are_not_as_they_were_are_evaluated_anew(tmp_path, monkeypatch, caplog):
     names = [f"scene{number}" for number in range(1 + len(CHANGES))]
     write_toy_set(tmp_path / "scenes", scenes=len(names))

@@ -317,6 +317,7 @@ def test_an_unforeseen_error_while_saving_is_not_lost(tmp_path, monkeypatch, bac
         writer.wait()
 
 
+@pytest.mark.slow
 def test_saving_in_the_background_changes_nothing(scenes, tmp_path):
     train.main(long_command(scenes, tmp_path / "run", "training.save_in_background=true"))
     assert largest_difference(weights(tmp_path / "run", STEPS), undisturbed(scenes, tmp_path)) == 0

@@ -44,6 +44,7 @@ def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -69,6 +70,7 @@ def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
     assert (tmp_path / "run" / checkpoint_name(2)).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(scenes, tmp_path):
     train.main(command(scenes, tmp_path / "large", "training.batch_size_per_gpu=4"))
     train.main(command(scenes, tmp_path / "small", "training.batch_size_per_gpu=1", "training.grad_accum_steps=4"))
@@ -85,6 +87,7 @@ def test_two_processes_equal_one_with_twice_the_batch(scenes, tmp_path):
     assert largest_difference(one["model"], two["model"]) < 2e-5
 
 
+@pytest.mark.slow
 def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
     with caplog.at_level("INFO", "lvsm"):
         train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8"))
