@@ -22,14 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import DataConfig
 from data.loader import LoaderConfig
-from data.views import check_view_config
+from data.views import Selection, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
 from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
 from model.loss import LossConfig, term_weights
-from training.metrics_log import MetricsLogConfig
+from training.incidents import MetricsLogConfig
 from training.optim import OptimConfig
 from training.restoring import RestoringConfig
 from training.trainer import TrainerConfig
@@ -184,6 +184,16 @@ def with_training(config: Config, **values: Any) -> Config:
     """The configuration with other values in its `training` section, by the names that users write."""
     training = distribute(TrainingConfig, flatten(config.training) | values)
     return dataclasses.replace(config, training=training)
+
+
+def owners(config: Config) -> dict[str, Any]:
+    """Every owner's config by the owner's name, and values that have no owner."""
+    return {
+        "model": config.model,
+        **vars(config.training),
+        **vars(config.inference),
+        "inference_out_dir": config.inference_out_dir,
+    }
 
 
 def config_text(config: Config) -> str:
@@ -471,6 +481,44 @@ def check_training(config: Config) -> None:
             "training.dynamic_input_view_num draws 2 to 4 inputs: it needs room for 4 in num_views, "
             "and pose_normalization=all_views"
         )
+
+
+def check_view_counts(config: Config, overridden: set[str], selection: Selection, where: str) -> None:
+    """Raises InputError if the command line asks for other view counts than the index gives."""
+    inputs, targets = len(selection.context), len(selection.target)
+    counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
+    for key, count in counts.items():
+        if f"training.{key}" in overridden and getattr(config.training.data, key) != count:
+            raise InputError(
+                f"training.{key}={getattr(config.training.data, key)} contradicts {where}, which has {count}: "
+                "leave it out, the index decides"
+            )
+
+
+def with_accumulation(config: Config, world_size: int) -> Config:
+    """The configuration with `grad_accum_steps` such that an update sees `total_batch_size` scenes, if that is set.
+
+    Raises:
+        InputError: the total is no multiple of what all processes see at once, or both keys are set.
+    """
+    cfg = config.training.trainer
+    scenes = config.training.loader.batch_size_per_gpu
+    if not cfg.total_batch_size:
+        return config
+    if cfg.grad_accum_steps != 1:
+        raise InputError("training.grad_accum_steps follows from training.total_batch_size: set only one of them")
+    steps, rest = divmod(cfg.total_batch_size, scenes * world_size)
+    if rest:
+        raise InputError(
+            f"training.total_batch_size={cfg.total_batch_size} is no multiple of batch_size_per_gpu x processes "
+            f"({scenes} x {world_size}): make it a multiple of {scenes * world_size}"
+        )
+    return with_training(config, grad_accum_steps=steps)
+
+
+def scenes_per_update(cfg: TrainingConfig, world_size: int) -> int:
+    """Scenes that all processes together learn from in an update."""
+    return cfg.loader.batch_size_per_gpu * world_size * cfg.trainer.grad_accum_steps
 
 
 @contextmanager

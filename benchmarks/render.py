@@ -27,7 +27,8 @@ from benchmarks.common import (
 )
 from data.dataset import Batch
 from evaluation.metrics import build_metrics
-from evaluation.rendering import Renderer, render_batch, round_products
+from evaluation.renderer import Renderer, round_matmul_weights
+from evaluation.scoring import render_batch
 from model import decoding_flops, encoding_flops
 from setup import Config, with_training
 from utils.cli import path_argument, run_main
@@ -38,7 +39,7 @@ SCENES, INPUTS, TARGETS, FRAMES = 4, 2, 3, 120
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
     """A renderer as inference builds it, with fresh weights."""
-    model = round_products(seeded_model(config), config.training.precision)
+    model = round_matmul_weights(seeded_model(config), config.training.precision)
     return Renderer(model.to(device).eval(), config.training.precision, device)
 
 
@@ -91,7 +92,7 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
             pass
 
     yield Work(f"video, {FRAMES} frames", FRAMES, encoding + FRAMES * decoding, film, calls)
-    frame = renderer.fixed(renderer.encode(scene), one)
+    frame = renderer.record(renderer.encode(scene), one)
     yield Work("one frame", 1, decoding, lambda: frame(one), 20 * calls)
 
 

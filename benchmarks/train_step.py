@@ -37,14 +37,15 @@ from benchmarks.common import (
 from data.dataset import Batch
 from data.loader import TrainingLoader
 from model import training_flops
-from setup import Config, with_training
+from setup import Config, with_accumulation, with_training
+from training.metrics_log import MetricsLog
 from training.optim import build_optimizer
-from training.tracking import Tracker
+from training.trainer import Learner
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.precision import autocast
 from utils.stop_signal import Interruption
-from utils.watchdog import Watch
+from utils.watchdog import Watchdog
 
 log = logging.getLogger("lvsm")
 
@@ -79,19 +80,20 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
     return train.Trainer(
         cfg.trainer,
         process,
-        data=cfg.data,
-        optim=cfg.optim,
-        precision=cfg.precision,
-        checkpoint=cfg.checkpoint,
-        metrics_log=cfg.metrics_log,
-        model=model,
-        loss=seeded_loss(cfg).to(process.device),
-        optimizer=build_optimizer(model, cfg.optim),
+        learner=Learner(
+            model, seeded_loss(cfg).to(process.device), build_optimizer(model, cfg.optim), cfg.optim, cfg.precision
+        ),
         loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),
-        tracker=Tracker(Path(cfg.checkpoint.checkpoint_dir), process),
-        journal=train.build_journal(config, process, train.Start()),
+        metrics_log=MetricsLog(
+            cfg.metrics_log,
+            Path(cfg.checkpoint.checkpoint_dir),
+            process,
+            train_steps=cfg.optim.train_steps,
+            cost=train.sample_cost(config, process),
+        ),
+        checkpoints=cfg.checkpoint,
         interruption=Interruption(process),
-        watch=Watch(process, stalled_after=300.0),
+        watchdog=Watchdog(process, stalled_after=300.0),
         origin={},
     )
 
@@ -113,9 +115,7 @@ def bare_update(trainer: train.Trainer) -> None:
 
 def whole_update(trainer: train.Trainer, bar: tqdm) -> None:
     """An update as the training loop does it, its line of numbers included."""
-    trainer.update()
-    trainer._log(bar)
-    trainer.interruption.agreed()
+    trainer._advance(bar)
 
 
 def measure(
@@ -123,7 +123,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row: seconds an update, their spread, memory, arithmetic; with `bare`, the cost of watching."""
     release_memory()
-    config = train.with_accumulation(config, world_size=1)
+    config = with_accumulation(config, world_size=1)
     with tempfile.TemporaryDirectory() as folder, process_group() as process, tqdm(disable=True) as bar:
         trainer = seeded_trainer(with_training(config, checkpoint_dir=folder, warmup=0), process)
         start = time.perf_counter()
@@ -137,7 +137,7 @@ def measure(
             row |= watching(trainer, bar, calls)
         if profile:
             row |= kernel_shares(lambda: whole_update(trainer, bar))
-        trainer.tracker.close()
+        trainer.metrics_log.close()
     return row
 
 

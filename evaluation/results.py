@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ RESULT_FILES = ("results.json", "summary.csv", "index.html")
 # In the folder of a scene, besides metrics.json.
 PICTURE_FILES = ("input.png", "gt_vs_pred.png")
 VIDEO_FILE = "rendered_video.mp4"
+
+
+def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
+    """Raises InputError for a scene whose folder in `out_dir` would be a link, a file, or one of the files there."""
+    for name in names:
+        folder = out_dir / name
+        if name in RESULT_FILES:
+            raise InputError(f"scene {name}: an evaluation writes a file of that name: rename the scene")
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise InputError(f"{folder} is not a folder: move it away, or choose another inference_out_dir")
 
 
 def make_record(

@@ -1,7 +1,14 @@
 """Scores of held-out scenes during training."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from data.dataset import Batch
+from evaluation.items import Item, ReadItems, whole
+from evaluation.metrics import Metric
+from evaluation.renderer import Renderer
+from evaluation.scoring import average_scores
+from utils.distributed import Process
 from utils.fields import file_path
 
 
@@ -11,3 +18,24 @@ class ValidationConfig:
 
     validation_path: str = file_path("")
     validation_index: str = file_path("")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores the scenes `items` by their `metrics`, every process its part.
+
+    Args:
+        until_stopped: passes batches on until the run is asked to stop.
+    """
+
+    renderer: Renderer
+    metrics: dict[str, Metric]
+    items: list[Item]
+    read: ReadItems
+    process: Process
+    until_stopped: Callable[[Iterator], Iterator]
+
+    def __call__(self) -> dict[str, float]:
+        """Means over all scenes by metric; cut short on a request to stop."""
+        batches: Iterator[Batch] = whole(self.until_stopped(self.read(self.items)))
+        return average_scores(self.renderer, self.metrics, batches, self.process)

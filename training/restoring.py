@@ -1,8 +1,23 @@
 """What a training run goes on from."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from model import LVSM
+from model.weights import load_published
+from training.optim import load_optimizer
+from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
+from utils.distributed import Process
+from utils.errors import MisfitError
 from utils.fields import file_path
+from utils.random_state import set_random_state
+
+log = logging.getLogger("lvsm")
 
 
 @dataclass(frozen=True)
@@ -11,3 +26,86 @@ class RestoringConfig:
 
     resume_ckpt: str = file_path("")
     reset_training_state: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: updates done, samples seen."""
+
+    step: int = 0
+    samples: int = 0
+
+
+def restore(
+    cfg: RestoringConfig,
+    folder: Path,
+    process: Process,
+    model: LVSM,
+    optimizer: torch.optim.AdamW,
+    *,
+    scenes_per_update: int,
+    check_stored: Callable[[object, Path], None],
+) -> Start:
+    """Load what training goes on from.
+
+    The newest checkpoint of the run's `folder` that can be used comes first, then `resume_ckpt` (with
+    `reset_training_state`, its weights alone).
+
+    Args:
+        scenes_per_update: scenes that all processes together learn from in an update, now.
+        check_stored: is shown the configuration that the checkpoint keeps, and its file; on the main process alone.
+
+    Raises:
+        InputError: checkpoints that are broken, of another model, or without training state though it is needed.
+    """
+
+    def load_own(content: dict[str, Any], path: Path) -> None:
+        _load_weights(model, content, path, True)
+
+    found = newest_readable(folder, load_own) if process.is_main else None
+    own = process.broadcast(found and found[0])
+    if own is None and not cfg.resume_ckpt:
+        return Start()
+    if own is not None and cfg.reset_training_state:
+        log.warning("reset_training_state has no effect: this run has begun, %s goes on", folder)
+    path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
+    content = found[1] if found else read_checkpoint(path)
+    if found is None:
+        _load_weights(model, content, path, own is not None)
+    if process.is_main:
+        check_stored(content.get("config"), path)
+    if own is None and cfg.reset_training_state:
+        log.info("weights from %s, training starts anew", path)
+        return Start()
+    state = training_state(content, path)
+    load_optimizer(optimizer, state.optimizer, path)
+    # Of another number of ranks they say nothing.
+    if len(state.random_states) == process.world_size:
+        set_random_state(state.random_states[process.rank])
+    if process.is_main:
+        _log_resumed(state, path, scenes_per_update)
+    return Start(state.step, state.samples)
+
+
+def _load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:
+    """Load a checkpoint's weights; where the run folder's `own` are of another model, the error tells of the folder."""
+    try:
+        load_published(model, state["model"], path)
+    except MisfitError as error:
+        if not own:
+            raise
+        hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
+        raise MisfitError(f"{error}; {hint}") from None
+
+
+def _log_resumed(state: TrainingState, path: Path, scenes_per_update: int) -> None:
+    """Log what goes on, and whether the samples of an update are as many as they were."""
+    log.info("going on from %s: %d updates, %d samples", path, state.step, state.samples)
+    before = state.samples / max(1, state.step)
+    if state.step and before != scenes_per_update:
+        log.warning(
+            "the batch was %g scenes on average and is %d now: going on at sample %d",
+            before,
+            scenes_per_update,
+            state.samples,
+        )

@@ -14,30 +14,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.dataset import Batch, DataConfig
+from data.dataset import Batch
 from data.loader import TrainingLoader, failures_told
 from model import LVSM
 from model.loss import Loss
 from model.weights import published_state
-from training.journal import Journal, RunningMean, describe
-from training.metrics_log import MetricsLogConfig
+from training.incidents import Update
+from training.metrics_log import MetricsLog
 from training.optim import OptimConfig, clip_and_step, lr_at
-from training.tracking import Tracker
+from training.pictures import save_batch
 from utils.checkpoint import CheckpointConfig, CheckpointWriter
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.fields import bounded
-from utils.media import NamedViews, save_comparison
 from utils.precision import PrecisionConfig, autocast
 from utils.random_state import random_state
 from utils.stop_signal import Interrupted, Interruption
 from utils.tensors import first_not_finite
-from utils.watchdog import WAITING_FOR_DATA, Watch
+from utils.watchdog import WAITING_FOR_DATA, Watchdog
 
 log = logging.getLogger("lvsm")
-
-# Scenes of a batch that a picture shows.
-_SHOWN_SCENES = 4
 
 
 @dataclass(frozen=True)
@@ -57,16 +53,26 @@ class TrainerConfig:
     log_grad_norm_details: bool = False
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What learns: the bare model and its loss on one device, the optimiser and how an update is made of gradients."""
+
+    model: LVSM
+    loss: Loss
+    optimizer: torch.optim.AdamW
+    cfg: OptimConfig
+    precision: PrecisionConfig
+
+
 class Trainer:
     """Runs updates, from wherever its parts stand to `train_steps`.
 
     Args:
-        model: the bare model, on the process's device; wrapped for data-parallel training here.
-        loss: the loss, on the same device.
+        learner: its model is wrapped for data-parallel training here.
         loader: batches, from the position where training goes on.
-        journal: what the run says of itself.
+        checkpoints: where checkpoints and pictures go, and how often.
         interruption: tells when to stop early.
-        watch: is told what this process does, for when it hangs.
+        watchdog: is told what this process does, for when it hangs.
         origin: what the checkpoints say of the run besides its state.
         validation: scores of held-out scenes by name, computed by all ranks together; cut short on a request to stop.
         step: updates done before.
@@ -77,34 +83,36 @@ class Trainer:
         cfg: TrainerConfig,
         process: Process,
         *,
-        data: DataConfig,
-        optim: OptimConfig,
-        precision: PrecisionConfig,
-        checkpoint: CheckpointConfig,
-        metrics_log: MetricsLogConfig,
-        model: LVSM,
-        loss: Loss,
-        optimizer: torch.optim.AdamW,
+        learner: Learner,
         loader: TrainingLoader,
-        tracker: Tracker,
-        journal: Journal,
+        metrics_log: MetricsLog,
+        checkpoints: CheckpointConfig,
         interruption: Interruption,
-        watch: Watch,
+        watchdog: Watchdog,
         origin: dict[str, Any],
         validation: Callable[[], dict[str, float]] | None = None,
         step: int = 0,
     ) -> None:
-        self.cfg, self.process, self.step, self.origin = cfg, process, step, origin
-        self.data, self.optim, self.precision = data, optim, precision
-        self.checkpoint, self.metrics_log = checkpoint, metrics_log
-        self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.loader, self.tracker, self.journal, self.interruption = loader, tracker, journal, interruption
-        self.folder, self.validation, self.watch = Path(checkpoint.checkpoint_dir), validation, watch
-        self.writer = CheckpointWriter(checkpoint) if process.is_main else None
-        self._parallel: nn.Module = model
+        self.cfg = cfg
+        self.process = process
+        self.model = learner.model
+        self.loss = learner.loss
+        self.optimizer = learner.optimizer
+        self.optim = learner.cfg
+        self.precision = learner.precision
+        self.loader = loader
+        self.metrics_log = metrics_log
+        self.checkpoints = checkpoints
+        self.folder = Path(checkpoints.checkpoint_dir)
+        self.interruption = interruption
+        self.watchdog = watchdog
+        self.origin = origin
+        self.validation = validation
+        self.step = step
+        self.writer = CheckpointWriter(checkpoints) if process.is_main else None
+        self._parallel: nn.Module = self.model
         if process.world_size > 1:
-            self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self._wandb_means, self._line = RunningMean(), dict[str, float]()
+            self._parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         # The step whose state is on disk, or from which training goes on.
         self._saved = step
 
@@ -116,11 +124,11 @@ class Trainer:
         if self.step >= self.optim.train_steps and self.process.is_main:
             log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.optim.train_steps)
         bar = tqdm(total=self.optim.train_steps, initial=self.step, unit="step", disable=silent)
-        with failures_told(), self.interruption, self.watch, bar:
+        with failures_told(), self.interruption, self.watchdog, bar:
             stop = False
             while self.step < self.optim.train_steps and not stop:
                 stop = self._advance(bar)
-                if self.step != self._saved and (stop or self._due(self.checkpoint.checkpoint_every)):
+                if self.step != self._saved and (stop or self._due(self.checkpoints.checkpoint_every)):
                     self.save()
             if stop:
                 log.warning("stopped after step %d; the same command goes on from there", self.step)
@@ -131,29 +139,28 @@ class Trainer:
                 self.writer.check_last()
 
     def close(self) -> None:
-        """End what goes on beside training: a save in the background, and where numbers go."""
+        """End what goes on beside training: a save in the background, and the log of metrics."""
         if self.writer is not None:
             self.writer.join()
-        self.tracker.close()
+        self.metrics_log.close()
 
     def _advance(self, bar: tqdm) -> bool:
         """One update and what belongs to it; returns whether all ranks agree to stop after it."""
         try:
-            self.update()
+            update = self.update()
         except Interrupted:
             # While waiting for data: nothing of this update has been done.
-            if not self.journal.is_empty:
-                self._log(bar, last=True)
+            self._show_line(bar, self.metrics_log.write_line(self._last_lr(), self.loader.position))
             return True
         bar.update()
         stop = self.interruption.agreed()
-        self._log(bar, stop)
+        self._show_line(bar, self.metrics_log.log(update, self._last_lr(), self.loader.position, last=stop))
         if self.validation is not None and not stop and self._due(self.cfg.validate_every):
             stop = self._validate(self.validation)
         return stop
 
-    def update(self) -> dict[str, Tensor]:
-        """One update: gradients over `grad_accum_steps` batches, communicated once; returns numbers on the device."""
+    def update(self) -> Update:
+        """One update: gradients over `grad_accum_steps` batches, communicated once."""
         batches, waited = self._next_batches()
         parts = []
         for number, batch in enumerate(batches):
@@ -161,16 +168,15 @@ class Trainer:
                 terms = self._forward(batch.to(self.process.device), show=number == 0)
                 (terms["loss"] / len(batches)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
-        lr, details = lr_at(self.step, self.optim), self._grad_norm_details()
+        lr = lr_at(self.step, self.optim)
+        details = self._grad_norm_details()
         norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.optim)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
         self.step += 1
         scenes = [scene for batch in batches for scene in batch.scenes]
         failures = [failure for batch in batches for failure in batch.failures]
-        self.journal.add(self.step, numbers, scenes, failures, waited)
-        self._wandb_means.add(numbers)
-        return numbers
+        return Update(self.step, numbers, scenes, failures, waited)
 
     def save(self) -> None:
         """Write a checkpoint to the run folder: every rank gives its random state, the main process writes.
@@ -178,7 +184,7 @@ class Trainer:
         Raises:
             InputError: weights or moments are not finite, so that nobody could go on from them.
         """
-        self.watch.note(f"saving after step {self.step}")
+        self.watchdog.note(f"saving after step {self.step}")
         self._check_finite()
         states = self.process.gather(random_state())
         if self.writer is not None:
@@ -207,24 +213,23 @@ class Trainer:
 
     def _validate(self, validation: Callable[[], dict[str, float]]) -> bool:
         """Write down the scores of held-out scenes; returns whether a rank was asked to stop, which ends it early."""
-        self.watch.note(f"validating after step {self.step}")
+        self.watchdog.note(f"validating after step {self.step}")
         scores = validation()
         if self.interruption.agreed_now():
             return True
         numbers = {f"validation/{name}": value for name, value in scores.items()}
-        self.tracker.write(self.step, numbers)
-        self.tracker.write_wandb(self.step, numbers)
+        self.metrics_log.log_scores(self.step, numbers)
         if self.process.is_main:
             log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
         return False
 
     def _next_batches(self) -> tuple[list[Batch], float]:
         """The batches of one update, and the seconds spent waiting for them."""
-        self.watch.note(f"step {self.step + 1}, {WAITING_FOR_DATA}")
+        self.watchdog.note(f"step {self.step + 1}, {WAITING_FOR_DATA}")
         start = time.perf_counter()
         with self.interruption.waiting():
             batches = self.loader.take(self.cfg.grad_accum_steps)
-        self.watch.note(f"step {self.step + 1}, computing")
+        self.watchdog.note(f"step {self.step + 1}, computing")
         return batches, time.perf_counter() - start
 
     def _communicate(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
@@ -241,24 +246,13 @@ class Trainer:
             renders = self._parallel(inputs, targets.cameras)
             terms = self.loss(renders, targets.images)
         if show and (self.step + 1) % self.cfg.vis_every == 0 and self.process.is_main:
-            self._show(batch, targets.images, renders)
+            self._save_picture(batch, targets.images, renders)
         return terms
 
-    def _show(self, batch: Batch, images: Tensor, renders: Tensor) -> None:
-        """Write a picture of the batch's first scenes, targets [b, t] above renders."""
+    def _save_picture(self, batch: Batch, images: Tensor, renders: Tensor) -> None:
         path = self.folder / "visuals" / f"{self.step + 1:08d}.png"
-        frames = batch.frames.tolist()
-        shown = [
-            NamedViews(
-                f"{scene}, inputs {', '.join(map(str, frames[i][: batch.num_inputs]))}",
-                [f"frame {frames[i][view]}" for view in batch.targets[i].tolist()],
-                images[i],
-                renders[i],
-            )
-            for i, scene in enumerate(batch.scenes[:_SHOWN_SCENES])
-        ]
-        save_comparison(path, shown)
-        self.tracker.write_picture(self.step + 1, path)
+        save_batch(path, batch, images, renders)
+        self.metrics_log.log_picture(self.step + 1, path)
 
     def _grad_norm_details(self) -> dict[str, Tensor]:
         """Gradient norms by part of the model, if asked for, before clipping."""
@@ -278,16 +272,14 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.optim.train_steps
 
-    def _log(self, bar: tqdm, last: bool = False) -> None:
-        """Averages since the last line go out when one is due or at the `last` step; else no device is waited for."""
-        lr = {"lr": lr_at(self.step - 1, self.optim)}
-        if last or self._due(self.metrics_log.print_every):
-            line = self.journal.line(self.loader.position, self.optim.train_steps - self.step) | lr
-            line["images_per_second"] = line["samples_per_second"] * self.data.num_target_views
-            self.tracker.write(self.step, line)
-            self._line = line
-            bar.set_postfix_str(describe(line))
-            if self.process.is_main and bar.disable:
-                log.info("step %d/%d %s", self.step, self.optim.train_steps, describe(line))
-        if self._due(self.metrics_log.wandb_log_every):
-            self.tracker.write_wandb(self.step, self._line | self._wandb_means.read(self.process) | lr)
+    def _last_lr(self) -> float:
+        """The learning rate of the last update."""
+        return lr_at(self.step - 1, self.optim)
+
+    def _show_line(self, bar: tqdm, line: str | None) -> None:
+        """Show a line at the bar, or log it where nobody sees the bar."""
+        if line is None:
+            return
+        bar.set_postfix_str(line)
+        if self.process.is_main and bar.disable:
+            log.info("step %d/%d %s", self.step, self.optim.train_steps, line)

@@ -184,10 +184,15 @@ def _lost_processes_told() -> Iterator[None]:
         ) from None
 
 
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or `CPU`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def describe_device(device: torch.device) -> str:
     """The device for people: `cuda:0 NVIDIA H100 80GB HBM3` or `CPU, 2 threads`."""
     if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
+        return f"{device} {device_name(device)}"
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' * (threads > 1)}"
 

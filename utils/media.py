@@ -1,7 +1,6 @@
 """Pictures and videos."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -9,13 +8,11 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from utils.files import atomic_path
 from utils.host_copy import HostCopy
-
-_TEXT_HEIGHT = 14
 
 
 def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
@@ -33,43 +30,15 @@ def start_to_uint8(images: Float[Tensor, "*n 3 h w"]) -> Callable[[], UInt8[np.n
 
 def save_grid(path: Path, rows: Sequence[np.ndarray]) -> None:
     """Write rows of 8-bit images [n h w 3] as one PNG: a row's images side by side, rows below one another, no gaps."""
-    _save(path, [_side_by_side(row) for row in rows])
+    save_lines(path, [side_by_side(row) for row in rows])
 
 
-@dataclass(frozen=True)
-class NamedViews:
-    """Some views of one scene: a title, and for every view its name, its photograph and its render."""
-
-    title: str
-    names: Sequence[str]
-    images: Float[Tensor, "n 3 h w"]
-    renders: Float[Tensor, "n 3 h w"]
-
-
-def save_comparison(path: Path, scenes: Sequence[NamedViews]) -> None:
-    """Write one PNG: for every scene its title, the names of its views, the photographs, the renders below them."""
-    lines = []
-    for scene in scenes:
-        images, renders = _side_by_side(to_uint8(scene.images)), _side_by_side(to_uint8(scene.renders))
-        width = images.shape[1]
-        lines += [_text_line([scene.title], width), _text_line(scene.names, width), images, renders]
-    _save(path, lines)
-
-
-def _side_by_side(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "h nw 3"]:
+def side_by_side(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "h nw 3"]:
+    """One picture of all images."""
     return rearrange(images, "n h w c -> h (n w) c")
 
 
-def _text_line(texts: Sequence[str], width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """White on black, one text a column of equal width."""
-    line = Image.new("RGB", (width, _TEXT_HEIGHT))
-    draw = ImageDraw.Draw(line)
-    for number, text in enumerate(texts):
-        draw.text((number * width // len(texts) + 2, 1), text, fill="white")
-    return np.asarray(line)
-
-
-def _save(path: Path, lines: Sequence[np.ndarray]) -> None:
+def save_lines(path: Path, lines: Sequence[np.ndarray]) -> None:
     """Write lines [h w 3] of one width below one another."""
     with atomic_path(path) as temporary:
         # A higher level takes nine times as long and saves a tenth of the bytes.

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Stopwatch:
+class Timer:
     """Seconds by what they were spent on.
 
     A GPU works on after its work was ordered; the time counts where a result is first read.

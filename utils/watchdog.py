@@ -17,7 +17,7 @@ WAITING_FOR_DATA = "waiting for data"
 _PATIENCE = 3
 
 
-class Watch:
+class Watchdog:
     """Keeps what every process is doing in their common store; when nothing moves, the main process tells.
 
     A rank that hangs stops all others at their next collective, whose timeout then names a collective, not a rank.
@@ -33,7 +33,7 @@ class Watch:
         self._noted, self._told, self._doing = time.monotonic(), False, "starting"
         self._over = threading.Event()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         self.note("starting")
         if self._process.is_main:
             threading.Thread(target=self._watch, daemon=True).start()

@@ -22,7 +22,7 @@ from setup import (
     with_training,
 )
 from tests.helpers import ROOT
-from training.tracking import start_wandb
+from training.wandb_run import start_wandb
 from utils.errors import InputError
 from utils.fields import is_path, range_of
 from utils.sections import Composed, check_values, distribute, flatten, leaves

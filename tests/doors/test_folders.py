@@ -13,6 +13,7 @@ import pytest
 
 import inference
 import train
+from evaluation.results import check_scene_folders
 from model import build_model
 from model.weights import published_state
 from setup import load_config, output_folder
@@ -177,4 +178,4 @@ def test_only_own_temporaries_are_cleaned_away(place):
 
 def test_a_scene_by_the_name_of_a_result_is_refused(place):
     with pytest.raises(InputError, match="index.html"):
-        inference.check_scene_folders(place / "out", ["scene0", "index.html"])
+        check_scene_folders(place / "out", ["scene0", "index.html"])

@@ -18,7 +18,7 @@ import train
 from data import handover, loader
 from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import LoaderConfig, TrainingLoader
-from evaluation import rendering
+from evaluation import scoring
 from setup import load_config
 from tests.helpers import INDEX, PATIENCE, ROOT
 from tests.processes import start, torchrun
@@ -28,7 +28,7 @@ from utils import stop_signal as interruption
 from utils.checkpoint import numbered_checkpoints, read_checkpoint
 from utils.distributed import Process
 from utils.stop_signal import Interrupted, Interruption
-from utils.watchdog import Watch
+from utils.watchdog import Watchdog
 
 
 def dataset(scenes):
@@ -200,7 +200,7 @@ def test_the_second_ctrl_c_ends_at_once(monkeypatch):
 
 
 def test_a_single_process_is_watched_too(caplog):
-    with Watch(alone(), stalled_after=0.2) as watch:
+    with Watchdog(alone(), stalled_after=0.2) as watch:
         watch.note("step 2, waiting for data")
         wait_for(lambda: "NO PROGRESS" in caplog.text)
     assert "step 2, waiting for data" in caplog.text and "file system" in caplog.text
@@ -233,7 +233,7 @@ def place_of(scenes, tmp_path, *more):
 def test_a_signal_during_validation_ends_it_and_the_run(scenes, tmp_path, monkeypatch, where):
     (tmp_path / "index.json").write_text(json.dumps(INDEX))
     validation = [f"training.validation_path={scenes}", f"training.validation_index={tmp_path}/index.json"]
-    owner, name = (rendering, "render_batch") if where == "computing" else (EvaluationDataset, "__getitem__")
+    owner, name = (scoring, "render_batch") if where == "computing" else (EvaluationDataset, "__getitem__")
     original, calls = getattr(owner, name), []
 
     def struck(*arguments):

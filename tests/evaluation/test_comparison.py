@@ -12,7 +12,7 @@ import inference
 from evaluation.compare import average, compare_runs, differing_keys, find_caveats, find_omissions, group_by_views
 from evaluation.pages.comparison import comparison_data, relative_address, write_comparison
 from evaluation.pages.report import SceneRecord
-from evaluation.results import PICTURE_FILES
+from evaluation.results import PICTURE_FILES, write_metrics
 from evaluation.runs import make_labels, read_run, read_scene
 from tests.helpers import write_run
 from tests.processes import run
@@ -302,7 +302,7 @@ def test_evaluations_note_their_input_frames(tmp_path):
     record = SceneRecord("a", "a", {"psnr": 1.0}, [{"view": 4, "psnr": 1.0}], [0, 9], False)
     for name in PICTURE_FILES:
         write_text(tmp_path / "a" / name, "a picture")
-    inference.write_metrics(tmp_path, record, "id")
+    write_metrics(tmp_path, record, "id")
     write_run(tmp_path, {}, leave_out=[])
     edit(tmp_path / "results.json", lambda results: results["scenes"].update(a={"psnr": 1.0}))
     assert read_scene(read_run(tmp_path, "run"), "a") == record

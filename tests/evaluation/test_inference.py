@@ -17,10 +17,14 @@ from PIL import Image
 
 import inference
 from data.views import Selection
+from evaluation import evaluator
+from evaluation.evaluator import Evaluator
+from evaluation.identity import identify_run
 from evaluation.metrics import psnr, ssim
-from evaluation.rendering import Renderer, nearest_input_psnr, round_products
+from evaluation.renderer import Renderer, round_matmul_weights
+from evaluation.scoring import nearest_input_psnr
 from model.weights import published_state
-from setup import load_config, warn_of_other_values
+from setup import load_config, owners, warn_of_other_values
 from tests.helpers import INDEX, VARIANTS, random_cameras, random_views, small_model, write_toy_scene, write_toy_set
 from tests.processes import run
 from tests.runs import evaluation_command as command
@@ -108,7 +112,7 @@ def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
     video = ["inference.render_video=true", "inference.render_video_config.num_frames=3"]
     one_by_one = command(place, "training.batch_size_per_gpu=1", *video)
     inference.main([*one_by_one, f"inference_out_dir={place}/whole"])
-    evaluate, calls = inference.Evaluator.evaluate, []
+    evaluate, calls = Evaluator.evaluate_batch, []
 
     def interrupted(self, batch):
         calls.append(batch.scenes)
@@ -116,7 +120,7 @@ def test_an_interrupted_evaluation_goes_on(place, monkeypatch, caplog):
             raise KeyboardInterrupt
         return evaluate(self, batch)
 
-    monkeypatch.setattr(inference.Evaluator, "evaluate", interrupted)
+    monkeypatch.setattr(Evaluator, "evaluate_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inference.main(one_by_one)
     before = states(place / "out")
@@ -322,8 +326,9 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(seven, caplog)
 def test_scenes_of_other_numbers_are_not_taken_for_finished(change):
     given = ["--config", "configs/demo.yaml"]
     (config, _), (changed, _) = load_config(given), load_config([*given, f"training.{change}"])
-    assert inference.identify_run(config, {}) != inference.identify_run(changed, {})
-    assert inference.identify_run(config, {}) != inference.identify_run(config, {"checkpoint": "another"})
+    identity = identify_run(owners(config), {})
+    assert identity != identify_run(owners(changed), {})
+    assert identity != identify_run(owners(config), {"checkpoint": "another"})
 
 
 def test_a_scene_that_was_removed_is_named(seven, tmp_path):
@@ -354,13 +359,13 @@ def test_a_scene_that_cannot_be_read_costs_that_scene(place, content, caplog):
 
 
 def test_results_say_how_fast_and_where_time_went(seven, monkeypatch):
-    write = inference.write_metrics
+    write = evaluator.write_metrics
     # Slow enough that writing is waited for.
-    monkeypatch.setattr(inference, "write_metrics", lambda *given: time.sleep(0.1) or write(*given))
+    monkeypatch.setattr(evaluator, "write_metrics", lambda *given: time.sleep(0.1) or write(*given))
     inference.main(command(seven, "training.batch_size_per_gpu=7", out="slow"))
     run = json.loads((seven / "slow" / "results.json").read_text())["provenance"]
     stages = run["seconds_by_stage"]
-    assert list(stages) == list(inference.STAGES)
+    assert list(stages) == list(evaluator.STAGES)
     assert stages["render"] > 0 and stages["video"] == 0 and stages["writing"] > 0
     # 18 targets in no more than all the seconds, in no less than those that were counted, but for rounding.
     assert sum(stages.values()) - 0.05 < 18 / run["images_per_second"] < run["seconds"] + 0.05
@@ -372,11 +377,11 @@ def test_results_say_how_fast_and_where_time_went(seven, monkeypatch):
 
 
 def test_the_speed_is_that_of_all_processes():
-    shares = [
-        inference.Share([], {}, 30, 4.0, {"render": 3.0}),
-        inference.Share([], {}, 20, 5.0, {"render": 1.0, "data": 2.0}),
+    parts = [
+        evaluator.Part([], {}, 30, 4.0, {"render": 3.0}),
+        evaluator.Part([], {}, 20, 5.0, {"render": 1.0, "data": 2.0}),
     ]
-    assert inference.describe_speed(shares) == {
+    assert evaluator.describe_speed(parts) == {
         "images_per_second": 10.0,
         "seconds_by_stage": {"data": 1.0, "render": 2.0, "metrics": 0.0, "pictures": 0.0, "video": 0.0, "writing": 0.0},
     }
@@ -389,7 +394,7 @@ def test_nobody_watching_sees_no_bar(seven, capfd):
 
 def test_the_bar_shows_images_per_second(seven, monkeypatch):
     shown = []
-    monkeypatch.setattr(inference.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text))
+    monkeypatch.setattr(evaluator.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text))
     inference.main(command(seven, "training.batch_size_per_gpu=4", "inference.metrics=[ssim]", out="watched"))
     assert shown and all(re.fullmatch(r"[\d.]+ images/s", text) for text in shown)
 
@@ -505,7 +510,7 @@ def test_recorded_kernels_keep_what_they_read(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     renderer = Renderer(small_model("decoder_only"), PrecisionConfig(use_amp=False), torch.device("cuda"))
     encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)
-    play, kept, model = renderer.fixed(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)
+    play, kept, model = renderer.record(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)
     del encoded, renderer
     gc.collect()
     assert kept() is not None and model() is not None
@@ -516,9 +521,9 @@ def test_recorded_kernels_keep_what_they_read(monkeypatch):
 def test_weights_rounded_once_give_the_numbers_of_autocast(variant):
     cfg, inputs, targets = PrecisionConfig(), random_views(1, 2), random_cameras(1, 3, seed=1)
     renders = []
-    for prepare in (lambda model, _: model, round_products):
+    for prepare in (lambda model, _: model, round_matmul_weights):
         renderer = Renderer(prepare(small_model(variant), cfg), cfg, torch.device("cpu"))
         encoded = renderer.encode(inputs)
         renders.append(renderer.render(encoded, targets))
-        torch.testing.assert_close(renderer.fixed(encoded, targets)(targets), renders[-1], rtol=0, atol=0)
+        torch.testing.assert_close(renderer.record(encoded, targets)(targets), renders[-1], rtol=0, atol=0)
     assert torch.equal(*renders)

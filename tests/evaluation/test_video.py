@@ -12,7 +12,7 @@ import inference
 from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.scene import read_cameras, read_scene
 from data.views import Selection
-from evaluation.rendering import Renderer
+from evaluation.renderer import Renderer
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
 from tests.runs import evaluation_command as command
 from tests.runs import save_model

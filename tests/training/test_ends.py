@@ -7,7 +7,7 @@ import torch
 
 import train
 from tests.runs import training_command as command
-from training.journal import Journal
+from training.incidents import Incidents, MetricsLogConfig, Update
 from training.trainer import Trainer
 from utils import checkpoint
 from utils.checkpoint import CheckpointConfig, CheckpointWriter, checkpoint_name, numbered_checkpoints
@@ -43,13 +43,16 @@ def test_without_a_limit_it_goes_on(scenes, tmp_path, monkeypatch):
 
 
 def test_skips_with_updates_between_them_are_no_end(tmp_path):
-    journal = Journal(tmp_path, Process(0, 0, 1, torch.device("cpu")), 0, 1.0, None, 0.01, 3)
+    process = Process(0, 0, 1, torch.device("cpu"))
+    incidents = Incidents(MetricsLogConfig(max_consecutive_skips=3), tmp_path, process, 0)
+    updates = []
     for step in range(1, 13):
         skipped = torch.tensor(float(step % 3 > 0))
-        journal.add(step, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(9.0), "skipped": skipped}, [], [], 0.0)
+        updates.append(Update(step, {"loss": torch.tensor(1.0), "skipped": skipped}, [], [], 0.0))
         if step % 2 == 0:
-            journal.line(step, 0)
-    assert journal.skipped == 8
+            incidents.note_skipped(sum(int(update.numbers["skipped"]) for update in updates), 9.0, updates)
+            updates = []
+    assert incidents.skipped == 8
 
 
 @pytest.mark.parametrize("lost", [[2], [1, 2], [1], []])

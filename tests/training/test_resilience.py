@@ -38,7 +38,7 @@ from utils.checkpoint import (
 from utils.distributed import Process, _agree_on_name, process_group
 from utils.errors import InputError
 from utils.random_state import random_state, seed_everything, set_random_state
-from utils.watchdog import Watch, describe
+from utils.watchdog import Watchdog, describe
 
 STEPS = 12
 
@@ -228,7 +228,7 @@ def test_the_main_process_tells_of_a_stall_while_it_waits_at_a_barrier(monkeypat
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     process = Process(0, 0, 2, torch.device("cpu"), store)
     told = []
-    with Watch(process, stalled_after=0.5) as watch, pytest.raises(TimeoutError, match=r"saving: ranks \[1\]"):
+    with Watchdog(process, stalled_after=0.5) as watch, pytest.raises(TimeoutError, match=r"saving: ranks \[1\]"):
         watch.note("saving after step 2")
         checker = threading.Timer(2, lambda: told.append("NO PROGRESS" in caplog.text))
         checker.start()
@@ -430,12 +430,11 @@ def test_validation_needs_to_know_on_what(scenes, tmp_path, signals):
         train.main(command(scenes, tmp_path / "run", "training.validate_every=2"))
 
 
-def test_the_journal_counts_time_and_arithmetic(scenes, tmp_path, signals):
+def test_the_metrics_log_counts_time_and_arithmetic(scenes, tmp_path, signals):
     trainer = build(scenes, tmp_path)
-    trainer.journal._peak = None
-    for _ in range(3):
-        trainer.update()
-    line = trainer.journal.line(trainer.loader.position, steps_left=30)
+    for last in (False, False, True):
+        trainer.metrics_log.log(trainer.update(), 0.1, trainer.loader.position, last)
+    line = json.loads((trainer.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < line["data_wait"] < 1 and line["samples_per_second"] > 0 and line["seconds_left"] > 0
     assert line["skipped"] == line["unusable"] == 0
     # 267 TFLOP for 8 scenes, counted by hand for the published decoder-only model: 2 inputs, 6 targets of 1024 tokens.

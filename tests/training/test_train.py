@@ -118,7 +118,7 @@ def test_an_update_follows_the_formula(scenes, tmp_path):
     """One update against a gradient step by hand: loss, clipping, AdamW's first step."""
     trainer = build(scenes, tmp_path, "training.lr=0.01", "training.weight_decay=0")
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    numbers = trainer.update()
+    numbers = trainer.update().numbers
     for name, parameter in trainer.model.named_parameters():
         step = (parameter.detach() - before[name]).abs()
         # Adam's first step has the learning rate's size wherever there is a gradient.
@@ -131,7 +131,7 @@ def test_a_nan_in_the_batch_is_skipped_and_counted(scenes, tmp_path, monkeypatch
     trainer = build(scenes, tmp_path)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     monkeypatch.setattr(F, "mse_loss", lambda renders, images: (renders * float("nan")).mean())
-    assert trainer.update()["skipped"].item() == 1
+    assert trainer.update().numbers["skipped"].item() == 1
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 

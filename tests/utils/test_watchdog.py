@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tests.helpers import PATIENCE
 from utils.distributed import Process
-from utils.watchdog import Watch
+from utils.watchdog import Watchdog
 
 LIMIT = 0.1
 
@@ -30,7 +30,7 @@ def process(rank=0, world_size=1):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_wait_for_data_ends_after_three_limits_in_one_line(ends, capsys, caplog, world_size):
     start = time.monotonic()
-    with Watch(process(world_size=world_size), LIMIT) as watch:
+    with Watchdog(process(world_size=world_size), LIMIT) as watch:
         watch.note("step 2, waiting for data")
         assert ends.get(timeout=PATIENCE) == 1
     assert time.monotonic() - start > 3 * LIMIT
@@ -41,7 +41,7 @@ def test_a_wait_for_data_ends_after_three_limits_in_one_line(ends, capsys, caplo
 
 @pytest.mark.parametrize("doing", ["step 2, computing", "saving after step 2"])
 def test_other_work_may_take_longer(ends, caplog, doing):
-    with Watch(process(), LIMIT) as watch:
+    with Watchdog(process(), LIMIT) as watch:
         watch.note("step 2, waiting for data")
         watch.note(doing)
         time.sleep(6 * LIMIT)
@@ -49,14 +49,14 @@ def test_other_work_may_take_longer(ends, caplog, doing):
 
 
 def test_outside_of_the_watch_nothing_ends(ends):
-    with Watch(process(), LIMIT) as watch:
+    with Watchdog(process(), LIMIT) as watch:
         watch.note("step 2, waiting for data")
     time.sleep(6 * LIMIT)
     assert ends.empty()
 
 
 def test_other_ranks_leave_the_end_to_the_main_one(ends):
-    with Watch(process(rank=1, world_size=2), LIMIT) as watch:
+    with Watchdog(process(rank=1, world_size=2), LIMIT) as watch:
         watch.note("step 2, waiting for data")
         time.sleep(6 * LIMIT)
     assert ends.empty()

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import tracking
-from training.tracking import start_wandb
+from training import wandb_run
+from training.wandb_run import start_wandb
 
 
 class FakeWandb:
@@ -71,7 +71,7 @@ def test_a_restarted_training_goes_on_with_its_run(begin):
 
 @pytest.mark.parametrize("then", [hang, fail])
 def test_a_wandb_that_hangs_or_fails_costs_a_line(begin, caplog, monkeypatch, then):
-    monkeypatch.setattr(tracking, "_PATIENCE", 0.1)
+    monkeypatch.setattr(wandb_run, "_PATIENCE", 0.1)
     run, _ = begin(then)
     assert run is None
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

@@ -1,65 +1,20 @@
-"""Where a run's numbers go: JSON lines in the run folder always, Weights & Biases where it is set up."""
+"""A run of Weights & Biases, where it is set up."""
 
-import json
 import logging
-import math
 import os
-import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.distributed import Process
 from utils.errors import InputError
-from utils.files import open_to_append, write_text
+from utils.files import write_text
 
 log = logging.getLogger("lvsm")
 
 # Seconds for which wandb may try to reach its server at the start.
 _PATIENCE = 30
-
-
-class Tracker:
-    """Writes numbers to `folder/metrics.jsonl` and to wandb; on ranks other than the main one, nowhere.
-
-    Args:
-        wandb_run: an open wandb run, or None.
-    """
-
-    def __init__(self, folder: Path, process: Process, wandb_run: Any = None) -> None:
-        self._wandb = wandb_run
-        self._file = None
-        if process.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = open_to_append(folder / "metrics.jsonl")
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Append one JSON line; what is not finite becomes null."""
-        if self._file is not None:
-            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-
-    def write_wandb(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Send numbers to wandb, if there is a run."""
-        if self._wandb is not None:
-            self._wandb.log(dict(numbers), step=step)
-
-    def write_picture(self, step: int, path: Path) -> None:
-        """Send a picture to wandb, if there is a run."""
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({"views": wandb.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        """Finish all sinks."""
-        if self._file is not None:
-            self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
 
 
 def start_wandb(*, project: str, name: str, folder: Path, config: dict[str, Any], key_file: Path) -> Any:

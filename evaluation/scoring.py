@@ -1,0 +1,79 @@
+"""Scores of rendered batches, as evaluation and validation during training share them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data.dataset import Batch
+from evaluation.metrics import Metric, psnr, score
+from evaluation.renderer import Renderer
+from geometry.cameras import Views
+from model import Encoded
+from utils.distributed import Process
+from utils.errors import InputError
+from utils.timer import Timer
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A batch [b] rendered: inputs [b, v], targets [b, t], what the model kept, renders and scores [b, t] by name."""
+
+    inputs: Views
+    targets: Views
+    encoded: Encoded
+    renders: Tensor
+    scores: dict[str, Tensor]
+
+
+def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch, timer: Timer | None = None) -> Rendered:
+    """Render the targets of a batch and score them; `timer` gets the seconds of `render` and `metrics`.
+
+    Raises:
+        InputError: the model renders NaN; the message names the scene.
+    """
+    timer = timer or Timer()
+    with timer("render"):
+        inputs, targets = batch.to(renderer.device).split()
+        encoded = renderer.encode(inputs)
+        renders = renderer.render(encoded, targets.cameras)
+        finite = renders.isfinite().flatten(1).all(1).tolist()
+        for name, good in zip(batch.scenes, finite, strict=True):
+            if not good:
+                raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
+    with timer("metrics"):
+        scores = score(metrics, renders, targets.images)
+    return Rendered(inputs, targets, encoded, renders, scores)
+
+
+def average_scores(
+    renderer: Renderer, metrics: dict[str, Metric], batches: Iterable[Batch], process: Process
+) -> dict[str, float]:
+    """Means over scenes of the scenes' means, over the shares of all processes; each calls it with its own.
+
+    Empty where there is not one batch.
+    """
+    sums, count = dict.fromkeys(metrics, 0.0), 0
+    for batch in batches:
+        for name, values in render_batch(renderer, metrics, batch).scores.items():
+            sums[name] += values.mean(1).sum().item()
+        count += len(batch.scenes)
+    shares = process.gather((sums, count))
+    total = sum(share_count for _, share_count in shares)
+    if not total:
+        return {}
+    return {name: sum(share[name] for share, _ in shares) / total for name in metrics}
+
+
+def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"]) -> Float[Tensor, "b t"]:
+    """PSNR of copying, for every target [b, t], the input view [b, v] whose camera centre is nearest.
+
+    A target that is itself an input (`same`) is compared with the nearest other input.
+    """
+    distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
+    distances = distances.masked_fill(same, torch.inf)
+    rows = torch.arange(len(distances), device=distances.device)[:, None]
+    copies = inputs.images[rows, distances.argmin(-1)]
+    return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])
