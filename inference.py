@@ -74,7 +74,8 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[Item], dict
         InputError: the index, a scene it names or a list of cameras is missing or unusable, or an override contradicts
             the index.
     """
-    cfg, outside = config.inference.evaluation, config.training.data.allow_outside_images
+    cfg = config.inference.evaluation
+    outside = config.training.data.allow_outside_images
     index = Path(cfg.view_idx_file_path)
     items, missing = find_items(index, Path(config.training.data.dataset_path), cfg.allow_missing, outside)
     for path, selection in items:
@@ -88,7 +89,9 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     """Build the parts, evaluate every scene of the index, write the results."""
     start = time.perf_counter()
     out_dir = Path(config.inference_out_dir)
-    cfg, training, tokenizer = config.inference.evaluation, config.training, config.model.image_tokenizer
+    cfg = config.inference.evaluation
+    training = config.training
+    tokenizer = config.model.image_tokenizer
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     check_scene_folders(out_dir, [path.stem for path, _ in items])
     if process.is_main:

@@ -216,7 +216,8 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
         match = _ASSIGNMENT.fullmatch(text.strip())
         if not match:
             raise InputError(f"argument {shown(text)} is not of the form key=value")
-        key, value = match[1], match[2].strip()
+        key = match[1]
+        value = match[2].strip()
         if not value and queue and not _starts_assignment(queue):
             value = queue.pop(0).strip()
         while queue and _goes_on(value) and not _starts_assignment(queue):
@@ -304,7 +305,8 @@ def warn_of_other_values(config: Config, stored: object, path: Path, also: Seque
         return
     given = flatten(config)
     for key in (*_SEEN_BY_THE_MODEL, *also):
-        before, now = _value_at(trained, key), _value_at(given, key)
+        before = _value_at(trained, key)
+        now = _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
             log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))
 
@@ -485,7 +487,8 @@ def check_training(config: Config) -> None:
 
 def check_view_counts(config: Config, overridden: set[str], selection: Selection, where: str) -> None:
     """Raises InputError if the command line asks for other view counts than the index gives."""
-    inputs, targets = len(selection.context), len(selection.target)
+    inputs = len(selection.context)
+    targets = len(selection.target)
     counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
     for key, count in counts.items():
         if f"training.{key}" in overridden and getattr(config.training.data, key) != count:

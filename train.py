@@ -60,7 +60,8 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     """
     text = config_text(config)
     config = with_accumulation(config, process.world_size)
-    cfg, tokenizer = config.training, config.model.image_tokenizer
+    cfg = config.training
+    tokenizer = config.model.image_tokenizer
     interruption = Interruption(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.trainer.seed + process.rank)
@@ -126,7 +127,8 @@ def restore_run(config: Config, process: Process, model: LVSM, optimizer: Any) -
 
 def open_metrics_log(config: Config, process: Process, origin: dict[str, Any], start: Start) -> MetricsLog:
     """Record the start in the run folder and open the log of metrics."""
-    cfg, wandb_run = config.training, None
+    cfg = config.training
+    wandb_run = None
     folder = Path(cfg.checkpoint.checkpoint_dir)
     if process.is_main:
         write_text(folder / "config.yaml", origin["config"])
@@ -164,8 +166,10 @@ def build_validation(config: Config, process: Process, model: LVSM, interruption
     Raises:
         InputError: one of the two is missing or names what is not there.
     """
-    cfg, tokenizer = config.training, config.model.image_tokenizer
-    index_path, list_path = Path(cfg.validation.validation_index), Path(cfg.validation.validation_path)
+    cfg = config.training
+    tokenizer = config.model.image_tokenizer
+    index_path = Path(cfg.validation.validation_index)
+    list_path = Path(cfg.validation.validation_path)
     keys = ("training.validation_index", "training.validation_path")
     found = find_items(index_path, list_path, False, cfg.data.allow_outside_images, keys) if process.is_main else None
     items, _ = process.broadcast(found)

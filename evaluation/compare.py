@@ -14,8 +14,8 @@ from typing import Any
 
 from evaluation.pages.page import KNOWN_METRICS, as_number, column_names
 from evaluation.pages.report import SceneRecord
-from evaluation.results import PICTURE_FILES
 from evaluation.runs import Run, make_labels, read_run
+from evaluation.scene_files import PICTURE_FILES
 from utils.errors import InputError
 
 # What decides the ground truth besides the scene: PSNR against other pictures is another quantity.
@@ -139,13 +139,15 @@ def group_by_views(records: Sequence[SceneRecord]) -> list[Group]:
     """Runs of one scene with the same views together, the first run's group first."""
     groups: list[Group] = []
     for run, record in enumerate(records):
-        views, context = [view["view"] for view in record.per_view], list(record.context)
+        views = [view["view"] for view in record.per_view]
+        context = list(record.context)
         group = next((group for group in groups if group.admits(views, context)), None)
         if group is None:
             groups.append(Group([run], views, context))
         else:
             group.runs.append(run)
-            group.views, group.context = group.views or views, group.context or context
+            group.views = group.views or views
+            group.context = group.context or context
     return groups
 
 

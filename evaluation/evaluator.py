@@ -19,7 +19,15 @@ from evaluation.items import Item, ReadItems, cameras_file
 from evaluation.metrics import METRICS, Metric
 from evaluation.pages.report import SceneRecord
 from evaluation.renderer import Renderer
-from evaluation.results import PICTURE_FILES, VIDEO_FILE, is_filled, make_record, read_finished, write_metrics
+from evaluation.scene_files import (
+    METRICS_FILE,
+    PICTURE_FILES,
+    VIDEO_FILE,
+    is_filled,
+    make_record,
+    read_finished,
+    write_metrics,
+)
 from evaluation.scoring import Rendered, nearest_input_psnr, render_batch
 from geometry.cameras import Cameras
 from geometry.paths import VideoConfig, camera_path
@@ -148,7 +156,7 @@ class Evaluator:
 
     def _read_finished(self, path: Path, selection: Selection) -> SceneRecord | None:
         """What was written of a scene; None if it, or what it was made from, is not as it was."""
-        wanted = [*PICTURE_FILES, "metrics.json"] + [VIDEO_FILE] * self.cfg.render_video
+        wanted = [*PICTURE_FILES, METRICS_FILE] + [VIDEO_FILE] * self.cfg.render_video
         if not all(is_filled(self.out_dir / path.stem / name) for name in wanted):
             return None
         try:
@@ -217,8 +225,8 @@ class Evaluator:
         """Have the files of scene `i` written, metrics.json last of all: it marks the scene as done."""
         with self.timer("pictures"):
             pictures = {
-                "input.png": [to_uint8(rendered.inputs.images[i])],
-                "gt_vs_pred.png": [to_uint8(rendered.targets.images[i]), to_uint8(rendered.renders[i])],
+                PICTURE_FILES[0]: [to_uint8(rendered.inputs.images[i])],
+                PICTURE_FILES[1]: [to_uint8(rendered.targets.images[i]), to_uint8(rendered.renders[i])],
             }
         frames: Iterable[np.ndarray] = ()
         if path is not None:
@@ -228,7 +236,7 @@ class Evaluator:
 
         def write(chunks: Iterator[np.ndarray]) -> None:
             folder = self.out_dir / record.folder
-            for name, made in ((VIDEO_FILE, path is not None), ("metrics.json", bool(self.metrics))):
+            for name, made in ((VIDEO_FILE, path is not None), (METRICS_FILE, bool(self.metrics))):
                 if not made:
                     # An earlier run with other settings may have left one, which is not of these pictures.
                     (folder / name).unlink(missing_ok=True)
@@ -266,7 +274,8 @@ def describe_speed(parts: Sequence[Part]) -> dict[str, Any]:
 
     Empty if nothing was left to render.
     """
-    images, seconds = sum(part.images for part in parts), max(part.seconds for part in parts)
+    images = sum(part.images for part in parts)
+    seconds = max(part.seconds for part in parts)
     if not images:
         return {}
     stages = {stage: sum(part.stages.get(stage, 0.0) for part in parts) / len(parts) for stage in STAGES}

@@ -72,7 +72,8 @@ def identify_scene(run_id: str, path: Path, selection: Selection) -> str:
     Raises:
         InputError, OSError: one of them is missing or unusable.
     """
-    scene, parts = read_scene(path, allow_outside=True), [run_id]
+    scene = read_scene(path, allow_outside=True)
+    parts = [run_id]
     for file in [path, *map(scene.image_path, selection.context + selection.target)]:
         state = file.stat()
         parts.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")

@@ -93,7 +93,8 @@ def check_saved_cameras(path: Path, items: list[Item], allow_outside: bool) -> N
     """Raises InputError for saved cameras that are of another scene, or cannot be meant for a scene's images."""
     checked = set()
     for scene, selection in items:
-        file, size = cameras_file(path, scene.stem), _input_size(scene, selection, allow_outside)
+        file = cameras_file(path, scene.stem)
+        size = _input_size(scene, selection, allow_outside)
         if file != path:
             check_cameras_are_of(file, scene.stem)
         if (file, size) not in checked:

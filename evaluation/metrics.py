@@ -14,7 +14,8 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
-_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+_SSIM_C1 = 0.01**2
+_SSIM_C2 = 0.03**2
 
 
 def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

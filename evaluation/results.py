@@ -1,26 +1,21 @@
-"""The files of an evaluation: numbers of a scene, results of all, the page."""
+"""The files of a whole evaluation: results.json, summary.csv, the page."""
 
 import csv
 import io
 import logging
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.pages.report import SceneRecord, write_report
-from evaluation.runs import parts_of_scene
 from utils.errors import InputError
-from utils.files import fingerprint, read_json, write_json, write_text
+from utils.files import write_json, write_text
 
 log = logging.getLogger("lvsm")
 
 # Beside the folders of the scenes.
 RESULT_FILES = ("results.json", "summary.csv", "index.html")
-# In the folder of a scene, besides metrics.json.
-PICTURE_FILES = ("input.png", "gt_vs_pred.png")
-VIDEO_FILE = "rendered_video.mp4"
 
 
 def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
@@ -31,82 +26,6 @@ def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
             raise InputError(f"scene {name}: an evaluation writes a file of that name: rename the scene")
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise InputError(f"{folder} is not a folder: move it away, or choose another inference_out_dir")
-
-
-def make_record(
-    name: str, frames: list[int], num_inputs: int, scores: dict[str, list[float]], has_video: bool
-) -> SceneRecord:
-    """A scene's numbers: per target and their means."""
-    views = [
-        {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
-        for i, frame in enumerate(frames[num_inputs:])
-    ]
-    means = {metric: _mean(values) for metric, values in scores.items()}
-    return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
-    """Write a scene's metrics.json, last of its files: it marks the scene as done, and knows the others again."""
-    folder = out_dir / record.folder
-    names = [*PICTURE_FILES, VIDEO_FILE] if record.has_video else PICTURE_FILES
-    content = {
-        "summary": {"scene_name": record.scene_name, **record.metrics},
-        "per_view": list(record.per_view),
-        "context": list(record.context),
-        "run": run_id,
-        "files": {name: fingerprint(folder / name) for name in names},
-    }
-    write_json(folder / "metrics.json", content)
-
-
-def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, run_id: str) -> SceneRecord | None:
-    """A scene that an interrupted run with the same identity has finished; None if anything of it is not as written.
-
-    Args:
-        frames: the frame numbers of its views, inputs first.
-    """
-    folder = out_dir / name
-    try:
-        content = read_json(folder / "metrics.json", "metrics")
-        if not isinstance(content, dict) or content.get("run") != run_id:
-            return None
-        summary, per_view, context = parts_of_scene(content, folder / "metrics.json")
-        if not _are_as_written(folder, content.get("files")):
-            return None
-    except (InputError, OSError):
-        return None
-    if summary.get("scene_name") != name:
-        return None
-    metrics = {key: value for key, value in summary.items() if key != "scene_name"}
-    columns = [{key: value for key, value in view.items() if key != "view"} for view in per_view]
-    if context + [view["view"] for view in per_view] != frames or len(context) != num_inputs:
-        return None
-    if not all(numbers.keys() == metrics.keys() and _all_finite(numbers) for numbers in [metrics, *columns]):
-        return None
-    if not all(math.isclose(metrics[key], _mean([view[key] for view in columns])) for key in metrics):
-        return None
-    has_video = is_filled(folder / VIDEO_FILE)
-    return SceneRecord(name, name, metrics, per_view, context, has_video)
-
-
-def _are_as_written(folder: Path, files: object) -> bool:
-    """Whether the pictures and the video of a scene are those that its metrics.json was written after."""
-    if not isinstance(files, dict) or not set(PICTURE_FILES) <= files.keys() <= {*PICTURE_FILES, VIDEO_FILE}:
-        return False
-    return all(fingerprint(folder / name) == written for name, written in files.items())
-
-
-def is_filled(path: Path) -> bool:
-    """Whether there is a file, no link, with anything in it."""
-    return path.is_file() and not path.is_symlink() and path.stat().st_size > 0
-
-
-def _all_finite(numbers: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, float) and math.isfinite(value) for value in numbers.values())
 
 
 def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 It holds `results.json`, and a folder per scene with its pictures, its `metrics.json` and perhaps a video.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 from evaluation.pages.page import column_names
 from evaluation.pages.report import SceneRecord
+from evaluation.scene_files import METRICS_FILE, VIDEO_FILE, read_metrics, read_number
 from utils.errors import InputError
 from utils.files import check_plain_name, read_json
-from utils.text import shown
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,7 @@ def _read_values(values: object, name: str, path: Path) -> dict[str, float | Non
     check_plain_name(name, f"{path}: scene")
     if not isinstance(values, dict):
         raise InputError(f"{path}: scene {name} has no numbers by metric: evaluate again")
-    return {metric: _read_number(value, f"{path}: scene {name}: {metric}") for metric, value in values.items()}
-
-
-def _read_number(value: object, where: str) -> float | None:
-    """A finite number; None for null and what strict JSON cannot hold."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where} is {shown(value)}, not a number: evaluate again")
-    return float(value) if abs(value) < math.inf else None
+    return {metric: read_number(value, f"{path}: scene {name}: {metric}") for metric, value in values.items()}
 
 
 def read_scene(run: Run, name: str) -> SceneRecord:
@@ -79,38 +69,19 @@ def read_scene(run: Run, name: str) -> SceneRecord:
         InputError: `metrics.json` is broken, or of another evaluation than results.json.
     """
     folder = run.folder / name
-    path, has_video = folder / "metrics.json", (folder / "rendered_video.mp4").is_file()
+    path = folder / METRICS_FILE
+    has_video = (folder / VIDEO_FILE).is_file()
     if not path.exists() and not path.is_symlink():
         return SceneRecord(name, name, _known(run.scenes[name]), [], [], has_video)
-    content = read_json(path, "metrics of a scene")
-    summary, per_view, context = parts_of_scene(content, path)
+    read = read_metrics(path)
     for metric, value in run.scenes[name].items():
-        if _read_number(summary.get(metric), f"{path}: {metric}") != value:
+        if read_number(read.summary.get(metric), f"{path}: {metric}") != value:
             raise InputError(
-                f"{path} gives {metric} {summary.get(metric)} where results.json gives {value}: "
+                f"{path} gives {metric} {read.summary.get(metric)} where results.json gives {value}: "
                 f"finish the evaluation in {run.folder}"
             )
-    return SceneRecord(name, name, _known(run.scenes[name]), per_view, context, has_video)
+    return SceneRecord(name, name, _known(run.scenes[name]), read.per_view, read.context, has_video)
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {metric: value for metric, value in values.items() if value is not None}
-
-
-def parts_of_scene(content: object, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
-    """A metrics.json's means, views and input frames (empty where an older evaluation did not note them).
-
-    Raises:
-        InputError: it holds anything else.
-    """
-    fields = content if isinstance(content, dict) else {}
-    summary, per_view, context = fields.get("summary"), fields.get("per_view"), fields.get("context", [])
-    if not isinstance(summary, dict) or not isinstance(context, list) or not isinstance(per_view, list):
-        raise InputError(f"{path} is not the metrics.json of a scene: evaluate again")
-    frames = [view.get("view") if isinstance(view, dict) else None for view in per_view]
-    if not all(type(frame) is int for frame in [*frames, *context]):
-        raise InputError(f"{path}: a view has no frame number: evaluate again")
-    for view in per_view:
-        for metric, value in view.items():
-            _read_number(value, f"{path}: frame {view['view']}: {metric}")
-    return summary, per_view, context

@@ -55,16 +55,17 @@ def average_scores(
 
     Empty where there is not one batch.
     """
-    sums, count = dict.fromkeys(metrics, 0.0), 0
+    sums = dict.fromkeys(metrics, 0.0)
+    count = 0
     for batch in batches:
         for name, values in render_batch(renderer, metrics, batch).scores.items():
             sums[name] += values.mean(1).sum().item()
         count += len(batch.scenes)
-    shares = process.gather((sums, count))
-    total = sum(share_count for _, share_count in shares)
+    parts = process.gather((sums, count))
+    total = sum(part_count for _, part_count in parts)
     if not total:
         return {}
-    return {name: sum(share[name] for share, _ in shares) / total for name in metrics}
+    return {name: sum(part_sums[name] for part_sums, _ in parts) / total for name in metrics}
 
 
 def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"]) -> Float[Tensor, "b t"]:

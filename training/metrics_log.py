@@ -42,7 +42,8 @@ class RunningMean:
         means = [torch.stack(values).mean() for values in self._values.values()]
         host = torch.tensor(list(also.values()), device=process.device)
         averages = process.mean(torch.cat([torch.stack(means), host] if means else [host])).tolist()
-        names, self._values = [*self._values, *also], {}
+        names = [*self._values, *also]
+        self._values = {}
         return dict(zip(names, averages, strict=True))
 
 

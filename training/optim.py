@@ -44,8 +44,8 @@ def lr_at(step: int, cfg: OptimConfig) -> float:
     if cfg.scheduler_type == "constant":
         return cfg.lr
     progress = min(1.0, (step - cfg.warmup) / max(1, cfg.train_steps - cfg.warmup))
-    share = 1 - progress if cfg.scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return cfg.lr * share
+    factor = 1 - progress if cfg.scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.lr * factor
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
@@ -66,7 +66,8 @@ def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], sourc
     Raises:
         InputError: the moments belong to another model, or one is not what it should be.
     """
-    own, saved = optimizer.state_dict()["param_groups"], state.get("param_groups")
+    own = optimizer.state_dict()["param_groups"]
+    saved = state.get("param_groups")
     if _numbers(saved) != _numbers(own):
         raise InputError(f"{source}: its optimiser state belongs to another model")
     parameters = {
@@ -132,7 +133,8 @@ def clip_and_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     # The contract between torch's fused optimisers and gradient scalers: a non-zero found_inf makes step() do nothing.
-    optimizer.grad_scale, optimizer.found_inf = None, skipped.float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, skipped

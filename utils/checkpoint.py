@@ -226,7 +226,8 @@ class CheckpointWriter:
     """
 
     def __init__(self, cfg: CheckpointConfig) -> None:
-        self.cfg, self.folder = cfg, Path(cfg.checkpoint_dir)
+        self.cfg = cfg
+        self.folder = Path(cfg.checkpoint_dir)
         remove_stale(self.folder)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None

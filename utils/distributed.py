@@ -67,7 +67,7 @@ class Process:
         """Wait until all processes are here, while one may be busy for long (`what` says with what, for the message).
 
         It goes through the store, not through a collective, whose timeout is meant for ranks that are lost. The store
-        is asked again and again, since one long wait would keep all other threads (the watch is one) from using it.
+        is asked again and again, since one long wait would keep all other threads (the watchdog is one) from using it.
 
         Raises:
             TimeoutError: names the ranks that did not come within half an hour.
@@ -255,7 +255,8 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
         name = store.get(f"name/{word}").decode()
         store.set(f"{name}/here/{rank}", "")
         return name
-    name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    name = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
     while missing := [other for other in range(1, world_size) if not store.check([f"{name}/here/{other}"])]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"ranks {missing} did not come within {timeout}")

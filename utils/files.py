@@ -236,7 +236,8 @@ def file_digest(path: Path, algorithm: str) -> str:
 
 def fingerprint(path: Path) -> list[int]:
     """Size and CRC-32 of a regular file's content: enough to notice that it is not what was written."""
-    size, checksum = 0, 0
+    size = 0
+    checksum = 0
     with open_regular(path) as file:
         while block := file.read(1 << 20):
             size += len(block)

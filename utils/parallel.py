@@ -44,14 +44,14 @@ def exit_with_parent(last_words: str = "") -> None:
     # The process that started this one, also where a fork server is its parent; None in a program's main process.
     starter = multiprocessing.parent_process()
 
-    def watch() -> None:
+    def end_with_parent() -> None:
         while os.getppid() == parent and (starter is None or starter.is_alive()):
             time.sleep(0.5)
         if last_words:
             leave_at_once(last_words, 1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class Background:
@@ -61,7 +61,8 @@ class Background:
     """
 
     def __init__(self, threads: int = 2, ahead: int = 8) -> None:
-        self._pool, self._ahead = ThreadPoolExecutor(threads), ahead
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead = ahead
         self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> "Background":
@@ -106,7 +107,8 @@ class Background:
             self._pending.popleft().result()
 
 
-_END, _BROKEN = object(), object()
+_END = object()
+_BROKEN = object()
 
 
 def _put(queue: Queue[Any], item: Any, consumer: "Future[None]") -> None:

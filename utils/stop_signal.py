@@ -50,7 +50,8 @@ class Interruption:
     """
 
     def __init__(self, process: Process) -> None:
-        self._process, self.requested = process, False
+        self._process = process
+        self.requested = False
         self._exchanged: deque[HostCopy] = deque()
         self._before: dict[int, Any] = {}
         # Of the wait that goes on; None while there is none.
@@ -162,13 +163,13 @@ def shield_worker(_worker: int) -> None:
         return
     pid = starter.pid
 
-    def watch() -> None:
+    def wait_for_signal() -> None:
         while True:
             received = signal.sigwaitinfo(_SIGNALS)
             if received.si_signo == signal.SIGTERM and received.si_pid == pid:
                 os._exit(0)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait_for_signal, daemon=True).start()
 
 
 @contextmanager

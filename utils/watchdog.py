@@ -1,4 +1,4 @@
-"""Says for which rank a stuck run is waiting."""
+"""A watchdog: says for which rank a stuck run is waiting."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ class Watchdog:
     """Keeps what every process is doing in their common store; when nothing moves, the main process tells.
 
     A rank that hangs stops all others at their next collective, whose timeout then names a collective, not a rank.
-    Notes are taken, and watched, inside `with watch:`.
+    Notes are taken, and looked at, inside `with watchdog:`.
 
     Args:
         stalled_after: seconds without a new note after which the main process says where all stand; if it waits for
@@ -29,14 +29,17 @@ class Watchdog:
     """
 
     def __init__(self, process: Process, stalled_after: float) -> None:
-        self._process, self._limit = process, stalled_after
-        self._noted, self._told, self._doing = time.monotonic(), False, "starting"
+        self._process = process
+        self._limit = stalled_after
+        self._noted = time.monotonic()
+        self._told = False
+        self._doing = "starting"
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
         self.note("starting")
         if self._process.is_main:
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._look, daemon=True).start()
         return self
 
     def __exit__(
@@ -49,9 +52,10 @@ class Watchdog:
         if self._process.store is not None:
             self._process.store.set(f"doing/{self._process.rank}", doing)
         self._doing = doing
-        self._noted, self._told = time.monotonic(), False
+        self._noted = time.monotonic()
+        self._told = False
 
-    def _watch(self) -> None:
+    def _look(self) -> None:
         while not self._over.wait(self._limit / 10):
             stalled = time.monotonic() - self._noted
             if stalled > self._limit and not self._told:
@@ -65,7 +69,8 @@ class Watchdog:
                 )
 
     def _describe(self) -> str:
-        store, ranks = self._process.store, range(self._process.world_size)
+        store = self._process.store
+        ranks = range(self._process.world_size)
         if store is None:
             text = self._doing
         else:
