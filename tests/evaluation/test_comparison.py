@@ -12,8 +12,8 @@ import inference
 from evaluation.compare import average, compare_runs, differing_keys, find_caveats, find_omissions, group_by_views
 from evaluation.pages.comparison import comparison_data, relative_address, write_comparison
 from evaluation.pages.report import SceneRecord
-from evaluation.scene_files import PICTURE_FILES, write_metrics
 from evaluation.runs import make_labels, read_run, read_scene
+from evaluation.scene_files import PICTURE_FILES, write_metrics
 from tests.helpers import write_run
 from tests.processes import run
 from utils.errors import InputError
