@@ -167,7 +167,7 @@ def test_a_changed_weight_decay_holds_after_resuming(scenes, tmp_path):
 
 
 def test_gradient_norms_by_part(scenes, tmp_path):
-    numbers = build(scenes, tmp_path, "training.log_grad_norm_details=true").update()
+    numbers = build(scenes, tmp_path, "training.log_grad_norm_details=true").update().numbers
     parts = {name: value.item() for name, value in numbers.items() if name.startswith("grad_norm/")}
     assert "grad_norm/transformer" in parts
     total = np.sqrt(sum(value**2 for value in parts.values()))
