@@ -225,8 +225,8 @@ def test_scenes_that_are_not_as_they_were_are_evaluated_anew(tmp_path, monkeypat
     inference.main(arguments)
     for scene, change in zip(names[1:], CHANGES, strict=True):
         change(tmp_path, scene)
-    evaluate, anew = inference.Evaluator.evaluate, []
-    monkeypatch.setattr(inference.Evaluator, "evaluate", lambda self, b: anew.extend(b.scenes) or evaluate(self, b))
+    evaluate, anew = Evaluator.evaluate_batch, []
+    monkeypatch.setattr(Evaluator, "evaluate_batch", lambda self, b: anew.extend(b.scenes) or evaluate(self, b))
     with caplog.at_level("INFO", "lvsm"):
         inference.main(arguments)
     assert sorted(anew) == sorted(names[1:])

@@ -23,7 +23,7 @@ def counted(config, process):
 def checked(self):
     run(self)
     parameters = sum(p.numel() for p in self.model.parameters())
-    assert sum(calls) == parameters * self.cfg.train_steps, (sum(calls), parameters)
+    assert sum(calls) == parameters * self.optim.train_steps, (sum(calls), parameters)
 
 
 train.build_trainer = counted

@@ -13,7 +13,7 @@ next_batches, barrier = train.Trainer._next_batches, utils.distributed.Process.b
 
 def without_data(self):
     if self.step == 1 and self.process.rank == 1:
-        self.watch.note("step 2, waiting for data")
+        self.watchdog.note("step 2, waiting for data")
         time.sleep(1000)
     return next_batches(self)
 

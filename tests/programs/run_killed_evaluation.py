@@ -5,8 +5,10 @@ import signal
 import sys
 
 import inference
+from evaluation import evaluator
 
-write, written = inference.write_metrics, []
+write = evaluator.write_metrics
+written = []
 
 
 def write_or_die(out_dir, record, run_id):
@@ -16,6 +18,6 @@ def write_or_die(out_dir, record, run_id):
     write(out_dir, record, run_id)
 
 
-inference.write_metrics = write_or_die
-inference._WRITERS = 1
+evaluator.write_metrics = write_or_die
+evaluator._WRITERS = 1
 inference.main(sys.argv[1:])
