@@ -655,7 +655,7 @@ def test_training_from_the_other_model_ends_in_one_line(root):
     overrides = [f"training.resume_ckpt={root}/encoder_decoder", "training.reset_training_state=true"]
     done = run_fresh("train.py", *training_arguments(root, *overrides))
     check_one_line(done)
-    assert "These are weights of the encoder-decoder variant" in done.stderr
+    assert "These are weights of the encoder_decoder variant" in done.stderr
 
 
 def check_last_line(done, culprit):
