@@ -97,7 +97,7 @@ def vgg19_by_formula():
 def test_losses(parts):
     record, t, _ = parts
     with torch.no_grad():
-        terms = Loss(LossConfig(), perceptual=PerceptualLoss(vgg19_by_formula()))(
+        terms = Loss(LossConfig(), {"perceptual": PerceptualLoss(vgg19_by_formula())})(
             render(parts), t["image"][:, -record["num_target_views"] :]
         )
     for name, expected in record["losses"].items():
