@@ -94,7 +94,9 @@ def match_scenes(
     files: dict[str, Path] = {}
     for path in scene_files:
         if path.stem in index and files.setdefault(path.stem, path) != path:
-            raise InputError(f"two files of the scene list are of scene {path.stem}: {files[path.stem]} and {path}")
+            raise InputError(
+                f"two files of the scene list are of scene {path.stem}: {files[path.stem]} and {path}: remove one"
+            )
     found = []
     missing = {}
     for name, selection in index.items():

@@ -42,7 +42,9 @@ def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch, t
         finite = renders.isfinite().flatten(1).all(1).tolist()
         for name, good in zip(batch.scenes, finite, strict=True):
             if not good:
-                raise InputError(f"scene {name}: the model renders NaN: the checkpoint's weights are broken")
+                raise InputError(
+                    f"scene {name}: the model renders NaN: its weights are broken, take an earlier checkpoint"
+                )
     with timer("metrics"):
         scores = score(metrics, renders, targets.images)
     return Rendered(inputs, targets, encoded, renders, scores)

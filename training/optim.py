@@ -69,7 +69,10 @@ def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], sourc
     own = optimizer.state_dict()["param_groups"]
     saved = state.get("param_groups")
     if _numbers(saved) != _numbers(own):
-        raise InputError(f"{source}: its optimiser state belongs to another model")
+        raise InputError(
+            f"{source}: its optimiser state belongs to another model: "
+            "start from its weights alone (training.resume_ckpt with training.reset_training_state=true)"
+        )
     parameters = {
         number: parameter
         for named, group in zip(own, optimizer.param_groups, strict=True)

@@ -367,7 +367,8 @@ def test_training_goes_round_frames_that_were_lost(root):
         pytest.param(
             add_training_state({"state": {}, "param_groups": []}),
             ["training.resume_ckpt={root}/decoder_only"],
-            "{root}/decoder_only/ckpt_0000000000000001.pt: its optimiser state belongs to another model",
+            "{root}/decoder_only/ckpt_0000000000000001.pt: its optimiser state belongs to another model: "
+            "start from its weights alone (training.resume_ckpt with training.reset_training_state=true)",
             id="optimizer of another model",
         ),
     ],
