@@ -6,17 +6,14 @@ Not a packaging script: the project runs from its folder.
 import argparse
 import dataclasses
 import difflib
-import io
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,10 +32,11 @@ from training.restoring import RestoringConfig
 from training.trainer import TrainerConfig
 from utils.checkpoint import CheckpointConfig
 from utils.cli import path_argument
+from utils.config_file import parse_overrides, read_kept_yaml, read_yaml
+from utils.config_values import read_values
 from utils.distributed import ProcessConfig
 from utils.errors import InputError
-from utils.fields import file_path, is_path
-from utils.files import expand_path, read_bytes
+from utils.fields import file_path
 from utils.hub import is_hub_address
 from utils.parallel import cores_of_process
 from utils.precision import PrecisionConfig, set_tf32
@@ -56,8 +54,6 @@ _OTHER_NAMES = {
     "save_every": "training.checkpoint_every",
     "output_dir": "inference_out_dir",
 }
-# Bytes and values (those of aliases counted wherever they stand) of a configuration file; the largest here has 90.
-_FILE_BYTES = 1 << 20
 # Other values of these than those of training give the model other inputs than it learned from.
 _SEEN_BY_THE_MODEL = (
     "training.pose_normalization",
@@ -65,16 +61,8 @@ _SEEN_BY_THE_MODEL = (
     "training.square_crop",
     "model.image_tokenizer.image_size",
 )
-_FILE_VALUES = 10_000
 # Characters of a library's reason that a message quotes.
 _REASON = 300
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
-# What YAML reads as another number than it looks: 1:30 as 90 (base 60), 010 as 8 (base 8).
-_MISLEADING_NUMBER = re.compile(r"[-+]?(\d+(:[0-5]?\d)+(\.\d*)?|0[0-7_]*[1-7][0-7_]*)")
-_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_INTEGER = re.compile(r"[-+]?\d+")
-# What stands for no value elsewhere, and would name a file here.
-_NO_PATHS = ("null", "none", "nil")
 
 
 @dataclass(frozen=True)
@@ -149,9 +137,17 @@ def load_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
         raise InputError(
             f"--config is given {len(arguments.config)} times: name one file and change its keys by key=value"
         )
-    overrides = parse_overrides(arguments.overrides)
-    config = build_config(read_yaml(arguments.config[0]), overrides)
-    return config, set(overrides)
+    overrides = parse_overrides(arguments.overrides, keys_of(Config))
+    return build_config(read_yaml(arguments.config[0]), overrides), set(overrides)
+
+
+def read_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A configuration file with `key=value` overrides.
+
+    Raises:
+        InputError: names the file or key that is missing, unknown or of the wrong type.
+    """
+    return build_config(read_yaml(path), parse_overrides(overrides, keys_of(Config)))
 
 
 def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -166,7 +162,7 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
         for key, value in (overrides or {}).items():
             _check_keys(_nested(key, value), Config)
             OmegaConf.update(given, key, value)
-        read = _read_texts(OmegaConf.to_container(given), Config)
+        read = read_values(OmegaConf.to_container(given), Config)
         merged = OmegaConf.merge(OmegaConf.structured(flat_type(Config)), flatten(Config()), read)
         values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -201,108 +197,13 @@ def config_text(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(flatten(config)))
 
 
-def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """Turn `key=value` arguments into a table; spaces around `=` and inside values and lists are fine.
-
-    Raises:
-        InputError: a token that belongs to no key.
-    """
-    overrides: dict[str, Any] = {}
-    queue = list(tokens)
-    while queue:
-        text = queue.pop(0)
-        if "=" not in text and queue and queue[0].lstrip().startswith("="):
-            text += queue.pop(0)
-        match = _ASSIGNMENT.fullmatch(text.strip())
-        if not match:
-            raise InputError(f"argument {shown(text)} is not of the form key=value")
-        key = match[1]
-        value = match[2].strip()
-        if not value and queue and not _starts_assignment(queue):
-            value = queue.pop(0).strip()
-        while queue and _goes_on(value) and not _starts_assignment(queue):
-            value += " " + queue.pop(0)
-        overrides[key] = _parse_value(key, value)
-    return overrides
-
-
-def _goes_on(value: str) -> bool:
-    """Whether a list ends in a later argument."""
-    return value.endswith(",") or (value.startswith("[") and value.count("[") > value.count("]"))
-
-
-def _starts_assignment(queue: Sequence[str]) -> bool:
-    """Whether the next tokens set another key, which leaves the current one an empty value."""
-    if len(queue) > 1 and queue[1].lstrip().startswith("="):
-        return True
-    match = _ASSIGNMENT.fullmatch(queue[0].strip())
-    return match is not None and match[1].split(".")[0] in keys_of(Config)
-
-
-def _parse_value(key: str, text: str) -> Any:
-    """Lists become lists; everything else stays text, which the key's type then reads."""
-    if not text.startswith("["):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        raise InputError(f"{key}: {shown(text)} is not a list") from None
-
-
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """The content of a configuration file.
-
-    Raises:
-        InputError: it is missing, or not a YAML file with keys.
-    """
-    try:
-        text = read_bytes(path, _FILE_BYTES).decode("utf-8-sig")
-        if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
-            raise InputError(f"{path} is not a configuration: it holds more than {_FILE_VALUES} values")
-        _check_numbers(text, path)
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except FileNotFoundError:
-        raise InputError(f"configuration not found: {path}") from None
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"{path} is not a configuration: it is nested too deep") from None
-    except OSError as error:
-        raise InputError(f"configuration cannot be read: {path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} is not a configuration: it holds no keys")
-    return content
-
-
-def _check_numbers(text: str, path: Path) -> None:
-    """Raises InputError for a number of a YAML text that YAML reads as another one than it looks."""
-    resolver = yaml.SafeLoader("")
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if not isinstance(event, yaml.ScalarEvent) or not _MISLEADING_NUMBER.fullmatch(event.value):
-            continue
-        if event.implicit[0] and resolver.resolve(yaml.ScalarNode, event.value, (True, False)) in _NUMBER_TAGS:
-            raise InputError(
-                f"{path}: YAML reads {shown(event.value)} as a number of base 60 (colons) or 8 (a zero in front): "
-                "write a decimal number, or quotes if it is text"
-            )
-
-
 def warn_of_other_values(config: Config, stored: object, path: Path, also: Sequence[str] = ()) -> None:
     """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
 
     The keys `also` are looked at, too. `stored` is the YAML text that a checkpoint keeps of its configuration; what
     cannot be read says nothing.
     """
-    if not isinstance(stored, str) or len(stored) > _FILE_BYTES:
-        return
-    try:
-        if _count_values(yaml.compose(stored, yaml.SafeLoader)) > _FILE_VALUES:
-            return
-        trained = yaml.safe_load(stored)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return
+    trained = read_kept_yaml(stored)
     given = flatten(config)
     for key in (*_SEEN_BY_THE_MODEL, *also):
         before = _value_at(trained, key)
@@ -315,86 +216,6 @@ def _value_at(content: object, key: str) -> object:
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None
     return content
-
-
-def _count_values(node: yaml.Node | None, counted: dict[int, int] | None = None) -> int:
-    """Values at and below a node, those of an alias counted wherever it stands.
-
-    Raises:
-        RecursionError: nested too deep, or an alias of what it stands in.
-    """
-    counted = {} if counted is None else counted
-    if id(node) not in counted:
-        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
-        children += node.value if isinstance(node, yaml.SequenceNode) else []
-        counted[id(node)] = 1 + sum(_count_values(child, counted) for child in children)
-    return counted[id(node)]
-
-
-def _read_texts(given: Any, owner: Any, prefix: str = "") -> Any:
-    """The same values with paths expanded and lists that are written without brackets as lists.
-
-    Raises:
-        InputError: a path cannot be expanded, or a text or boolean is another value; the message names the key.
-    """
-    if not isinstance(given, dict):
-        return given
-    read = dict(given)
-    for name, key in keys_of(owner).items():
-        if name not in given:
-            continue
-        path = f"{prefix}{name}"
-        if is_section(key.kind):
-            read[name] = _read_texts(given[name], key.kind, f"{path}.")
-        elif get_origin(key.kind) is list:
-            read[name] = _read_list(given[name], path)
-        elif is_path(key.declared):
-            read[name] = _expand(_read_path(given[name], path), path)
-        elif key.kind is str or get_origin(key.kind) is Literal:
-            _check_text(given[name], path)
-        elif bool in (key.kind, *get_args(key.kind)):
-            _check_boolean(given[name], path)
-    return read
-
-
-def _check_text(value: Any, key: str) -> None:
-    if isinstance(value, bool):
-        raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
-
-
-def _check_boolean(value: Any, key: str) -> None:
-    if _INTEGER.fullmatch(str(value)) and str(value) not in ("0", "1"):
-        raise InputError(f"{key} is {shown(value)}; it must be true or false")
-
-
-def _read_path(value: Any, key: str) -> str:
-    text = str(value).strip()
-    if text.lower() in _NO_PATHS:
-        raise InputError(f"{key} is {shown(value)}, which is no path here: leave it empty for none, or write ./{text}")
-    if not isinstance(value, str):
-        raise InputError(f"{key} is {shown(value)}, not a path: write it in quotes if a file is named so")
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        raise InputError(f"{key} is {shown(value)}, with quotes as part of the name: leave them out")
-    return value
-
-
-def _read_list(value: Any, key: str) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
-        raise InputError(f"{key} is {shown(value)}, not a list of values")
-    return value
-
-
-def _expand(text: str, key: str) -> str:
-    """A path with what `expand_path` replaces; other paths, and addresses on the hub, as they are written."""
-    if is_hub_address(text):
-        return text
-    try:
-        expanded = expand_path(text)
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from None
-    return text if expanded == Path(text) else str(expanded)
 
 
 def _nested(key: str, value: Any) -> Any:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from benchmarks.common import (
     benchmark_parser,
-    read_config,
     release_memory,
     seeded_batch,
     seeded_loss,
     seeded_model,
     show,
 )
-from setup import Config, with_training
+from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.precision import autocast

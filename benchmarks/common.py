@@ -24,7 +24,7 @@ from model.execution import compile_model
 from model.flops import peak_flops
 from model.loss import Loss
 from model.perceptual import PerceptualLoss
-from setup import Config, TrainingConfig, build_config, parse_overrides, read_yaml, set_threads_and_precision
+from setup import Config, TrainingConfig, set_threads_and_precision
 from utils.cli import path_argument
 from utils.files import write_json
 from utils.provenance import provenance
@@ -39,15 +39,6 @@ def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", type=path_argument, help="also write the numbers there")
     return parser
-
-
-def read_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A configuration file with dotted overrides.
-
-    Raises:
-        InputError: names the file or key that is missing, unknown or of the wrong type.
-    """
-    return build_config(read_yaml(path), parse_overrides(overrides))
 
 
 def seeded_vgg19() -> dict[str, Tensor]:

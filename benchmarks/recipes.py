@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, read_config, show
+from benchmarks.common import benchmark_parser, show
 from benchmarks.train_step import measure
-from setup import with_training
+from setup import read_config, with_training
 from utils.cli import path_argument, run_main
 
 log = logging.getLogger("lvsm")

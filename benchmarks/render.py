@@ -17,7 +17,6 @@ import torch
 from benchmarks.common import (
     benchmark_parser,
     rates,
-    read_config,
     release_memory,
     seeded_batch,
     seeded_model,
@@ -30,7 +29,7 @@ from evaluation.metrics import build_metrics
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.scoring import render_batch
 from model import decoding_flops, encoding_flops
-from setup import Config, with_training
+from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
 

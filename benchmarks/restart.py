@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, last_lines, read_config, show
+from benchmarks.common import benchmark_parser, last_lines, show
+from setup import read_config
 from utils.checkpoint import newest_readable, numbered_checkpoints
 from utils.cli import path_argument, run_main
 from utils.errors import InputError

@@ -23,7 +23,6 @@ import train
 from benchmarks.common import (
     benchmark_parser,
     rates,
-    read_config,
     release_memory,
     seconds_since_start,
     seeded_batch,
@@ -37,7 +36,7 @@ from benchmarks.common import (
 from data.dataset import Batch
 from data.loader import TrainingLoader
 from model import training_flops
-from setup import Config, with_accumulation, with_training
+from setup import Config, read_config, with_accumulation, with_training
 from training.metrics_log import MetricsLog
 from training.optim import build_optimizer
 from training.trainer import Learner

@@ -14,20 +14,24 @@ import yaml
 from setup import (
     Config,
     _nested,
-    _read_texts,
     build_config,
     config_text,
     load_config,
-    parse_overrides,
     with_training,
 )
 from tests.helpers import ROOT
 from training.wandb_run import start_wandb
+from utils import config_file
+from utils.config_values import read_values
 from utils.errors import InputError
 from utils.fields import is_path, range_of
-from utils.sections import Composed, check_values, distribute, flatten, leaves
+from utils.sections import Composed, check_values, distribute, flatten, keys_of, leaves
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
+
+
+def parse_overrides(tokens):
+    return config_file.parse_overrides(tokens, keys_of(Config))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -279,7 +283,7 @@ def test_every_path_is_expanded(key, monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
 
     def read(text):
-        return functools.reduce(dict.__getitem__, key.split("."), _read_texts(_nested(key, text), Config))
+        return functools.reduce(dict.__getitem__, key.split("."), read_values(_nested(key, text), Config))
 
     expanded = {"~/a": "/home/me/a", "$PLACE/a": "/some where/a", "${PLACE}/a": "/some where/a"}
     unchanged = ["./a/", "hf://a/b/c.pt", "hf://a/$PLACE/~"]

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tests.helpers import ROOT, run, write_toy_set
+from tests.helpers import ROOT, write_toy_set
+from tests.processes import run_fresh
 from tests.runs import training_command
 from utils.checkpoint import checkpoint_name
 
@@ -88,7 +89,7 @@ def test_the_recipes_work_together(project, place):
     evaluation = [*training_command(place, place / "run"), *model, *scored, "inference.metrics=[psnr,mae]"]
     commands = [["preprocess_data", *imported], ["train", *training], ["inference", *evaluation]]
     program = ROOT / "tests" / "programs" / "run_doors.py"
-    done = run(program, *map(json.dumps, commands), folder=project)
+    done = run_fresh(program, *map(json.dumps, commands), folder=project)
     assert done.returncode == 0, done.stderr
     line = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["step"] == 2 and line["l1_loss"] > 0
