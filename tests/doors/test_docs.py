@@ -11,14 +11,10 @@ from utils.sections import leaves
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # What commands of the pages make or bring, and what a person has.
 MADE = ("rooms/", "preprocessed_data/", "demo_output", "experiments/", "re10k", "../", "./")
-
-
 KEYS = {key for key, _ in leaves(Config)}
 ROOMS = ("configs", "geometry", "model", "data", "training", "evaluation", "utils", "benchmarks", "tests", "docs")
 NAMED = [*ROOT.glob("*.*"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.*"))]
 FILES = [path.as_posix() for path in NAMED]
-    p.as_posix() for p in ROOT.glob("*.*")
-}
 # Files that a person makes, and what docs/extending.md makes (test_extending.py runs it).
 OWN = {"configs/api_keys.yaml", "poses.py", "model/pooled.py", "data/importers/poses.py"}
 
