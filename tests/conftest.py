@@ -16,8 +16,9 @@ settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items):
-    for item in filter(is_slow, items):
-        item.add_marker(pytest.mark.slow)
+    for item in items:
+        if is_slow(item) and not item.get_closest_marker("fast"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Which tests are slow: those that start programs or browsers, or compile. `make check` leaves them out."""
+"""Slow tests: those that start programs or browsers, compile, train or evaluate; `make check` has no others."""
 
 import inspect
 import subprocess
@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import inference
+import train
 from tests import processes
 
 SLOW = (subprocess, processes.Program, processes.run_fresh)
+# Doors whose runs take seconds; a test of them that does not is marked as fast.
+DOORS = (train, inference)
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -34,6 +38,8 @@ def _is_slow(given: Any, seen: set[Any]) -> bool:
     if {"torch", "compile"} <= names or "tests.browser" in (given.__module__, *names):
         return True
     used = [value for name, value in given.__globals__.items() if name in names]
+    if names & {"main", "build_trainer"} and any(value is door for value in used for door in DOORS):
+        return True
     return any(any(value is slow for slow in SLOW) or _is_slow(value, seen) for value in used)
 
 

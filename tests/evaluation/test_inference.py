@@ -35,6 +35,7 @@ from utils.files import temporary_path
 from utils.precision import PrecisionConfig
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_writes_every_file_with_the_right_content(variant, place):
     save_model(place, variant)

@@ -18,6 +18,7 @@ from utils.errors import InputError
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     folder = tmp_path / "run"
