@@ -108,7 +108,7 @@ def frozen_rotations(c2w, num_frames):
     """The rotations of the reference's video, which is not the path it means to be.
 
     Its slerp accumulates in place: all poses of a leg but the last share one rotation, the one that results from
-    going t = 0, 1/(n-1), ... of the way that is left, one after the other. Ours moves evenly (spec section 11).
+    going t = 0, 1/(n-1), ... of the way that is left, one after the other. Ours moves evenly.
     """
     rotations = Rotation.from_matrix(c2w[:, :3, :3].double().numpy())
     steps = np.arange(num_frames - 1) / (num_frames - 1)
