@@ -1,9 +1,11 @@
 """What the pages say exists: links, files, modules, keys."""
 
+import ast
 import re
 
 import pytest
 
+from model import VARIANTS
 from setup import Config
 from tests.helpers import ROOT
 from utils.sections import leaves
@@ -53,3 +55,23 @@ def test_named_files_and_modules_exist(page):
     for module in re.findall(r"python -m ((?:data|benchmarks|tests)[\w.]*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def product():
+    doors = [ROOT / f"{door}.py" for door in ("setup", "train", "inference", "preprocess_data")]
+    return [*doors, *(path for room in ROOMS[1:8] for path in (ROOT / room).rglob("*.py"))]
+
+
+def texts(path):
+    """All texts in a file's code, those of documentation among them."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_keys_in_messages_exist():
+    sections = {key.rsplit(".", 1)[0] for key in KEYS}
+    modules = {f"{path.parent.name}.{path.stem}" for path in product()} | {"inference.py"}
+    known = KEYS | sections | modules | {variant.published_class for variant in VARIANTS.values()}
+    for path in product():
+        text = "\n".join(texts(path))
+        assert set(re.findall(r"\b(?:model|training|inference)\.\w+(?:\.\w+)*", text)) <= known, path
