@@ -41,9 +41,9 @@ from setup import (
 )
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
-from utils.distributed import Process, describe_device, device_name, process_group
+from utils.distributed import Process, describe_device, device_name, only_run, process_group
 from utils.files import remove_stale
-from utils.lock import only_run, only_writer
+from utils.lock import only_writer
 from utils.provenance import provenance
 from utils.sections import flatten
 

@@ -40,9 +40,8 @@ from training.restoring import Start, restore
 from training.trainer import Learner, Trainer
 from training.wandb_run import start_wandb
 from utils.cli import run_main
-from utils.distributed import Process, describe_device, process_group
+from utils.distributed import Process, describe_device, only_run, process_group
 from utils.files import append_json_line, write_text
-from utils.lock import only_run
 from utils.provenance import provenance
 from utils.random_state import seed_everything
 from utils.sections import flatten

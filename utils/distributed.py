@@ -5,9 +5,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from utils.errors import InputError
 from utils.fields import bounded
 from utils.launcher import Place, read_place
+from utils.lock import only_writer
 from utils.parallel import exit_with_parent
 from utils.text import printable
 
@@ -266,3 +268,25 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timed
                 store.set(f"name/{store.get(f'hello/{other}').decode()}", name)
         time.sleep(_PAUSE)
     return name
+
+
+@contextmanager
+def only_run(process: Process, folder: Path, key: str) -> Iterator[None]:
+    """`only_writer` for all processes of a run: the main one has the lock, and if it is refused, so is every other.
+
+    Raises:
+        InputError, OSError: as `only_writer`; on every process.
+    """
+    refusal: Exception | None = None
+    with ExitStack() as held:
+        if process.is_main:
+            try:
+                held.enter_context(only_writer(folder, key))
+            except (InputError, OSError) as error:
+                refusal = error
+        reason = process.broadcast(None if refusal is None else str(refusal))
+        if refusal is not None:
+            raise refusal
+        if reason is not None:
+            raise InputError(reason)
+        yield

@@ -8,10 +8,9 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils.distributed import Process
 from utils.errors import InputError
 from utils.files import errors_name
 from utils.text import shown
@@ -67,28 +66,6 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
             # A run that was refused leaves no folder behind.
             with suppress(OSError):
                 folder.rmdir()
-
-
-@contextmanager
-def only_run(process: Process, folder: Path, key: str) -> Iterator[None]:
-    """`only_writer` for all processes of a run: the main one has the lock, and if it is refused, so is every other.
-
-    Raises:
-        InputError, OSError: as `only_writer`; on every process.
-    """
-    refusal: Exception | None = None
-    with ExitStack() as held:
-        if process.is_main:
-            try:
-                held.enter_context(only_writer(folder, key))
-            except (InputError, OSError) as error:
-                refusal = error
-        reason = process.broadcast(None if refusal is None else str(refusal))
-        if refusal is not None:
-            raise refusal
-        if reason is not None:
-            raise InputError(reason)
-        yield
 
 
 def _acquire(path: Path, folder: Path, key: str) -> int:

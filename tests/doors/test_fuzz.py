@@ -1,6 +1,6 @@
 """Damaged inputs of every kind, from seeds: the scripts refuse them in one line or go on, and do nothing else.
 
-    LVSM_FUZZ=2000 LVSM_FUZZ_REPORT=report.txt python -m pytest tests/test_fuzz.py
+    LVSM_FUZZ=2000 LVSM_FUZZ_REPORT=report.txt python -m pytest tests/doors/test_fuzz.py
 
 runs 2,000 cases, on all cores, and writes what came of them; `LVSM_FUZZ_FIRST` is the first seed. A single seed runs by
 `python tests/programs/run_fuzz.py EMPTY_FOLDER SEED`.

@@ -1,6 +1,6 @@
 """Twenty deterministic steps of each model: a change that means to keep the numbers keeps these.
 
-To record them anew after a change that means to alter them: LVSM_RECORD_GOLDEN=1 pytest tests/test_golden.py
+To record them anew after a change that means to alter them: LVSM_RECORD_GOLDEN=1 pytest tests/doors/test_golden.py
 """
 
 import json
