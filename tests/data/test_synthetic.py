@@ -18,6 +18,8 @@ from data.synthetic.rendering import Faces, cast, render_faces, texture_levels
 from data.synthetic.room import Room, floor_distance
 from utils.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 128, 72
 TINY = {"train_scenes": 3, "test_scenes": 1, "frames": 6, "width": 32, "height": 24, "seed": 5}
 
