@@ -26,7 +26,8 @@ from geometry.paths import check_video_config
 from model import ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
 from model.loss import LossConfig, term_weights
-from training.incidents import MetricsLogConfig
+from training.incidents import IncidentsConfig
+from training.metrics_log import MetricsLogConfig
 from training.optim import OptimConfig
 from training.restoring import RestoringConfig
 from training.trainer import TrainerConfig
@@ -89,6 +90,7 @@ class TrainingConfig(Composed):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     restoring: RestoringConfig = field(default_factory=RestoringConfig)
     metrics_log: MetricsLogConfig = field(default_factory=MetricsLogConfig)
+    incidents: IncidentsConfig = field(default_factory=IncidentsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
 

@@ -20,8 +20,7 @@ from evaluation.renderer import Renderer
 from evaluation.validation import Validation
 from model import LVSM, build_model, training_flops
 from model.flops import peak_flops
-from model.loss import Loss, build_loss, vgg19_path
-from model.perceptual import fetch_vgg19
+from model.loss import build_loss
 from setup import (
     Config,
     TrainingConfig,
@@ -34,6 +33,7 @@ from setup import (
     warn_of_other_values,
     with_accumulation,
 )
+from training.incidents import Incidents
 from training.metrics_log import MetricsLog, SampleCost
 from training.optim import build_optimizer
 from training.restoring import Start, restore
@@ -66,7 +66,8 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     seed_everything(cfg.trainer.seed + process.rank)
     fast = cfg.data.image_resize == "fast"
     dataset = TrainingDataset(ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size, fast), cfg.trainer.seed)
-    loss = prepare_loss(cfg, process)
+    # One process a machine fetches the networks of the loss, if they are needed and missing.
+    loss = process.first_on_machine(lambda: build_loss(cfg.loss, cfg.execution)).to(process.device)
     model = build_model(config.model, cfg.execution).to(process.device)
     optimizer = build_optimizer(model, cfg.optim)
     start = restore_run(config, process, model, optimizer)
@@ -95,18 +96,6 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         validation=build_validation(config, process, model, interruption) if cfg.trainer.validate_every else None,
         step=start.step,
     )
-
-
-def prepare_loss(cfg: TrainingConfig, process: Process) -> Loss:
-    """The loss on the process's device; one process a machine fetches VGG-19 if it is needed and missing."""
-
-    def make() -> Loss:
-        path = vgg19_path(cfg.loss)
-        if cfg.loss.perceptual_loss_weight and not path.exists():
-            fetch_vgg19(path)
-        return build_loss(cfg.loss, cfg.execution)
-
-    return process.first_on_machine(make).to(process.device)
 
 
 def restore_run(config: Config, process: Process, model: LVSM, optimizer: Any) -> Start:
@@ -145,6 +134,7 @@ def open_metrics_log(config: Config, process: Process, origin: dict[str, Any], s
         cfg.metrics_log,
         folder,
         process,
+        incidents=Incidents(cfg.incidents, folder, process, start.samples),
         train_steps=cfg.optim.train_steps,
         cost=sample_cost(config, process),
         position=start.samples,

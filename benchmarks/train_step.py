@@ -37,6 +37,7 @@ from data.dataset import Batch
 from data.loader import TrainingLoader
 from model import training_flops
 from setup import Config, read_config, with_accumulation, with_training
+from training.incidents import Incidents
 from training.metrics_log import MetricsLog
 from training.optim import build_optimizer
 from training.trainer import Learner
@@ -87,6 +88,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
             cfg.metrics_log,
             Path(cfg.checkpoint.checkpoint_dir),
             process,
+            incidents=Incidents(cfg.incidents, Path(cfg.checkpoint.checkpoint_dir), process, 0),
             train_steps=cfg.optim.train_steps,
             cost=train.sample_cost(config, process),
         ),

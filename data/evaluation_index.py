@@ -114,7 +114,7 @@ def _fault(path: Path, selection: Selection, allow_outside: bool) -> str | None:
         scene = _read_named(path, allow_outside)
     except InputError as error:
         return str(error)
-    faults = ((frame, scene.fault(frame)) for frame in selection.context + selection.target)
+    faults = ((frame, scene.fault(frame)) for frame in selection.frames)
     return next((f"frame {shown(frame)}: {fault} ({path})" for frame, fault in faults if fault), None)
 
 

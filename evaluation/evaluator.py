@@ -163,8 +163,7 @@ class Evaluator:
             identity = identify_scene(self.run_id, path, selection)
         except (InputError, OSError):
             return None
-        frames = selection.context + selection.target
-        return read_finished(self.out_dir, path.stem, frames, len(selection.context), identity)
+        return read_finished(self.out_dir, path.stem, selection.frames, len(selection.context), identity)
 
     def _evaluate_part(self, items: list[Item]) -> Part:
         """Evaluate this process's part of the scenes; the bar shows the progress of all, if a person is watching."""
@@ -201,14 +200,13 @@ class Evaluator:
     def evaluate_batch(self, batch: Batch) -> list[SceneRecord]:
         """Evaluate the scenes of one batch; their files are written in the background."""
         rendered = render_batch(self.renderer, self.metrics, batch, self.timer)
-        num_inputs = rendered.inputs.images.shape[1]
         scores = self._read_scores(batch, rendered)
         records = []
         for i, name in enumerate(batch.scenes):
             record = make_record(
                 name,
                 batch.frames[i].tolist(),
-                num_inputs,
+                batch.num_inputs,
                 {metric: values[i] for metric, values in scores.items()},
                 self.cfg.render_video,
             )
@@ -254,9 +252,9 @@ class Evaluator:
         """Every metric of every target, by scene."""
         with self.timer("metrics"):
             scores = rendered.scores
-            num_inputs = rendered.inputs.images.shape[1]
             if self.cfg.nearest_input:
-                same = batch.frames[:, num_inputs:, None] == batch.frames[:, None, :num_inputs]
+                inputs = batch.frames[:, : batch.num_inputs]
+                same = batch.frames[:, batch.num_inputs :, None] == inputs[:, None]
                 copies = nearest_input_psnr(rendered.inputs, rendered.targets, same.to(self.renderer.device))
                 scores = scores | {"psnr_nearest_input": copies}
             return {name: values.tolist() for name, values in scores.items()}

@@ -25,6 +25,7 @@ CANNOT_MATTER = frozenset(
         "trainer",
         "restoring",
         "metrics_log",
+        "incidents",
         "validation",
         "data.image_resize",
         # The index says the views; their frames are in the identity of a scene.
@@ -74,7 +75,7 @@ def identify_scene(run_id: str, path: Path, selection: Selection) -> str:
     """
     scene = read_scene(path, allow_outside=True)
     parts = [run_id]
-    for file in [path, *map(scene.image_path, selection.context + selection.target)]:
+    for file in [path, *map(scene.image_path, selection.frames)]:
         state = file.stat()
         parts.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()

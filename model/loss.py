@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.execution import ExecutionConfig, compile_model
-from model.perceptual import PerceptualLoss, default_vgg19_path, load_vgg19
+from model.perceptual import PerceptualLoss, default_vgg19_path, fetch_vgg19, load_vgg19
 from utils.fields import bounded, file_path
 from utils.lpips_network import Lpips
 
@@ -28,7 +28,7 @@ class LossConfig:
 # What builds each term but the MSE; its weight is the field of LossConfig that is called "<name>_loss_weight".
 TERMS: dict[str, Callable[[LossConfig], nn.Module]] = {
     "lpips": lambda cfg: Lpips(),
-    "perceptual": lambda cfg: PerceptualLoss(load_vgg19(vgg19_path(cfg))),
+    "perceptual": lambda cfg: PerceptualLoss(load_vgg19(fetch_vgg19(vgg19_path(cfg)))),
 }
 
 

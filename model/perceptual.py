@@ -136,9 +136,10 @@ def read_vgg19(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def fetch_vgg19(path: Path) -> None:
-    """Download the VGG-19 file to `path`, whole or not at all; where it cannot be had, say so and go on."""
+def fetch_vgg19(path: Path) -> Path:
+    """`path`, where the VGG-19 file is downloaded to if nothing is there; where it cannot be had, say so and go on."""
     try:
         _vgg19_file().fetch(path)
     except DownloadError as error:
         log.warning("cannot fetch %s: %s", VGG19_URL, error)
+    return path

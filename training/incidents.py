@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.fields import bounded, file_path
+from utils.fields import bounded
 from utils.files import append_json_line, open_to_append
 
 # Before this many samples, a few unusable scenes say nothing about their share.
@@ -17,9 +17,21 @@ _FEW_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Update:
-    """An update that was done: `numbers` on the device, scenes, samples that could not be used, seconds of waiting."""
+    """An update that was done.
+
+    Attributes:
+        step: updates done with it.
+        samples: seen with it by all ranks.
+        lr: its learning rate.
+        numbers: losses and the like by name, on the device.
+        scenes: of this rank.
+        failures: why samples of this rank could not be used, a line each.
+        waited: seconds of waiting for data.
+    """
 
     step: int
+    samples: int
+    lr: float
     numbers: Mapping[str, Tensor]
     scenes: Sequence[str]
     failures: Sequence[str]
@@ -27,18 +39,13 @@ class Update:
 
 
 @dataclass(frozen=True)
-class MetricsLogConfig:
-    """How often averages are written, where Weights & Biases is, and how much may go wrong before the run stops.
+class IncidentsConfig:
+    """How much may go wrong before the run stops.
 
     `max_unusable_share` bounds the share of samples that cannot be used, `max_consecutive_skips` the updates skipped
     in a row (0: no limit).
     """
 
-    print_every: int = bounded(20, 1, 1_000_000_000)
-    wandb_log_every: int = bounded(50, 1, 1_000_000_000)
-    wandb_project: str = "LVSM"
-    wandb_exp_name: str = "LVSM"
-    api_key_path: str = file_path("./configs/api_keys.yaml")
     max_unusable_share: float = bounded(0.01, 0, 1)
     max_consecutive_skips: int = bounded(100, 0, 1_000_000_000)
 
@@ -53,7 +60,7 @@ class Incidents:
         position: samples seen before.
     """
 
-    def __init__(self, cfg: MetricsLogConfig, folder: Path, process: Process, position: int) -> None:
+    def __init__(self, cfg: IncidentsConfig, folder: Path, process: Process, position: int) -> None:
         self.skipped = 0
         self.unusable = 0
         self._cfg = cfg

@@ -11,9 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.incidents import Incidents, MetricsLogConfig, Update
+from training.incidents import Incidents, Update
 from utils.distributed import Process
+from utils.fields import bounded, file_path
 from utils.files import open_to_append
+
+
+@dataclass(frozen=True)
+class MetricsLogConfig:
+    """How often averages are written, and where Weights & Biases is."""
+
+    print_every: int = bounded(20, 1, 1_000_000_000)
+    wandb_log_every: int = bounded(50, 1, 1_000_000_000)
+    wandb_project: str = "LVSM"
+    wandb_exp_name: str = "LVSM"
+    api_key_path: str = file_path("./configs/api_keys.yaml")
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class MetricsLog:
     after the last of `train_steps`. Only then is the device waited for.
 
     Args:
+        incidents: is told of updates that were skipped and samples that could not be used.
         position: samples seen before.
         wandb_run: an open wandb run, or None.
     """
@@ -64,6 +77,7 @@ class MetricsLog:
         folder: Path,
         process: Process,
         *,
+        incidents: Incidents,
         train_steps: int,
         cost: SampleCost,
         position: int = 0,
@@ -71,7 +85,7 @@ class MetricsLog:
     ) -> None:
         self.cfg = cfg
         self.process = process
-        self.incidents = Incidents(cfg, folder, process, position)
+        self.incidents = incidents
         self._train_steps = train_steps
         self._cost = cost
         self._wandb = wandb_run
@@ -86,11 +100,10 @@ class MetricsLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open_to_append(folder / "metrics.jsonl")
 
-    def log(self, update: Update, lr: float, position: int, last: bool = False) -> str | None:
+    def log(self, update: Update, last: bool = False) -> str | None:
         """Log an update; every rank calls it.
 
         Args:
-            position: samples seen by all ranks.
             last: write a line whether or not one is due.
 
         Returns:
@@ -104,20 +117,20 @@ class MetricsLog:
         self._wandb_means.add(update.numbers)
         text = None
         if last or self._due(update.step, self.cfg.print_every):
-            text = self.write_line(lr, position)
+            text = self.write_line()
         if self._due(update.step, self.cfg.wandb_log_every):
             averages = self._wandb_means.read(self.process)
-            self._write_wandb(update.step, self._line | averages | {"lr": lr})
+            self._write_wandb(update.step, self._line | averages | {"lr": update.lr})
         return text
 
-    def write_line(self, lr: float, position: int) -> str | None:
+    def write_line(self) -> str | None:
         """Write the averages since the last line; returns it for people, or None if there was no update since."""
         if not self._updates:
             return None
-        step = self._updates[-1].step
-        line = self._average(step, position) | {"lr": lr}
+        newest = self._updates[-1]
+        line = self._average(newest) | {"lr": newest.lr}
         line["images_per_second"] = line["samples_per_second"] * self._cost.images
-        self._write(step, line)
+        self._write(newest.step, line)
         self._line = line
         return describe(line)
 
@@ -143,28 +156,28 @@ class MetricsLog:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._train_steps
 
-    def _average(self, step: int, position: int) -> dict[str, float]:
-        """Averages and rates since the last line, the same on every rank."""
+    def _average(self, newest: Update) -> dict[str, float]:
+        """Averages and rates since the last line, up to the newest update, the same on every rank."""
         now = time.perf_counter()
         elapsed = now - self._since
         updates = self._updates
-        samples = position - self._position
+        samples = newest.samples - self._position
         failures = [failure for update in updates for failure in update.failures]
         waited = sum(update.waited for update in updates)
         local = {"data_wait": waited / elapsed, "unusable": float(len(failures))}
         numbers = self._means.read(self.process, also=local)
         self.incidents.note_skipped(round(numbers["skipped"] * len(updates)), numbers["grad_norm"], updates)
-        self.incidents.note_unusable(round(numbers["unusable"] * self.process.world_size), position, failures)
+        self.incidents.note_unusable(round(numbers["unusable"] * self.process.world_size), newest.samples, failures)
         numbers |= {"skipped": self.incidents.skipped, "unusable": self.incidents.unusable}
         numbers["samples_per_second"] = samples / elapsed
-        numbers["seconds_left"] = (self._train_steps - step) * elapsed / len(updates)
+        numbers["seconds_left"] = (self._train_steps - newest.step) * elapsed / len(updates)
         if self._cost.peak is not None:
             numbers["mfu"] = samples * self._cost.flops / elapsed / (self._cost.peak * self.process.world_size)
         if self.process.device.type == "cuda":
             numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._updates = []
         self._since = now
-        self._position = position
+        self._position = newest.samples
         return numbers
 
     def _write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -150,11 +150,11 @@ class Trainer:
             update = self.update()
         except Interrupted:
             # While waiting for data: nothing of this update has been done.
-            self._show_line(bar, self.metrics_log.write_line(self._last_lr(), self.loader.position))
+            self._show_line(bar, self.metrics_log.write_line())
             return True
         bar.update()
         stop = self.interruption.agreed()
-        self._show_line(bar, self.metrics_log.log(update, self._last_lr(), self.loader.position, last=stop))
+        self._show_line(bar, self.metrics_log.log(update, last=stop))
         if self.validation is not None and not stop and self._due(self.cfg.validate_every):
             stop = self._validate(self.validation)
         return stop
@@ -176,7 +176,7 @@ class Trainer:
         self.step += 1
         scenes = [scene for batch in batches for scene in batch.scenes]
         failures = [failure for batch in batches for failure in batch.failures]
-        return Update(self.step, numbers, scenes, failures, waited)
+        return Update(self.step, self.loader.position, lr, numbers, scenes, failures, waited)
 
     def save(self) -> None:
         """Write a checkpoint to the run folder: every rank gives its random state, the main process writes.
@@ -271,10 +271,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.optim.train_steps
-
-    def _last_lr(self) -> float:
-        """The learning rate of the last update."""
-        return lr_at(self.step - 1, self.optim)
 
     def _show_line(self, bar: tqdm, line: str | None) -> None:
         """Show a line at the bar, or log it where nobody sees the bar."""

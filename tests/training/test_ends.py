@@ -7,7 +7,7 @@ import torch
 
 import train
 from tests.runs import training_command as command
-from training.incidents import Incidents, MetricsLogConfig, Update
+from training.incidents import Incidents, IncidentsConfig, Update
 from training.trainer import Trainer
 from utils import checkpoint
 from utils.checkpoint import CheckpointConfig, CheckpointWriter, checkpoint_name, numbered_checkpoints
@@ -44,11 +44,11 @@ def test_without_a_limit_it_goes_on(scenes, tmp_path, monkeypatch):
 
 def test_skips_with_updates_between_them_are_no_end(tmp_path):
     process = Process(0, 0, 1, torch.device("cpu"))
-    incidents = Incidents(MetricsLogConfig(max_consecutive_skips=3), tmp_path, process, 0)
+    incidents = Incidents(IncidentsConfig(max_consecutive_skips=3), tmp_path, process, 0)
     updates = []
     for step in range(1, 13):
         skipped = torch.tensor(float(step % 3 > 0))
-        updates.append(Update(step, {"loss": torch.tensor(1.0), "skipped": skipped}, [], [], 0.0))
+        updates.append(Update(step, step, 0.1, {"loss": torch.tensor(1.0), "skipped": skipped}, [], [], 0.0))
         if step % 2 == 0:
             incidents.note_skipped(sum(int(update.numbers["skipped"]) for update in updates), 9.0, updates)
             updates = []

@@ -433,7 +433,7 @@ def test_validation_needs_to_know_on_what(scenes, tmp_path, signals):
 def test_the_metrics_log_counts_time_and_arithmetic(scenes, tmp_path, signals):
     trainer = build(scenes, tmp_path, "training.train_steps=33")
     for last in (False, False, True):
-        trainer.metrics_log.log(trainer.update(), 0.1, trainer.loader.position, last)
+        trainer.metrics_log.log(trainer.update(), last)
     line = json.loads((trainer.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < line["data_wait"] < 1 and line["samples_per_second"] > 0 and line["seconds_left"] > 0
     assert line["skipped"] == line["unusable"] == 0
