@@ -32,7 +32,8 @@ PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every"
 EXACT = {"compile": "off", "attention_backend": "efficient", "grad_checkpoint_every": 1, "keep_activations": 0.0}
 EXACT |= {"use_amp": False, "use_tf32": False}
 # Kernels differ in the order of sums: how much further off than the plain path the fast one may be.
-TIMES, MORE = 2.0, 1e-3
+TIMES = 2.0
+MORE = 1e-3
 
 
 def results(config: Config, process: Process, **training: Any) -> dict[str, Tensor]:
@@ -40,7 +41,8 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
     release_memory()
     config = with_training(config, **training)
     cfg = config.training
-    model, loss = seeded_model(config).to(process.device).train(), seeded_loss(cfg).to(process.device)
+    model = seeded_model(config).to(process.device).train()
+    loss = seeded_loss(cfg).to(process.device)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
     inputs, targets = batch.split()
     with autocast(cfg.precision, process.device):

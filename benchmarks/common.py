@@ -69,7 +69,8 @@ def seeded_model(config: Config) -> LVSM:
 
 def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:
     """Scenes of noise seen from cameras on a small arc, in page-locked memory where there is a GPU."""
-    b, v = batch_size or cfg.loader.batch_size_per_gpu, cfg.data.num_views
+    b = batch_size or cfg.loader.batch_size_per_gpu
+    v = cfg.data.num_views
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (b, v, 3, size, size), generator=generator, dtype=torch.uint8)
     c2w = torch.eye(4).repeat(b, v, 1, 1)

@@ -27,7 +27,8 @@ FRAMES = 48
 
 def drawn_frames(folder: Path, suffix: str) -> Scene:
     """Smooth pictures with some noise, about as large as JPEG files as those of RealEstate10K."""
-    rng, paths = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    paths = []
     for number in range(FRAMES):
         small = Image.fromarray(rng.integers(0, 256, (20, 36, 3), dtype=np.uint8))
         pixels = np.asarray(small.resize((640, 360), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (360, 640, 1))

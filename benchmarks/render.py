@@ -33,7 +33,10 @@ from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
 
-SCENES, INPUTS, TARGETS, FRAMES = 4, 2, 3, 120
+SCENES = 4
+INPUTS = 2
+TARGETS = 3
+FRAMES = 120
 
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
@@ -75,7 +78,9 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     """What is timed of one configuration."""
     encoding = encoding_flops(config.model, INPUTS).forward
     decoding = decoding_flops(config.model, INPUTS).forward
-    renderer, batch, images = seeded_renderer(config, device), evaluation_batch(config), SCENES * TARGETS
+    renderer = seeded_renderer(config, device)
+    batch = evaluation_batch(config)
+    images = SCENES * TARGETS
     flops = SCENES * encoding + images * decoding
     metrics = build_metrics(["psnr", "ssim"], device)
     name = f"{SCENES} scenes x {TARGETS} targets"
@@ -83,8 +88,10 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     yield Work("the same with PSNR, SSIM", images, flops, lambda: render_batch(renderer, metrics, batch), 4 * calls)
 
     inputs, targets = batch.to(device).split()
-    scene, cameras = inputs[:1], targets.cameras[:1]
-    path, one = cameras[:, torch.arange(FRAMES) % TARGETS], cameras[:, :1]
+    scene = inputs[:1]
+    cameras = targets.cameras[:1]
+    path = cameras[:, torch.arange(FRAMES) % TARGETS]
+    one = cameras[:, :1]
 
     def film() -> None:
         for _ in renderer.film(renderer.encode(scene), path):

@@ -77,7 +77,8 @@ def kill_one(run: subprocess.Popen[str], folder: Path) -> float:
     """Kill a worker after the first checkpoint; seconds until the restarted run writes down an update."""
     wait_for(lambda: numbered_checkpoints(folder), run, folder, "its first checkpoint")
     os.kill(random.choice(workers(run.pid)), signal.SIGKILL)
-    start, before = time.monotonic(), len(last_lines(folder))
+    start = time.monotonic()
+    before = len(last_lines(folder))
     starts = folder / "starts.jsonl"
     wait_for(lambda: len(starts.read_text().splitlines()) > 1, run, folder, "it was started again")
     wait_for(lambda: len(last_lines(folder)) > before, run, folder, "it went on")
@@ -95,7 +96,8 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(argv)
     # Refused here, once, rather than by every start of both runs.
     read_config(given.config, given.overrides)
-    alone, killed = given.output_dir / "alone", given.output_dir / "killed"
+    alone = given.output_dir / "alone"
+    killed = given.output_dir / "killed"
     codes = [launch(alone, given).wait()]
     if codes[0]:
         raise InputError(f"the run left alone failed: {printable(last_words(alone), _SHOWN)}")

@@ -130,7 +130,8 @@ def measure(
         start = time.perf_counter()
         whole_update(trainer, bar)
         synchronize()
-        first, since_start = time.perf_counter() - start, seconds_since_start()
+        first = time.perf_counter() - start
+        since_start = seconds_since_start()
         seconds = timed(lambda: whole_update(trainer, bar), calls, warmup)
         row = describe(config, statistics.median(seconds))
         row |= {"spread": f"{spread(seconds):.1%}", "first update s": first, "since start s": since_start}
@@ -144,7 +145,8 @@ def measure(
 
 def watching(trainer: train.Trainer, bar: tqdm, calls: int) -> dict[str, Any]:
     """What averages, the skip rule and signals cost: on and off in turn, so that a warming card counts for both."""
-    whole, plain = [], []
+    whole = []
+    plain = []
     for _ in range(5):
         whole += timed(lambda: whole_update(trainer, bar), calls, 1, repeats=1)
         plain += timed(lambda: bare_update(trainer), calls, 1, repeats=1)

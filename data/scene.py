@@ -182,7 +182,8 @@ def _read_column(
             return array, {n: f"it has no {key}" for n, value in enumerate(values) if value is None}
     except (TypeError, ValueError, OverflowError):
         pass  # which frame it is, is found below
-    array, faults = np.tile(blank, (len(frames), *(1 for _ in shape))), {}
+    array = np.tile(blank, (len(frames), *(1 for _ in shape)))
+    faults = {}
     for number, value in enumerate(values):
         try:
             array[number] = np.array(value, dtype=np.float64).reshape(shape)

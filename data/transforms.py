@@ -51,7 +51,8 @@ def resized_shape(width: int, height: int, image_size: int, patch_size: int) -> 
 def square_box(width: int, height: int) -> Box:
     """(left, top, right, bottom) of the centred square."""
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
+    left = (width - side) // 2
+    top = (height - side) // 2
     return left, top, left + side, top + side
 
 

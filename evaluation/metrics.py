@@ -47,9 +47,11 @@ def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"])
     5-pixel border, where windows would leave the image, is left out, and the covariance factor is 121/120.
     Computed in float64, since variances are differences of nearly equal numbers.
     """
-    x, y = prediction.double(), target.double()
+    x = prediction.double()
+    y = target.double()
     window = _gaussian_window(x.device)
-    mean_x, mean_y = _local_mean(x, window), _local_mean(y, window)
+    mean_x = _local_mean(x, window)
+    mean_y = _local_mean(y, window)
     taps = len(window) ** 2
     unbiased = taps / (taps - 1)
     var_x = unbiased * (_local_mean(x * x, window) - mean_x**2)

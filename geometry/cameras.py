@@ -75,11 +75,13 @@ class Views:
 
 def rays(cameras: Cameras) -> tuple[Float[Tensor, "*n 3"], Float[Tensor, "*n h w 3"]]:
     """Ray origins and unit directions through the pixel centres, in world coordinates."""
-    device, dtype = cameras.c2w.device, cameras.c2w.dtype
+    device = cameras.c2w.device
+    dtype = cameras.c2w.dtype
     x = torch.arange(cameras.width, device=device, dtype=dtype) + 0.5
     y = torch.arange(cameras.height, device=device, dtype=dtype) + 0.5
     fx, fy, cx, cy = cameras.fxfycxcy[..., None, None].unbind(-3)
-    u, v = ((x - cx) / fx)[..., None], ((y[:, None] - cy) / fy)[..., None]
+    u = ((x - cx) / fx)[..., None]
+    v = ((y[:, None] - cy) / fy)[..., None]
     # Written out, since a matmul would run in reduced precision under autocast or TF32.
     right, down, forward = cameras.c2w[..., None, None, :3, :3].unbind(-1)
     directions = right * u + down * v + forward

@@ -16,9 +16,11 @@ def mean_camera(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "4 4"]:
 
     Where the axes cancel out or coincide (cameras facing one another), the first camera's axes stand in.
     """
-    forward, down = c2w[:, :3, 2].mean(0), c2w[:, :3, 1].mean(0)
+    forward = c2w[:, :3, 2].mean(0)
+    down = c2w[:, :3, 1].mean(0)
     if np.linalg.norm(np.cross(down, forward)) < 1e-6:
-        forward, down = c2w[0, :3, 2], c2w[0, :3, 1]
+        forward = c2w[0, :3, 2]
+        down = c2w[0, :3, 1]
     mean = np.eye(4)
     mean[:3, :3] = orient(forward, down)
     mean[:3, 3] = c2w[:, :3, 3].mean(0)

@@ -46,12 +46,15 @@ def find_variant(class_name: str) -> type[LVSM]:
 def check_model_config(cfg: ModelConfig) -> None:
     """Raises InputError, its first word the field, where the values of `cfg` do not go together."""
     find_variant(cfg.class_name)
-    image, pose, transformer = cfg.image_tokenizer, cfg.target_pose_tokenizer, cfg.transformer
+    image = cfg.image_tokenizer
+    pose = cfg.target_pose_tokenizer
+    transformer = cfg.transformer
     for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
         if tokenizer.in_channels != channels:
             raise InputError(f"{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
     for key in ("image_size", "patch_size"):
-        a, b = getattr(image, key), getattr(pose, key)
+        a = getattr(image, key)
+        b = getattr(pose, key)
         if a != b:
             raise InputError(f"target_pose_tokenizer.{key} ({b}) differs from image_tokenizer.{key} ({a})")
     if image.image_size % image.patch_size:

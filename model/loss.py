@@ -53,7 +53,8 @@ class Loss(nn.Module):
         self, renders: Float[Tensor, "b t 3 h w"], images: Float[Tensor, "b t 3 h w"]
     ) -> dict[str, Float[Tensor, ""]]:
         """Loss terms by name, `loss` their weighted sum and `psnr` (dB, of the whole batch's MSE) without gradient."""
-        renders, images = renders.flatten(0, 1), images.flatten(0, 1)
+        renders = renders.flatten(0, 1)
+        images = images.flatten(0, 1)
         l2 = F.mse_loss(renders.float(), images)
         numbers = {"loss": self.weights["l2"] * l2, "l2_loss": l2, "psnr": -10 * torch.log10(l2.detach())}
         for name, term in self.terms.items():

@@ -49,7 +49,8 @@ class LVSM(Compilable, nn.Module):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        d, p = cfg.transformer.d, cfg.image_tokenizer.patch_size
+        d = cfg.transformer.d
+        p = cfg.image_tokenizer.patch_size
         self.image_tokenizer = Tokenizer(image_maps, 9, d, p)
         self.pose_tokenizer = Tokenizer(plucker, 6, d, p)
         self.input_norm = LayerNorm(d)

@@ -160,7 +160,8 @@ def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[
     if variants and not variants & _find_variants(own):
         other = min(variants)
         return [f"These are weights of the {other} variant: set model.class_name={other} or use its config"]
-    mine, theirs = read_sizes(own), read_sizes(given)
+    mine = read_sizes(own)
+    theirs = read_sizes(given)
     return [
         f"{key}: the weights have {_phrase(key, theirs[key])}, "
         f"{_SECTIONS.get(key, 'model.transformer')}.{key} is {value}"
@@ -176,7 +177,8 @@ def _phrase(key: str, value: object) -> str:
 
 
 def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
-    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    missing = sorted(expected.keys() - given.keys())
+    unknown = sorted(given.keys() - expected.keys())
     shapes = [
         f"{name} is {_shape(given[name])}, expected {_shape(expected[name])}"
         for name in sorted(expected.keys() & given.keys())

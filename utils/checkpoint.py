@@ -281,7 +281,8 @@ class CheckpointWriter:
             self._error = error
 
     def _raise_error(self) -> None:
-        error, self._error = self._error, None
+        error = self._error
+        self._error = None
         if error is not None:
             raise error
 

@@ -52,7 +52,8 @@ class Box:
 
 def turn(yaw: float) -> Float[np.ndarray, "3 3"]:
     """Rotation about the y axis that takes +z to (sin yaw, 0, cos yaw)."""
-    c, s = np.cos(yaw), np.sin(yaw)
+    c = np.cos(yaw)
+    s = np.sin(yaw)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
 
@@ -106,13 +107,15 @@ class Style:
     def _make(
         self, name: str, hue: float, saturation: float, value: float, metres: float, contrast: float = 0.55
     ) -> Material:
-        light, dark = hsv(hue, saturation, value), hsv(hue - 0.03, min(1, saturation * 1.3), value * (1 - contrast))
+        light = hsv(hue, saturation, value)
+        dark = hsv(hue - 0.03, min(1, saturation * 1.3), value * (1 - contrast))
         return _material(pattern(self._rng, name, dark, light), metres)
 
     def _wall(self, hue: float) -> Material:
         name = str(self._rng.choice(["plaster", "plaster", "stripes", "bricks", "brick photo", "diamonds", "dots"]))
         contrast = self._rng.uniform(0.15, 0.3) if name == "plaster" else self._rng.uniform(0.1, 0.45)
-        saturation, value = self._rng.uniform(0.03, 0.3), self._rng.uniform(0.7, 0.98)
+        saturation = self._rng.uniform(0.03, 0.3)
+        value = self._rng.uniform(0.7, 0.98)
         return self._make(name, hue, saturation, value, self._rng.uniform(1.2, 2.4), contrast)
 
     def _pick(self, materials: Sequence[Material]) -> Material:
@@ -146,7 +149,8 @@ class Style:
         return [_material(photo_crop(self._rng, 1.0), None)] * 6
 
     def colour(self, hue: float, saturation: float, value: float, glow: bool = False) -> list[Material]:
-        light, dark = hsv(hue, saturation, value), hsv(hue, saturation, value * 0.85)
+        light = hsv(hue, saturation, value)
+        dark = hsv(hue, saturation, value * 0.85)
         return [_material(pattern(self._rng, "plaster", dark, light, size=64), 1.0, glow)] * 6
 
 
@@ -177,20 +181,26 @@ def clutter(rng: np.random.Generator, style: Style, w: Length, d: Length, bottom
 
 
 def _legs(w: float, h: float, d: float, side: float, materials: Sequence[Material]) -> list[Box]:
-    x, z = (w - side) / 2, (d - side) / 2
+    x = (w - side) / 2
+    z = (d - side) / 2
     return [make_box(a, 0, b, side, h, side, materials) for a in (-x, x) for b in (-z, z)]
 
 
 def _chair(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, seat = rng.uniform(0.4, 0.5), rng.uniform(0.42, 0.48)
-    frame, cover = style.solid(), style.fabric()
+    w = rng.uniform(0.4, 0.5)
+    seat = rng.uniform(0.42, 0.48)
+    frame = style.solid()
+    cover = style.fabric()
     back = make_box(0, seat + 0.05, w / 2 - 0.02, w, rng.uniform(0.35, 0.55), 0.04, cover)
     return [*_legs(w, seat, w, 0.045, frame), make_box(0, seat, 0, w, 0.05, w, cover), back]
 
 
 def _table(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, d, h = rng.uniform(0.9, 1.8), rng.uniform(0.6, 0.9), rng.uniform(0.68, 0.8)
-    top, frame = style.solid(), style.solid()
+    w = rng.uniform(0.9, 1.8)
+    d = rng.uniform(0.6, 0.9)
+    h = rng.uniform(0.68, 0.8)
+    top = style.solid()
+    frame = style.solid()
     boxes = [*_legs(w - 0.06, h, d - 0.06, 0.06, frame), make_box(0, h, 0, w, 0.04, d, top)]
     return boxes + clutter(rng, style, 0.9 * w, 0.9 * d, h + 0.04, int(rng.integers(1, 5)))
 
@@ -198,7 +208,8 @@ def _table(rng: np.random.Generator, style: Style) -> list[Box]:
 def _dining(rng: np.random.Generator, style: Style) -> list[Box]:
     """A table with chairs around it."""
     table = _table(rng, style)
-    w, d = 2 * table[4].half[0], 2 * table[4].half[2]
+    w = 2 * table[4].half[0]
+    d = 2 * table[4].half[2]
     chair = _chair(rng, style)
     places = [(-w / 4, -d / 2 - 0.22, np.pi), (w / 4, d / 2 + 0.22, 0.0), (w / 2 + 0.25, 0.0, np.pi / 2)]
     for x, z, yaw in places[: rng.integers(1, 4)]:
@@ -207,8 +218,11 @@ def _dining(rng: np.random.Generator, style: Style) -> list[Box]:
 
 
 def _cupboard(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, h, d = rng.uniform(0.8, 1.8), rng.choice([rng.uniform(0.7, 1.1), rng.uniform(1.7, 2.1)]), 0.5
-    body, door = style.solid(), style.solid()
+    w = rng.uniform(0.8, 1.8)
+    h = rng.choice([rng.uniform(0.7, 1.1), rng.uniform(1.7, 2.1)])
+    d = 0.5
+    body = style.solid()
+    door = style.solid()
     count = max(1, round(w / 0.5))
     boxes = [make_box(0, 0, 0, w, h, d, body)]
     for i in range(count):
@@ -221,15 +235,19 @@ def _cupboard(rng: np.random.Generator, style: Style) -> list[Box]:
 
 
 def _bookshelf(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, h, d = rng.uniform(0.7, 1.4), rng.uniform(1.2, 2.1), 0.32
-    wood, back = style.solid(), style.paint()
+    w = rng.uniform(0.7, 1.4)
+    h = rng.uniform(1.2, 2.1)
+    d = 0.32
+    wood = style.solid()
+    back = style.paint()
     boxes = [make_box(0, 0, d / 2 - 0.01, w, h, 0.02, back)]
     boxes += [make_box(side * (w / 2 - 0.015), 0, -0.01, 0.03, h, d - 0.02, wood) for side in (-1, 1)]
     levels = int(rng.integers(3, 6))
     for i in range(levels + 1):
         boxes.append(make_box(0, i * (h - 0.03) / levels, -0.01, w - 0.06, 0.03, d - 0.02, wood))
     for i in range(levels):
-        bottom, room = i * (h - 0.03) / levels + 0.03, (h - 0.03) / levels - 0.08
+        bottom = i * (h - 0.03) / levels + 0.03
+        room = (h - 0.03) / levels - 0.08
         boxes += _books(rng, style, w - 0.1, bottom, room)
     return boxes
 
@@ -249,7 +267,9 @@ def _books(rng: np.random.Generator, style: Style, w: Length, bottom: Length, ro
 
 
 def _sofa(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, d, seat = rng.uniform(1.4, 2.2), rng.uniform(0.8, 0.95), rng.uniform(0.36, 0.45)
+    w = rng.uniform(1.4, 2.2)
+    d = rng.uniform(0.8, 0.95)
+    seat = rng.uniform(0.36, 0.45)
     cover = style.fabric() if rng.random() < 0.5 else style.paint()
     boxes = [make_box(0, 0, 0, w - 0.3, seat, d, cover), make_box(0, seat, d / 2 - 0.1, w - 0.3, 0.42, 0.2, cover)]
     boxes += [make_box(side * (w / 2 - 0.08), 0, 0, 0.15, seat + 0.2, d, cover) for side in (-1, 1)]
@@ -260,8 +280,10 @@ def _sofa(rng: np.random.Generator, style: Style) -> list[Box]:
 
 
 def _bed(rng: np.random.Generator, style: Style) -> list[Box]:
-    w, d = rng.uniform(0.9, 1.7), 2.0
-    frame, cover = style.solid(), style.fabric()
+    w = rng.uniform(0.9, 1.7)
+    d = 2.0
+    frame = style.solid()
+    cover = style.fabric()
     boxes = [make_box(0, 0, 0, w, 0.3, d, frame), make_box(0, 0.3, -0.02, w - 0.06, 0.2, d - 0.1, cover)]
     boxes.append(make_box(0, 0, d / 2 + 0.03, w, rng.uniform(0.7, 1.1), 0.06, frame))
     for side in (-1, 1):
@@ -271,18 +293,22 @@ def _bed(rng: np.random.Generator, style: Style) -> list[Box]:
 
 def _boxes(rng: np.random.Generator, style: Style) -> list[Box]:
     """A stack of cardboard boxes and chests, each turned a little."""
-    boxes, bottom, side = [], 0.0, rng.uniform(0.5, 0.75)
+    boxes = []
+    bottom = 0.0
+    side = rng.uniform(0.5, 0.75)
     for _ in range(int(rng.integers(1, 4))):
         height = rng.uniform(0.25, 0.5)
         material = (style.printed, style.solid, style.fabric)[rng.integers(3)]()
         boxes.append(replace(make_box(0, bottom, 0, side, height, side * 0.8, material), yaw=rng.uniform(-0.3, 0.3)))
-        bottom, side = bottom + height, side * rng.uniform(0.65, 0.9)
+        bottom = bottom + height
+        side = side * rng.uniform(0.65, 0.9)
     return boxes
 
 
 def _plant(rng: np.random.Generator, style: Style) -> list[Box]:
     """A pot with leaves, which are thin boxes turned about the vertical."""
-    pot, height = rng.uniform(0.25, 0.4), rng.uniform(0.4, 1.0)
+    pot = rng.uniform(0.25, 0.4)
+    height = rng.uniform(0.4, 1.0)
     boxes = [make_box(0, 0, 0, pot, pot, pot, style.paint()), make_box(0, pot, 0, 0.05, height, 0.05, style.wood())]
     for i in range(int(rng.integers(3, 7))):
         leaf = style.colour(rng.uniform(0.22, 0.4), rng.uniform(0.5, 0.8), rng.uniform(0.35, 0.8))
@@ -294,7 +320,8 @@ def _plant(rng: np.random.Generator, style: Style) -> list[Box]:
 
 def _lamp(rng: np.random.Generator, style: Style) -> list[Box]:
     """A standing lamp."""
-    h, shade = rng.uniform(1.2, 1.7), rng.uniform(0.25, 0.4)
+    h = rng.uniform(1.2, 1.7)
+    shade = rng.uniform(0.25, 0.4)
     stem = style.colour(rng.random(), 0.2, 0.3)
     glow = style.colour(rng.uniform(0.05, 0.15), rng.uniform(0.15, 0.5), 1.0, glow=True)
     return [

@@ -69,11 +69,13 @@ def make_path(
     fy = rng.uniform(0.78, 1.0)
     intrinsics = np.array([fy / aspect, fy, 0.5, 0.5])
     distance = speed * np.arange(frames)
-    best, best_score = None, -np.inf
+    best = None
+    best_score = -np.inf
     for walk in _clear_walks(room, rng, distance):
         score = _score(room, _poses(walk, distance[[0, frames // 2, -1]]), intrinsics)
         if score > best_score:
-            best, best_score = walk, score
+            best = walk
+            best_score = score
     walk = best if best is not None else _standing(room, rng)
     return _poses(walk, distance), intrinsics
 
@@ -168,7 +170,8 @@ def _rotation(
     """c2w rotations: roll about z, then pitch about x (up is positive), then yaw about y (right is positive)."""
 
     def about(axis: int, angle: np.ndarray) -> np.ndarray:
-        i, j = (axis + 1) % 3, (axis + 2) % 3
+        i = (axis + 1) % 3
+        j = (axis + 2) % 3
         matrix = np.tile(np.eye(3), (len(angle), 1, 1))
         matrix[:, i, i] = matrix[:, j, j] = np.cos(angle)
         matrix[:, j, i] = np.sin(angle)

@@ -107,7 +107,8 @@ def render_faces(
 
     Casts ``supersample``² rays a pixel, on a regular grid, and averages them.
     """
-    wide, high = width * supersample, height * supersample
+    wide = width * supersample
+    high = height * supersample
     view = _project(faces, c2w, np.asarray(fxfycxcy) * supersample, wide, high)
     fragments = _mip_bands(faces, view, _whole_faces(view, wide, high), wide, high)
     owner, _ = _visibility(view, fragments, wide, high)
@@ -125,16 +126,21 @@ def _project(faces: Faces, c2w: np.ndarray, fxfycxcy: np.ndarray, width: int, he
     fx, fy, cx, cy = (float(value) for value in fxfycxcy)
     rotation = c2w[:3, :3]
     o = (faces.origin - c2w[:3, 3]) @ rotation
-    u, v = faces.edge_u @ rotation, faces.edge_v @ rotation
+    u = faces.edge_u @ rotation
+    v = faces.edge_v @ rotation
     normal = np.cross(u, v)
     facing = np.einsum("fi,fi->f", o, normal)
     corners = np.stack([o, o + u, o + v, o + u + v], axis=1)
     size = np.linalg.norm(normal, axis=1)
     index = np.flatnonzero((facing > _NEARLY_ZERO * size) & _in_frustum(corners, fx, fy, cx, cy, width, height))
-    o, u, v, c = o[index], u[index], v[index], facing[index, None]
+    o = o[index]
+    u = u[index]
+    v = v[index]
+    c = facing[index, None]
 
     def on_screen(g: np.ndarray) -> np.ndarray:
-        a, b = g[:, 0] / fx, g[:, 1] / fy
+        a = g[:, 0] / fx
+        b = g[:, 1] / fy
         return np.stack([a, b, g[:, 2] + a * (0.5 - cx) + b * (0.5 - cy)], axis=1)
 
     inv_depth, s, t = (on_screen(g / c) for g in (normal[index], np.cross(v, o), np.cross(o, u)))
@@ -199,20 +205,25 @@ def _band_edge(scale: np.ndarray, level: np.ndarray) -> np.ndarray:
 def _cut_bands(
     view: _View, whole: _Fragments, face: np.ndarray, level: np.ndarray, nearer: np.ndarray, farther: np.ndarray
 ) -> _Fragments:
-    first, last = whole.first[face], whole.last[face]
+    first = whole.first[face]
+    last = whole.last[face]
     for bound, sign in ((nearer, -1.0), (farther, 1.0)):
         part = np.flatnonzero(np.isfinite(bound))
         plane = sign * (view.inv_depth[face[part]] - bound[part, None] * np.array([0.0, 0.0, 1.0]))
-        part_first, part_last = first[part], last[part]
+        part_first = first[part]
+        part_last = last[part]
         _cut(plane, part_first, part_last)
-        first[part], last[part] = part_first, part_last
+        first[part] = part_first
+        last[part] = part_last
     return _Fragments(face, level, first, last)
 
 
 def _level_scale(faces: Faces, view: _View) -> Float[np.ndarray, "m"]:
     """Texels a sample covers at inverse depth 1 (see the head of this file); at W it is this * W^-(1 + weight)."""
     sizes = np.array([faces.textures[i][0].shape[1::-1] for i in view.index], float).reshape(-1, 2) - 2 * _BORDER
-    s, t, w = view.s * sizes[:, :1], view.t * sizes[:, 1:], view.inv_depth
+    s = view.s * sizes[:, :1]
+    t = view.t * sizes[:, 1:]
+    w = view.inv_depth
     slope = np.hypot(w[:, 0], w[:, 1])
     level = np.stack([-w[:, 1], w[:, 0]], axis=1) / np.maximum(slope, 1e-12)[:, None]
     level[slope < 1e-12] = (1.0, 0.0)
@@ -256,7 +267,8 @@ def _visibility(
     nearest = np.zeros((height, width), np.float32)
     columns = np.arange(width, dtype=np.uint16)
     a, b, c = view.inv_depth[fragments.face].T[..., None]
-    along_x, along_y = (a * np.arange(width)).astype(np.float32), (b * np.arange(height) + c).astype(np.float32)
+    along_x = (a * np.arange(width)).astype(np.float32)
+    along_y = (b * np.arange(height) + c).astype(np.float32)
     first = np.minimum(fragments.first, width).astype(np.uint16)
     length = np.maximum(fragments.last - fragments.first + 1, 0).astype(np.uint16)
     for k, rows, cols in _boxes(fragments):

@@ -69,7 +69,8 @@ def make_scene(seed: int | Sequence[int], texel: float = DEFAULT_TEXEL) -> Room:
 def _seen_from_inside(origin: np.ndarray, u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
     """False for faces pressed against the floor, the ceiling or a wall, which no camera in the room can see."""
     corners = np.stack([origin, origin + u, origin + v, origin + u + v], axis=1)
-    low, high = size * [0, -1, 0], size * [1, 0, 1]
+    low = size * [0, -1, 0]
+    high = size * [1, 0, 1]
     outward = np.cross(v, u)
     pressed_low = (corners <= low + 1e-6).all(axis=1) & (outward < 0)
     pressed_high = (corners >= high - 1e-6).all(axis=1) & (outward > 0)
@@ -133,8 +134,10 @@ def _cut_to_height(boxes: list[Box], height: float) -> list[Box]:
     """Let what is taller than the room end at the ceiling."""
     cut = []
     for box in boxes:
-        bottom, top = -(box.centre[1] + box.half[1]), min(height, -(box.centre[1] - box.half[1]))
-        middle, half = -(bottom + top) / 2, (top - bottom) / 2
+        bottom = -(box.centre[1] + box.half[1])
+        top = min(height, -(box.centre[1] - box.half[1]))
+        middle = -(bottom + top) / 2
+        half = (top - bottom) / 2
         cut.append(
             replace(
                 box,
@@ -149,7 +152,8 @@ def _wall_frame(wall: int, size: np.ndarray) -> tuple[float, np.ndarray, np.ndar
     """Yaw, middle point on the floor, unit vector along and half width of one of the four walls."""
     yaw = wall * np.pi / 2
     middle = size * [0.5, 0, 0.5]
-    back, along = turn(yaw) @ [0, 0, 1], turn(yaw) @ [1, 0, 0]
+    back = turn(yaw) @ [0, 0, 1]
+    along = turn(yaw) @ [1, 0, 0]
     return yaw, middle + back * abs(float(back @ middle)), along, abs(float(along @ size)) / 2
 
 
@@ -162,7 +166,8 @@ def _wall_place(rng: np.random.Generator, size: np.ndarray, half: np.ndarray) ->
 
 def _free_place(rng: np.random.Generator, size: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, float]:
     margin = float(np.hypot(half[0], half[2])) + 0.1
-    low, high = np.minimum(margin, size / 2), np.maximum(size - margin, size / 2)
+    low = np.minimum(margin, size / 2)
+    high = np.maximum(size - margin, size / 2)
     yaw = rng.integers(4) * np.pi / 2 + rng.normal(0, 0.3)
     return np.array([rng.uniform(low[0], high[0]), 0.0, rng.uniform(low[2], high[2])]), float(yaw)
 
@@ -195,13 +200,15 @@ def _wall_item(rng: np.random.Generator, style: Style, x: float, width: float, h
         return [make_box(x, 0, 0, 0.95, 2.05, 0.04, frame), make_box(x, 0, -0.05, 0.8, 1.97, 0.02, style.solid())]
     kind = rng.random()
     if kind < 0.35:
-        w, h = min(width, rng.uniform(0.8, 2.0)), rng.uniform(0.9, 1.3)
+        w = min(width, rng.uniform(0.8, 2.0))
+        h = rng.uniform(0.9, 1.3)
         return _window(rng, style, x, w, h, frame)
     if kind < 0.45:
         shelf = make_box(x, 1.3, -0.12, min(width, 1.2), 0.03, 0.22, frame)
         things = clutter(rng, style, min(width, 1.2), 0.2, 1.33, 3)
         return [shelf, *(replace(b, centre=np.array([b.centre[0] + x, b.centre[1], -0.13])) for b in things)]
-    w, h = min(width, rng.uniform(0.4, 1.3)), rng.uniform(0.4, 1.0)
+    w = min(width, rng.uniform(0.4, 1.3))
+    h = rng.uniform(0.4, 1.0)
     bottom = min(rng.uniform(1.1, 1.6), height - h - 0.15)
     picture = make_box(
         x, bottom + 0.04, -0.035, w - 0.08, h - 0.08, 0.01, style.picture((w - 0.08) / (h - 0.08), frame)
@@ -232,7 +239,8 @@ def _rug(rng: np.random.Generator, size: np.ndarray, style: Style) -> list[Box]:
 def _ceiling_lamps(rng: np.random.Generator, size: np.ndarray, style: Style) -> list[Box]:
     boxes = []
     for i in range(int(rng.integers(1, 4))):
-        x, z = rng.uniform(0.25, 0.75) * size[0], (0.2 + 0.25 * i) * size[2]
+        x = rng.uniform(0.25, 0.75) * size[0]
+        z = (0.2 + 0.25 * i) * size[2]
         drop = rng.uniform(0.02, max(0.03, size[1] - 2.35))
         side = rng.uniform(0.2, 0.45)
         glow = style.colour(rng.uniform(0.05, 0.15), rng.uniform(0.05, 0.3), 1.0, glow=True)
@@ -272,7 +280,8 @@ class _Light:
     def _openness(self, points: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """How little the walls, the floor, the ceiling and the furniture next to a point shade it."""
         open_ = np.ones(points.shape[:2])
-        low, high = self._size * [0, -1, 0], self._size * [1, 0, 1]
+        low = self._size * [0, -1, 0]
+        high = self._size * [1, 0, 1]
         for axis in range(3):
             for distance, inward in ((points[..., axis] - low[axis], 1), (high[axis] - points[..., axis], -1)):
                 weight = 0.3 * min(1.0, 1 - normal[axis] * inward)
@@ -289,7 +298,8 @@ def floor_distance(
     """Distance of floor points (x, z) to every rectangle (see Room.obstacles); 0 inside."""
     x = points[..., None, 0] - rectangles[:, 0]
     z = points[..., None, 1] - rectangles[:, 1]
-    c, s = np.cos(rectangles[:, 4]), np.sin(rectangles[:, 4])
+    c = np.cos(rectangles[:, 4])
+    s = np.sin(rectangles[:, 4])
     across = np.maximum(np.abs(c * x - s * z) - rectangles[:, 2], 0)
     along = np.maximum(np.abs(s * x + c * z) - rectangles[:, 3], 0)
     return np.hypot(across, along)

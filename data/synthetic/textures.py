@@ -55,8 +55,10 @@ def photo_crop(rng: np.random.Generator, aspect: float) -> UInt8[np.ndarray, "h 
     image = _read(str(rng.choice(PHOTOS)))
     full_h, full_w = image.shape[:2]
     height = min(full_h, full_w / aspect) * rng.uniform(0.55, 1.0)
-    h, w = max(1, int(height)), max(1, int(height * aspect))
-    top, left = rng.integers(0, full_h - h + 1), rng.integers(0, full_w - w + 1)
+    h = max(1, int(height))
+    w = max(1, int(height * aspect))
+    top = rng.integers(0, full_h - h + 1)
+    left = rng.integers(0, full_w - w + 1)
     crop = image[top : top + h, left : left + w]
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
