@@ -7,15 +7,15 @@ import pytest
 
 from model import VARIANTS
 from setup import Config
-from tests.helpers import ROOT
+from tests.helpers import DOORS, ROOMS, ROOT
 from utils.sections import leaves
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # What commands of the pages make or bring, and what a person has.
 MADE = ("rooms/", "preprocessed_data/", "demo_output", "experiments/", "re10k", "../", "./")
 KEYS = {key for key, _ in leaves(Config)}
-ROOMS = ("configs", "geometry", "model", "data", "training", "evaluation", "utils", "benchmarks", "tests", "docs")
-NAMED = [*ROOT.glob("*.*"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.*"))]
+FOLDERS = ("configs", "benchmarks", "tests", "docs", *ROOMS)
+NAMED = [*ROOT.glob("*.*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))]
 FILES = [path.as_posix() for path in NAMED]
 # Files that a person makes, and what docs/extending.md makes (test_extending.py runs it).
 OWN = {"configs/api_keys.yaml", "poses.py", "model/pooled.py", "data/importers/poses.py"}
@@ -58,8 +58,8 @@ def test_named_files_and_modules_exist(page):
 
 
 def product():
-    doors = [ROOT / f"{door}.py" for door in ("setup", "train", "inference", "preprocess_data")]
-    return [*doors, *(path for room in ROOMS[1:8] for path in (ROOT / room).rglob("*.py"))]
+    doors = [ROOT / f"{name}.py" for name in ("setup", *DOORS)]
+    return [*doors, *(path for room in ("benchmarks", *ROOMS) for path in (ROOT / room).rglob("*.py"))]
 
 
 def texts(path):

@@ -7,14 +7,12 @@ import shutil
 
 import pytest
 
-from tests.helpers import ROOT, write_toy_set
+from tests.helpers import DOORS, ROOMS, ROOT, write_toy_set
 from tests.processes import run_fresh
 from tests.runs import training_command
 from utils.checkpoint import checkpoint_name
 
 CODE = re.compile(r"```python\n# (\S+?\.py)(?:, (before|in|after the) (\w+))?\n(.*?)```", re.DOTALL)
-ROOMS = ("configs", "geometry", "model", "data", "training", "evaluation", "utils")
-DOORS = ("setup.py", "train.py", "inference.py", "preprocess_data.py")
 
 
 def recipes():
@@ -54,10 +52,10 @@ def test_a_recipe_is_short(name):
 def project(tmp_path_factory):
     """A copy of the project with all recipes in it."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ROOMS:
+    for name in ("configs", *ROOMS):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "evaluation_index_*"))
-    for name in DOORS:
-        shutil.copy(ROOT / name, folder)
+    for name in ("setup", *DOORS):
+        shutil.copy(ROOT / f"{name}.py", folder)
     for text in recipes().values():
         for block in CODE.findall(text):
             apply(folder, *block)

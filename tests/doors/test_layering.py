@@ -4,10 +4,9 @@ import ast
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import DOORS, ROOMS, ROOT
 
-DOORS = ("train", "inference", "preprocess_data")
-INNER = {"training", "evaluation", "setup", "model", "data", "geometry", "utils"}
+INNER = {"setup", *ROOMS}
 ALLOWED = {
     "utils": {"utils"},
     "geometry": {"geometry", "utils"},

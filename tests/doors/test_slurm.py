@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.helpers import PATIENCE, ROOT
+from tests.processes import QUIET, free_port
 from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints
 
@@ -15,18 +15,11 @@ from utils.checkpoint import checkpoint_name, numbered_checkpoints
 STAND_INS = ROOT / "tests" / "programs" / "slurm"
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def environment():
     path = os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]])
     slurm = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
-    own = {"GPUS_A_MACHINE": "1", "PORT": str(free_port())}
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    return os.environ | slurm | own | quiet | {"PATH": path}
+    own = {"GPUS_A_MACHINE": "1", "PORT": free_port()}
+    return os.environ | slurm | own | QUIET | {"PATH": path}
 
 
 def test_a_job_on_two_machines_trains_together(scenes, tmp_path):
