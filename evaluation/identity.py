@@ -1,4 +1,4 @@
-"""What an evaluation's files depend on, as a hash: files of another identity are never taken for finished."""
+"""A hash of all that an evaluation's files depend on: a finished scene with another hash is evaluated anew."""
 
 import dataclasses
 import hashlib

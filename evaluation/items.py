@@ -58,6 +58,11 @@ def find_items(
     fetch_evaluation_index(index_path)
     index = read_evaluation_index(index_path, keys[0])
     items, missing = match_scenes(index, read_scene_list(list_path, keys[1]), allow_outside)
+    if not items:
+        raise InputError(
+            f"none of the scenes in {index_path} can be evaluated with {list_path} ({_some(missing)}): "
+            f"does {keys[1]} name the list of these scenes?"
+        )
     if missing and not allow_missing:
         validating = keys[0].startswith("training.")
         remedy = "make an index without them" if validating else "inference.allow_missing=true goes on without them"
@@ -67,8 +72,6 @@ def find_items(
         )
     if missing:
         log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
-    if not items:
-        raise InputError(f"none of the scenes in {index_path} is in {list_path}")
     return items, missing
 
 

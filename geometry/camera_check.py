@@ -1,4 +1,4 @@
-"""Which cameras cannot be meant: the one check of every camera that comes from a file."""
+"""Implausible cameras: the one check of every camera that comes from a file."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ def camera_faults(
     w2c: Float[np.ndarray, "n 4 4"],
     sizes: Float[np.ndarray, "#n 2"] | None = None,
 ) -> dict[int, str]:
-    """The frames whose cameras cannot be meant, and why.
+    """The frames whose cameras are implausible, and why.
 
     Args:
         fxfycxcy: intrinsics in pixels.

@@ -507,10 +507,22 @@ def test_evaluation_goes_on_without_missing_scenes_where_allowed(root):
     assert sorted(path.name for path in (root / "out").iterdir() if path.is_dir()) == ["scene0"]
 
 
+NONE_FOUND = (
+    "none of the scenes in {root}/index.json can be evaluated with {root}/set/full_list.txt (ghost: not in the scene "
+    "list): does training.dataset_path name the list of these scenes?"
+)
+
+
 def test_an_index_of_missing_scenes_alone_is_refused_even_so(root):
     name_only_missing_scenes(root)
     said = refusal(inference.main, evaluation_arguments(root, "inference.allow_missing=true"))
-    assert said == f"none of the scenes in {root}/index.json is in {root}/set/full_list.txt"
+    assert said == NONE_FOUND.format(root=root)
+    assert not (root / "out").exists()
+
+
+def test_an_index_of_another_set_is_told_apart_from_a_few_missing_scenes(root):
+    name_only_missing_scenes(root)
+    assert refusal(inference.main, evaluation_arguments(root)) == NONE_FOUND.format(root=root)
     assert not (root / "out").exists()
 
 
