@@ -42,7 +42,7 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
     config = with_training(config, **training)
     cfg = config.training
     model = seeded_model(config).to(process.device).train()
-    loss = seeded_loss(cfg).to(process.device)
+    loss = seeded_loss(cfg.loss, cfg.execution).to(process.device)
     batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES).to(process.device)
     inputs, targets = batch.split()
     with autocast(cfg.precision, process.device):

@@ -20,9 +20,9 @@ from torch import Tensor
 from data.dataset import Batch
 from geometry.cameras import Cameras, Views
 from model import LVSM, build_model
-from model.execution import compile_model
+from model.execution import ExecutionConfig, compile_model
 from model.flops import peak_flops
-from model.loss import Loss
+from model.loss import Loss, LossConfig
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, set_threads_and_precision
 from utils.cli import path_argument
@@ -54,10 +54,10 @@ def seeded_vgg19() -> dict[str, Tensor]:
     return weights
 
 
-def seeded_loss(cfg: TrainingConfig) -> Loss:
-    """The configured loss with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
-    terms = {"perceptual": PerceptualLoss(seeded_vgg19())} if cfg.loss.perceptual_loss_weight else {}
-    return compile_model(Loss(cfg.loss, terms), cfg.execution)
+def seeded_loss(cfg: LossConfig, execution: ExecutionConfig) -> Loss:
+    """What `build_loss` gives, with `seeded_vgg19` in place of downloaded weights; LPIPS is left out."""
+    terms = {"perceptual": PerceptualLoss(seeded_vgg19())} if cfg.perceptual_loss_weight else {}
+    return compile_model(Loss(cfg, terms), execution)
 
 
 def seeded_model(config: Config) -> LVSM:

@@ -22,7 +22,7 @@ from utils.errors import InputError
 
 def run(config: Path, folder: Path, overrides: list[str]) -> None:
     """Train in `folder`, which gets the lines of numbers."""
-    with patch.object(train, "prepare_loss", lambda cfg, process: seeded_loss(cfg).to(process.device)):
+    with patch.object(train, "build_loss", seeded_loss):
         train.main(["--config", str(config), *overrides, f"training.checkpoint_dir={folder}"])
 
 

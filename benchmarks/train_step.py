@@ -81,7 +81,11 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
         cfg.trainer,
         process,
         learner=Learner(
-            model, seeded_loss(cfg).to(process.device), build_optimizer(model, cfg.optim), cfg.optim, cfg.precision
+            model,
+            seeded_loss(cfg.loss, cfg.execution).to(process.device),
+            build_optimizer(model, cfg.optim),
+            cfg.optim,
+            cfg.precision,
         ),
         loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),
         metrics_log=MetricsLog(
