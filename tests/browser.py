@@ -1,6 +1,6 @@
 """A real browser for the tests of the pages: Debian's chromium, driven by selenium through chromedriver.
 
-The fixtures `session` and `browser` stand in conftest.py.
+The fixtures `session` and `browser` stand in fixtures.py.
 """
 
 import http.server

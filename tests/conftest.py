@@ -1,69 +1,20 @@
-import json
+"""Where pytest begins; `tests/fixtures.py` has what tests ask for."""
+
+import importlib
 import os
-from collections.abc import Iterator
 
-# Numbers in the tests are those of a CPU, in this process and in those it starts.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Numbers in the tests are those of a CPU, in this process and in those it starts. Tests run side by side: more threads
+# than one would fight for the cores.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-import pytest
-from hypothesis import settings
-
-from tests.helpers import INDEX, write_toy_set
-from tests.lanes import forbid_programs, is_slow
-
-settings.register_profile("quick", max_examples=25, deadline=None)
-settings.load_profile("quick")
+# What rooms import that takes long. Imported first: the hook that checks types ignores compiled files below a room.
+PACKAGES = ("beartype", "torchvision", "av", "cv2", "einops", "skimage")
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if is_slow(item) and not item.get_closest_marker("fast"):
-            item.add_marker(pytest.mark.slow)
-
-
-@pytest.fixture(autouse=True)
-def lane(request, monkeypatch):
-    """Tests that `make check` runs start no programs."""
-    if not request.node.get_closest_marker("slow"):
-        forbid_programs(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def without_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
-@pytest.fixture
-def scenes(tmp_path):
-    """The list of a small set of toy scenes."""
-    return write_toy_set(tmp_path / "scenes")
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """A browser for the tests of a file."""
-    from tests.browser import start_browser  # skips where there is none
-
-    driver = start_browser(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def browser(session) -> Iterator:
-    """The shared browser at desktop size, every emulation off; the test fails on anything in the console."""
-    from tests.browser import emulate
-
-    session.get("about:blank")
-    session.get_log("browser")
-    emulate(session, 1280, 900)
-    yield session
-    assert [entry["message"] for entry in session.get_log("browser")] == []
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Three toy scenes, an index and a folder for a checkpoint."""
-    write_toy_set(tmp_path / "scenes")
-    (tmp_path / "index.json").write_text(json.dumps(INDEX))
-    return tmp_path
+def pytest_configure(config):
+    # The process that only hands tests to others needs none of it.
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    for name in PACKAGES:
+        importlib.import_module(name)
+    config.pluginmanager.import_plugin("tests.fixtures")

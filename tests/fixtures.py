@@ -1,0 +1,74 @@
+"""What every test is run with, and what several ask for."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.helpers import INDEX, write_toy_set
+from tests.lanes import forbid_programs, is_slow
+
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_slow(item) and not item.get_closest_marker("fast"):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def lane(request, monkeypatch):
+    """Tests that `make check` runs start no programs."""
+    if not request.node.get_closest_marker("slow"):
+        forbid_programs(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A door that ran in this process may have set more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def without_wandb(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """The list of a small set of toy scenes."""
+    return write_toy_set(tmp_path / "scenes")
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A browser for the tests of a file."""
+    from tests.browser import start_browser  # skips where there is none
+
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(session) -> Iterator:
+    """The shared browser at desktop size, every emulation off; the test fails on anything in the console."""
+    from tests.browser import emulate
+
+    session.get("about:blank")
+    session.get_log("browser")
+    emulate(session, 1280, 900)
+    yield session
+    assert [entry["message"] for entry in session.get_log("browser")] == []
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Three toy scenes, an index and a folder for a checkpoint."""
+    write_toy_set(tmp_path / "scenes")
+    (tmp_path / "index.json").write_text(json.dumps(INDEX))
+    return tmp_path
