@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests.helpers import PATIENCE, ROOT
+from tests.helpers import DOORS, PATIENCE, ROOT
 
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 _servers = multiprocessing.get_context("forkserver")
-_servers.set_forkserver_preload(["tests.programs.preload"])
+_servers.set_forkserver_preload(["tests.programs.preload", *DOORS])
 
 
 class Program:
