@@ -141,6 +141,7 @@ def small_overrides(variant: str) -> list[str]:
         "perceptual_loss_weight=0",
         "use_amp=false",
         "num_workers=0",
+        "num_threads=1",
         "train_steps=2",
         "warmup=0",
         "print_every=1",
