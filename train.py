@@ -45,7 +45,7 @@ from utils.files import append_json_line, write_text
 from utils.provenance import provenance
 from utils.random_state import seed_everything
 from utils.sections import flatten
-from utils.stop_signal import Interruption
+from utils.stop_signal import StopSignal
 from utils.watchdog import Watchdog
 
 log = logging.getLogger("lvsm")
@@ -61,7 +61,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     config = with_accumulation(config, process.world_size)
     cfg = config.training
     tokenizer = config.model.image_tokenizer
-    interruption = Interruption(process)
+    stop_signal = StopSignal(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.trainer.seed + process.rank)
     fast = cfg.data.image_resize == "fast"
@@ -90,10 +90,10 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         ),
         metrics_log=metrics_log,
         checkpoints=cfg.checkpoint,
-        interruption=interruption,
+        stop_signal=stop_signal,
         watchdog=Watchdog(process, stalled_after=cfg.process.patience / 2),
         origin=origin,
-        validation=build_validation(config, process, model, interruption) if cfg.trainer.validate_every else None,
+        validation=build_validation(config, process, model, stop_signal) if cfg.trainer.validate_every else None,
         step=start.step,
     )
 
@@ -149,7 +149,7 @@ def sample_cost(config: Config, process: Process) -> SampleCost:
     return SampleCost(data.num_target_views, flops, peak_flops(process.device))
 
 
-def build_validation(config: Config, process: Process, model: LVSM, interruption: Interruption) -> Validation:
+def build_validation(config: Config, process: Process, model: LVSM, stop_signal: StopSignal) -> Validation:
     """The scoring of the scenes of `validation_path` with the views of `validation_index`.
 
     Raises:
@@ -169,7 +169,7 @@ def build_validation(config: Config, process: Process, model: LVSM, interruption
         items,
         items_reader(load, cfg.loader, process, cfg.process.patience),
         process,
-        interruption.until_requested,
+        stop_signal.until_requested,
     )
 
 

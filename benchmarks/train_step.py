@@ -44,7 +44,7 @@ from training.trainer import Learner
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.precision import autocast
-from utils.stop_signal import Interruption
+from utils.stop_signal import StopSignal
 from utils.watchdog import Watchdog
 
 log = logging.getLogger("lvsm")
@@ -97,7 +97,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
             cost=train.sample_cost(config, process),
         ),
         checkpoints=cfg.checkpoint,
-        interruption=Interruption(process),
+        stop_signal=StopSignal(process),
         watchdog=Watchdog(process, stalled_after=300.0),
         origin={},
     )

@@ -29,7 +29,7 @@ from utils.errors import InputError
 from utils.fields import bounded
 from utils.precision import PrecisionConfig, autocast
 from utils.random_state import random_state
-from utils.stop_signal import Interrupted, Interruption
+from utils.stop_signal import Stopped, StopSignal
 from utils.tensors import first_not_finite
 from utils.watchdog import WAITING_FOR_DATA, Watchdog
 
@@ -71,7 +71,7 @@ class Trainer:
         learner: its model is wrapped for data-parallel training here.
         loader: batches, from the position where training goes on.
         checkpoints: where checkpoints and pictures go, and how often.
-        interruption: tells when to stop early.
+        stop_signal: tells when to stop early.
         watchdog: is told what this process does, for when it hangs.
         origin: what the checkpoints say of the run besides its state.
         validation: scores of held-out scenes by name, computed by all ranks together; cut short on a request to stop.
@@ -87,7 +87,7 @@ class Trainer:
         loader: TrainingLoader,
         metrics_log: MetricsLog,
         checkpoints: CheckpointConfig,
-        interruption: Interruption,
+        stop_signal: StopSignal,
         watchdog: Watchdog,
         origin: dict[str, Any],
         validation: Callable[[], dict[str, float]] | None = None,
@@ -104,7 +104,7 @@ class Trainer:
         self.metrics_log = metrics_log
         self.checkpoints = checkpoints
         self.folder = Path(checkpoints.checkpoint_dir)
-        self.interruption = interruption
+        self.stop_signal = stop_signal
         self.watchdog = watchdog
         self.origin = origin
         self.validation = validation
@@ -124,7 +124,7 @@ class Trainer:
         if self.step >= self.optim.train_steps and self.process.is_main:
             log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.optim.train_steps)
         bar = tqdm(total=self.optim.train_steps, initial=self.step, unit="step", disable=silent)
-        with failures_told(), self.interruption, self.watchdog, bar:
+        with failures_told(), self.stop_signal, self.watchdog, bar:
             stop = False
             while self.step < self.optim.train_steps and not stop:
                 stop = self._advance(bar)
@@ -148,12 +148,12 @@ class Trainer:
         """One update and what belongs to it; returns whether all ranks agree to stop after it."""
         try:
             update = self.update()
-        except Interrupted:
+        except Stopped:
             # While waiting for data: nothing of this update has been done.
             self._show_line(bar, self.metrics_log.write_line())
             return True
         bar.update()
-        stop = self.interruption.agreed()
+        stop = self.stop_signal.agreed()
         self._show_line(bar, self.metrics_log.log(update, last=stop))
         if self.validation is not None and not stop and self._due(self.cfg.validate_every):
             stop = self._validate(self.validation)
@@ -215,7 +215,7 @@ class Trainer:
         """Write down the scores of held-out scenes; returns whether a rank was asked to stop, which ends it early."""
         self.watchdog.note(f"validating after step {self.step}")
         scores = validation()
-        if self.interruption.agreed_now():
+        if self.stop_signal.agreed_now():
             return True
         numbers = {f"validation/{name}": value for name, value in scores.items()}
         self.metrics_log.log_scores(self.step, numbers)
@@ -227,7 +227,7 @@ class Trainer:
         """The batches of one update, and the seconds spent waiting for them."""
         self.watchdog.note(f"step {self.step + 1}, {WAITING_FOR_DATA}")
         start = time.perf_counter()
-        with self.interruption.waiting():
+        with self.stop_signal.waiting():
             batches = self.loader.take(self.cfg.grad_accum_steps)
         self.watchdog.note(f"step {self.step + 1}, computing")
         return batches, time.perf_counter() - start

@@ -36,14 +36,14 @@ _GRACE = 8.0
 _ENDED_BY_SIGNAL = 128
 
 
-class Interrupted(BaseException):
+class Stopped(BaseException):
     """A lone process was asked to stop while it waited for data; no `except Exception` on the way takes it."""
 
 
-class Interruption:
+class StopSignal:
     """Turns a signal on any rank into one decision of all ranks, without waiting for the device.
 
-    Signals are caught inside `with interruption:`. A second Ctrl-C ends the process at once.
+    Signals are caught inside `with stop_signal:`. A second Ctrl-C ends the process at once.
 
     Attributes:
         requested: whether this rank was asked to stop.
@@ -57,7 +57,7 @@ class Interruption:
         # Of the wait that goes on; None while there is none.
         self._wait: object | None = None
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "StopSignal":
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._request)
         return self
@@ -89,7 +89,7 @@ class Interruption:
         while, then ends its process, upon which the launcher ends the others.
 
         Raises:
-            Interrupted: a lone process was asked to stop.
+            Stopped: a lone process was asked to stop.
         """
         self._wait = object()
         try:
@@ -105,7 +105,7 @@ class Interruption:
             try:
                 with self.waiting():
                     item = next(items)
-            except (StopIteration, Interrupted):
+            except (StopIteration, Stopped):
                 return
             yield item
 
@@ -122,7 +122,7 @@ class Interruption:
     def _bound_wait(self) -> None:
         if self._process.world_size == 1:
             self._wait = None
-            raise Interrupted
+            raise Stopped
         timer = threading.Timer(_GRACE, self._end_wait, [self._wait])
         timer.daemon = True
         timer.start()

@@ -24,10 +24,10 @@ from tests.helpers import INDEX, PATIENCE, ROOT
 from tests.processes import start, torchrun
 from tests.runs import largest_difference, wait_for, weights
 from tests.runs import training_command as command
-from utils import stop_signal as interruption
+from utils import stop_signal
 from utils.checkpoint import numbered_checkpoints, read_checkpoint
 from utils.distributed import Process
-from utils.stop_signal import Interrupted, Interruption
+from utils.stop_signal import Stopped, StopSignal
 from utils.watchdog import Watchdog
 
 
@@ -150,40 +150,40 @@ def alone(world_size=1):
 def test_a_lone_process_stops_waiting_at_once(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with Interruption(alone()) as interruption:
+    with StopSignal(alone()) as stop:
         threading.Timer(0.2, os.kill, [os.getpid(), number]).start()
-        with pytest.raises(Interrupted), interruption.waiting():
+        with pytest.raises(Stopped), stop.waiting():
             time.sleep(PATIENCE)
-        assert interruption.requested and interruption.agreed()
-        with pytest.raises(Interrupted), interruption.waiting():
+        assert stop.requested and stop.agreed()
+        with pytest.raises(Stopped), stop.waiting():
             time.sleep(PATIENCE)
     assert signal.getsignal(number) is before
 
 
 def test_a_signal_outside_a_wait_leaves_the_step_alone():
-    with Interruption(alone()) as interruption:
-        with interruption.waiting():
+    with StopSignal(alone()) as stop:
+        with stop.waiting():
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.agreed()
-        assert list(interruption.until_requested(iter([1, 2]))) == []
+        assert stop.agreed()
+        assert list(stop.until_requested(iter([1, 2]))) == []
 
 
 @pytest.mark.parametrize("asked_before", [True, False])
 def test_one_of_several_ranks_ends_when_no_data_comes(monkeypatch, asked_before):
     ended = []
-    monkeypatch.setattr(interruption, "_GRACE", 0.2)
-    monkeypatch.setattr(interruption, "leave_at_once", lambda *words: ended.append(words))
-    with Interruption(alone(world_size=2)) as request:
+    monkeypatch.setattr(stop_signal, "_GRACE", 0.2)
+    monkeypatch.setattr(stop_signal, "leave_at_once", lambda *words: ended.append(words))
+    with StopSignal(alone(world_size=2)) as stop:
         if asked_before:
             os.kill(os.getpid(), signal.SIGTERM)
-        with request.waiting():
+        with stop.waiting():
             os.kill(os.getpid(), signal.SIGTERM)
             wait_for(lambda: ended)
         (message, code), *_ = ended
         assert code == 143 and "checkpoint" in message
         ended.clear()
-        with request.waiting():
+        with stop.waiting():
             pass
         time.sleep(0.5)
         assert not ended
@@ -191,8 +191,8 @@ def test_one_of_several_ranks_ends_when_no_data_comes(monkeypatch, asked_before)
 
 def test_the_second_ctrl_c_ends_at_once(monkeypatch):
     ended = []
-    monkeypatch.setattr(interruption, "leave_at_once", lambda *words: ended.append(words))
-    with Interruption(alone()):
+    monkeypatch.setattr(stop_signal, "leave_at_once", lambda *words: ended.append(words))
+    with StopSignal(alone()):
         os.kill(os.getpid(), signal.SIGINT)
         assert not ended
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,7 +345,7 @@ def test_training_where_the_system_has_fewer_signals(scenes, tmp_path, monkeypat
     for name in missing:
         monkeypatch.delattr(signal, name)
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(interruption, "_SIGNALS", (signal.SIGTERM, signal.SIGINT))
+    monkeypatch.setattr(stop_signal, "_SIGNALS", (signal.SIGTERM, signal.SIGINT))
     train.main(command(scenes, tmp_path / "run", "training.num_workers=1"))
     assert largest_difference(weights(expected, 2), weights(tmp_path / "run", 2)) == 0
 
