@@ -15,6 +15,8 @@ WAITING_FOR_DATA = "waiting for data"
 # Limits without a new note after which a wait for data is ended, if nothing else has ended it: torch's wait for a batch
 # has an end, but not what it reads of it from a loader process that was stopped meanwhile.
 _PATIENCE = 3
+# Seconds that the end of the watch waits for its thread, which may be asking the store.
+_FAREWELL = 1.0
 
 
 class Watchdog:
@@ -35,17 +37,20 @@ class Watchdog:
         self._told = False
         self._doing = "starting"
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Watchdog":
         self.note("starting")
         if self._process.is_main:
-            threading.Thread(target=self._look, daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self._over.set()
+        if self._process.is_main:
+            self._thread.join(_FAREWELL)
 
     def note(self, doing: str) -> None:
         """Say what this process does from now on."""
@@ -69,15 +74,20 @@ class Watchdog:
                 )
 
     def _describe(self) -> str:
-        store = self._process.store
-        ranks = range(self._process.world_size)
-        if store is None:
-            text = self._doing
-        else:
-            keys = [f"doing/{rank}" for rank in ranks]
-            text = describe([store.get(key).decode() if store.check([key]) else "starting" for key in keys])
+        text = describe(self._everybody())
         hint = "; does the file system of the images answer?" if WAITING_FOR_DATA in text else ""
         return f"{text}{hint}"
+
+    def _everybody(self) -> list[str]:
+        """What every rank does; without the store, this one alone."""
+        store = self._process.store
+        keys = [f"doing/{rank}" for rank in range(self._process.world_size)]
+        if store is None:
+            return [self._doing]
+        try:
+            return [store.get(key).decode() if store.check([key]) else "starting" for key in keys]
+        except RuntimeError:  # the store is gone with the process that held it
+            return [self._doing]
 
 
 def describe(doing: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import threading
 import time
 
 import pytest
@@ -19,7 +20,18 @@ LIMIT = 0.1
 def ends(monkeypatch):
     """Exit codes with which the process would have ended."""
     codes = queue.Queue()
-    monkeypatch.setattr(os, "_exit", codes.put)
+    hook = threading.excepthook
+
+    def leave(code):
+        codes.put(code)
+        raise SystemExit
+
+    def tell_but_of_an_end(failure):
+        if failure.exc_type is not SystemExit:
+            hook(failure)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(threading, "excepthook", tell_but_of_an_end)
     return codes
 
 
@@ -60,3 +72,25 @@ def test_other_ranks_leave_the_end_to_the_main_one(ends):
         watch.note("step 2, waiting for data")
         time.sleep(6 * LIMIT)
     assert ends.empty()
+
+
+class LostStore(dist.HashStore):
+    """A store whose process is gone."""
+
+    def check(self, _keys):
+        raise dist.DistNetworkError("Broken pipe")
+
+
+def test_the_watch_outlives_the_store(ends, caplog):
+    lost = Process(0, 0, 2, torch.device("cpu"), LostStore())
+    with Watchdog(lost, LIMIT) as watch:
+        watch.note("step 2, waiting for data")
+        assert ends.get(timeout=PATIENCE) == 1
+    assert "step 2, waiting for data (rank 0)" in caplog.text
+
+
+def test_nothing_of_the_watch_goes_on_after_it(ends):
+    before = threading.active_count()
+    with Watchdog(process(), LIMIT):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
