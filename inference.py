@@ -46,6 +46,7 @@ from utils.files import remove_stale
 from utils.lock import only_writer
 from utils.provenance import provenance
 from utils.sections import flatten
+from utils.text import counted
 
 log = logging.getLogger("lvsm")
 
@@ -122,7 +123,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
         run |= {**evaluated.speed, **describe_run(config, process)}
         missing |= evaluated.missing
         if missing:
-            log.warning("%d scenes of the index were left out, results.json says which", len(missing))
+            log.warning("%s of the index left out: results.json says which and why", counted(len(missing), "scene"))
             run["missing"] = missing
         write_results(out_dir, evaluated.records, run, cfg.generate_website)
     process.barrier("writing results")
@@ -151,7 +152,7 @@ def compare(argv: Sequence[str]) -> None:
     output = output_folder(str(given.output), "--output")
     comparison = compare_runs(given.compare)
     if gone := missing_pictures(comparison):
-        log.warning("%d pictures are missing, the page has gaps there; the first is %s", len(gone), gone[0])
+        log.warning("%s missing, so the page has gaps; the first is %s", counted(len(gone), "picture"), gone[0])
     with only_writer(output, "--output"):
         page = write_comparison(output, "LVSM comparison", comparison)
     log.info("page: %s", page)

@@ -18,7 +18,7 @@ from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.parallel import cores_of_process
 from utils.stop_signal import exit_on_sigterm
-from utils.text import printable
+from utils.text import counted, printable
 
 log = logging.getLogger("lvsm")
 
@@ -51,12 +51,12 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
         InputError: something was lost.
     """
     where = printable(str(writer.root / "full_list.txt"))
-    print(f"{result.written} clips written, {result.kept} already there: {where}")
+    print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
     if result.other_format:
         log.warning(
-            "%d of the clips already there are kept in another format than --image_format %s: "
-            "name another --output_dir to have them in it, or delete them first",
-            result.other_format,
+            "%s already there in another format than --image_format %s: "
+            "name another --output_dir to have all in it, or delete those first",
+            counted(result.other_format, "clip"),
             writer.image_format,
         )
     lost_path = writer.write_lost(result)
@@ -64,7 +64,7 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
         return
     for name, reason in sorted(result.lost.items())[:_SHOWN]:
         print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
-    raise InputError(f"{len(result.lost)} clips or frames were lost; {lost_path} names them all")
+    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
 
 
 def main(argv: Sequence[str]) -> None:

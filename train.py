@@ -46,6 +46,7 @@ from utils.provenance import provenance
 from utils.random_state import seed_everything
 from utils.sections import flatten
 from utils.stop_signal import StopSignal
+from utils.text import counted
 from utils.watchdog import Watchdog
 
 log = logging.getLogger("lvsm")
@@ -176,15 +177,15 @@ def build_validation(config: Config, process: Process, model: LVSM, stop_signal:
 def describe_training(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) -> None:
     """Log what is trained, on what, with how many scenes an update."""
     log.info(
-        "%s, %.1f M parameters, %s; %d scenes; batch %d x %d processes x %d accumulated = %d scenes an update",
+        "%s, %.1f M parameters, %s; %s, %d an update (batch %d x processes %d x accumulated %d)",
         type(model).__name__,
         sum(p.numel() for p in model.parameters()) / 1e6,
         describe_device(process.device),
-        num_scenes,
+        counted(num_scenes, "scene"),
+        scenes_per_update(cfg, process.world_size),
         cfg.loader.batch_size_per_gpu,
         process.world_size,
         cfg.trainer.grad_accum_steps,
-        scenes_per_update(cfg, process.world_size),
     )
 
 

@@ -312,7 +312,7 @@ class TrainingDataset(Dataset[Batch]):
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg
-        return f"none of the {len(self.scenes)} scenes in {cfg.dataset_path} has the {needed_frames(cfg)}"
+        return f"no scene in {cfg.dataset_path} has the {needed_frames(cfg)}"
 
 
 def _first_then_others(first: int, count: int, rng: np.random.Generator) -> Iterator[int]:

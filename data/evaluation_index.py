@@ -23,7 +23,7 @@ from utils.cli import path_argument, run_main
 from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.text import printable, shown
+from utils.text import counted, printable, shown
 
 log = logging.getLogger("lvsm")
 
@@ -194,8 +194,10 @@ def make_index(
     faults: list[str] = []
     for path in tqdm(scene_files, unit="scene", disable=None):
         if path.stem in selections:
-            where = printable(str(path))
-            raise InputError(f"two files of the scene list are of scene {shown(path.stem)}, one of them is {where}")
+            raise InputError(
+                f"two files of the scene list are of scene {shown(path.stem)}: remove one, such as "
+                f"{printable(str(path))}"
+            )
         selections[path.stem] = None
         try:
             scene = _read_named(path, allow_outside=True)
@@ -207,6 +209,13 @@ def make_index(
 
 def _record(selection: Selection) -> dict[str, list[int]]:
     return {"context": selection.context, "target": selection.target}
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """Raises InputError for an argument out of its range."""
+    for name, least in (("targets", 1), ("seed", 0), ("min_frame_dist", 1), ("max_frame_dist", given.min_frame_dist)):
+        if getattr(given, name) < least:
+            raise InputError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
 
 
 def _check_output(path: Path) -> None:
@@ -232,20 +241,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--max_frame_dist", type=int, default=192, help="and most")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
-    if given.targets < 1 or not 1 <= given.min_frame_dist <= given.max_frame_dist or given.seed < 0:
-        raise InputError("--targets must be at least 1, --seed 0, and 1 <= --min_frame_dist <= --max_frame_dist")
+    _check_numbers(given)
     distances = ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
     _check_output(given.output)
     index, faults = make_index(read_scene_list(given.scenes), given.context, given.targets, distances, given.seed)
     if not any(index.values()):
-        reason = f"can be used: {faults[0]}" if faults else "is long enough"
-        raise InputError(f"none of the {len(index)} scenes in {printable(str(given.scenes))} {reason}")
+        wanted = f"--min_frame_dist={given.min_frame_dist}, --context={given.context} and --targets={given.targets}"
+        reason = f"can be used: {faults[0]}" if faults else f"has enough frames for {wanted}"
+        raise InputError(f"no scene in {printable(str(given.scenes))} {reason}")
     for fault in faults[:_SHOWN]:
         log.warning("not in the index: %s", fault)
     if len(faults) > _SHOWN:
-        log.warning("not in the index, all in all: %d damaged scenes", len(faults))
+        log.warning("not in the index: %d damaged scenes in all", len(faults))
     write_json(given.output, index)
-    log.info("%d of %d scenes: %s", sum(map(bool, index.values())), len(index), given.output)
+    log.info("%s: views of %d of %s", given.output, sum(map(bool, index.values())), counted(len(index), "scene"))
 
 
 if __name__ == "__main__":

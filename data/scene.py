@@ -104,7 +104,7 @@ def read_scene(path: Path, allow_outside: bool = False) -> Scene:
     paths = [None if n in faults else image for n, image in enumerate(images.paths)]
     if not any(paths):
         reason = f"frame {min(faults)}: {faults[min(faults)]}" if faults else _LOST
-        raise InputError(f"{printable(str(path))}: none of its {len(frames)} frames can be used ({reason})")
+        raise InputError(f"{printable(str(path))}: no frame of it can be used ({reason})")
     notes = {"layout": images.note} if images.note else {}
     if faults:
         first = min(faults)

@@ -179,7 +179,7 @@ class SceneWriter:
                     new.remove(frame.name)
             lost = {number: frame.fault for number, frame in enumerate(frames) if frame.fault is not None}
             if len(lost) == len(frames):
-                raise InputError(f"none of its {len(frames)} frames can be used; frame 0: {lost[0]}")
+                raise InputError(f"no frame of it can be used; frame 0: {lost[0]}")
         paths = [None if frame.fault or frame.name is None else folder / frame.name for frame in frames]
         write_scene(Scene(scene.key, paths, fxfycxcy, w2c, self.metadata(scene.key)))
         for number, fault in lost.items():

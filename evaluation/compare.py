@@ -17,6 +17,7 @@ from evaluation.pages.report import SceneRecord
 from evaluation.runs import Run, make_labels, read_run
 from evaluation.scene_files import PICTURE_FILES
 from utils.errors import InputError
+from utils.text import counted
 
 # What decides the ground truth besides the scene: PSNR against other pictures is another quantity.
 PICTURE_KEYS = (
@@ -65,7 +66,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     runs = [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
     scenes = [name for name in runs[0].scenes if all(name in run.scenes for run in runs)]
     if not scenes:
-        counts = ", ".join(f"{run.folder}: {len(run.scenes)}" for run in runs)
+        counts = ", ".join(f"{run.folder} has {counted(len(run.scenes), 'scene')}" for run in runs)
         raise InputError(f"the runs have no scene in common ({counts}): compare evaluations of the same set")
     have = [run.metrics(scenes) for run in runs]
     shared = [name for name in have[0] if all(name in other for other in have)]
@@ -165,7 +166,7 @@ def find_caveats(comparison: Comparison, regrouped: Sequence[str]) -> list[str]:
         caveats.append(f"The ground truth was prepared differently ({', '.join(pictures)}).")
     if regrouped:
         some = ", ".join(regrouped[:3]) + (", ..." if len(regrouped) > 3 else "")
-        caveats.append(f"Views differ between runs in {_count(len(regrouped), 'scene')} ({some}), marked below.")
+        caveats.append(f"Views differ between runs in {counted(len(regrouped), 'scene')} ({some}), marked below.")
     return caveats
 
 
@@ -174,7 +175,7 @@ def find_omissions(comparison: Comparison) -> list[str]:
     sentences = []
     for run in comparison.runs:
         if extra := len(run.scenes) - len(comparison.scenes):
-            sentences.append(f"{run.label} has {_count(extra, 'scene')} beyond those in common.")
+            sentences.append(f"{run.label} has {counted(extra, 'scene')} beyond those in common.")
     have = [run.metrics(comparison.scenes) for run in comparison.runs]
     for metric in column_names(dict.fromkeys(names) for names in have):
         lacking = [run.label for run, names in zip(comparison.runs, have, strict=True) if metric not in names]
@@ -183,7 +184,3 @@ def find_omissions(comparison: Comparison) -> list[str]:
         elif metric not in comparison.metrics:
             sentences.append(f"{metric} is left out: it is the same in every run.")
     return sentences
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

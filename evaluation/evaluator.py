@@ -37,6 +37,7 @@ from utils.fields import file_path, some_of
 from utils.files import remove_stale
 from utils.media import save_grid, to_uint8, write_video
 from utils.parallel import Background, cores_of_process
+from utils.text import counted
 from utils.timer import Timer
 from utils.watchdog import WAITING_FOR_DATA, Watchdog
 
@@ -133,16 +134,14 @@ class Evaluator:
         """
         finished = self._find_finished(items)
         if finished and self.process.is_main:
-            log.info("%d of %d scenes were evaluated before", len(finished), len(items))
+            log.info("evaluated before: %d of %s", len(finished), counted(len(items), "scene"))
         part = self._evaluate_part([item for item in items if item[0].stem not in finished])
         self.process.barrier("evaluating")
         parts = self.process.gather(part)
         missing = {name: reason for part in parts for name, reason in part.missing.items()}
         finished |= {record.scene_name: record for part in parts for record in part.records}
         if not finished:
-            raise InputError(
-                f"none of the {len(items)} scenes can be read, one of them: {next(iter(missing.values()))}"
-            )
+            raise InputError(f"no scene of the index can be read; one of them: {next(iter(missing.values()))}")
         records = [finished[path.stem] for path, _ in items if path.stem in finished]
         return Evaluated(records, missing, describe_speed(parts))
 

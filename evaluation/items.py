@@ -13,7 +13,7 @@ from data.views import Selection
 from geometry.paths import VideoConfig
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.text import printable
+from utils.text import counted, printable
 
 log = logging.getLogger("lvsm")
 
@@ -63,15 +63,16 @@ def find_items(
             f"none of the scenes in {index_path} can be evaluated with {list_path} ({_some(missing)}): "
             f"does {keys[1]} name the list of these scenes?"
         )
+    scenes = counted(len(index), "scene")
     if missing and not allow_missing:
         validating = keys[0].startswith("training.")
         remedy = "make an index without them" if validating else "inference.allow_missing=true goes on without them"
         raise InputError(
-            f"{len(missing)} of the {len(index)} scenes in {index_path} cannot be evaluated with "
+            f"{len(missing)} of the {scenes} in {index_path} cannot be evaluated with "
             f"{list_path} ({_some(missing)}): {remedy}"
         )
     if missing:
-        log.warning("%d of the %d scenes of the index are left out (%s)", len(missing), len(index), _some(missing))
+        log.warning("left out: %d of the %s of the index (%s)", len(missing), scenes, _some(missing))
     return items, missing
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from evaluation.pages.report import SceneRecord, write_report
 from utils.errors import InputError
 from utils.files import write_json, write_text
+from utils.text import counted
 
 log = logging.getLogger("lvsm")
 
@@ -62,7 +63,7 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     }
     write_json(out_dir / "results.json", results)
     text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    log.info("%d scenes: %s", len(records), text or "not scored")
+    log.info("%s: %s", counted(len(records), "scene"), text or "not scored")
     if page:
         written = write_report(
             out_dir,

@@ -10,6 +10,7 @@ from utils.distributed import Process
 from utils.errors import InputError
 from utils.fields import bounded
 from utils.files import append_json_line, open_to_append
+from utils.text import counted
 
 # Before this many samples, a few unusable scenes say nothing about their share.
 _FEW_SAMPLES = 1000
@@ -90,9 +91,9 @@ class Incidents:
         limit = self._cfg.max_consecutive_skips
         if limit and self._skips_in_a_row >= limit:
             raise InputError(
-                f"the last {self._skips_in_a_row} updates, up to step {updates[-1].step}, were skipped for their "
-                f"gradient norms ({norm:.3g} on average; training.max_consecutive_skips={limit}): the run no longer "
-                f"learns. Go on from an earlier checkpoint with a lower training.lr, or without the scenes that "
+                f"{counted(self._skips_in_a_row, 'update')} in a row, up to step {updates[-1].step}, skipped for too "
+                f"large gradient norms ({norm:.3g} on average; training.max_consecutive_skips={limit}): the run no "
+                f"longer learns. Go on from an earlier checkpoint with a lower training.lr, or without the scenes that "
                 f"{self._folder / 'skipped.jsonl'} names"
             )
 
@@ -114,6 +115,7 @@ class Incidents:
         allowed = self._cfg.max_unusable_share
         if self.unusable > allowed * max(seen, _FEW_SAMPLES):
             raise InputError(
-                f"{self.unusable} of {seen} samples were unusable, more than training.max_unusable_share={allowed} "
-                f"allows; {self._folder / 'unusable.txt'} lists them, the last: {messages[-1]}"
+                f"unusable: {self.unusable} of {counted(seen, 'sample')}, more than "
+                f"training.max_unusable_share={allowed} allows: mend the scenes that {self._folder / 'unusable.txt'} "
+                f"lists, or take them out of the scene list; the last: {messages[-1]}"
             )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from utils.checkpoint import WEIGHTS_ALONE
 from utils.errors import InputError
 from utils.fields import bounded
 from utils.tensors import tensor_fault
@@ -69,10 +70,7 @@ def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], sourc
     own = optimizer.state_dict()["param_groups"]
     saved = state.get("param_groups")
     if _numbers(saved) != _numbers(own):
-        raise InputError(
-            f"{source}: its optimiser state belongs to another model: "
-            "start from its weights alone (training.resume_ckpt with training.reset_training_state=true)"
-        )
+        raise InputError(f"{source}: its optimiser state belongs to another model: {WEIGHTS_ALONE}")
     parameters = {
         number: parameter
         for named, group in zip(own, optimizer.param_groups, strict=True)
@@ -80,11 +78,11 @@ def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any], sourc
     }
     moments = state.get("state")
     if not isinstance(moments, Mapping) or moments.keys() != parameters.keys():
-        raise InputError(f"{source}: its optimiser state is not of every parameter of this model, and of no other")
+        raise InputError(f"{source}: its optimiser state is of other parameters than this model's: {WEIGHTS_ALONE}")
     loaded = {}
     for number, parameter in parameters.items():
         if fault := _moments_fault(moments[number], parameter):
-            raise InputError(f"{source}: optimizer.state[{number}]{fault}")
+            raise InputError(f"{source}: optimizer.state[{number}]{fault}: {WEIGHTS_ALONE}")
         loaded[number] = _copy_moments(moments[number], parameter)
     optimizer.load_state_dict({"state": loaded, "param_groups": own})
 

@@ -16,6 +16,7 @@ from utils.distributed import Process
 from utils.errors import MisfitError
 from utils.fields import file_path
 from utils.random_state import set_random_state
+from utils.text import counted
 
 log = logging.getLogger("lvsm")
 
@@ -67,7 +68,7 @@ def restore(
     if own is None and not cfg.resume_ckpt:
         return Start()
     if own is not None and cfg.reset_training_state:
-        log.warning("reset_training_state has no effect: this run has begun, %s goes on", folder)
+        log.warning("training.reset_training_state has no effect: the run in %s has begun and goes on", folder)
     path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     content = found[1] if found else read_checkpoint(path)
     if found is None:
@@ -100,11 +101,11 @@ def _load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> 
 
 def _log_resumed(state: TrainingState, path: Path, scenes_per_update: int) -> None:
     """Log what goes on, and whether the samples of an update are as many as they were."""
-    log.info("going on from %s: %d updates, %d samples", path, state.step, state.samples)
+    log.info("going on from %s: %s, %s", path, counted(state.step, "update"), counted(state.samples, "sample"))
     before = state.samples / max(1, state.step)
     if state.step and before != scenes_per_update:
         log.warning(
-            "the batch was %g scenes on average and is %d now: going on at sample %d",
+            "scenes an update: %g on average before, %d now; going on at sample %d",
             before,
             scenes_per_update,
             state.samples,

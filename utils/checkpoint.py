@@ -28,7 +28,10 @@ _WEIGHTS_NAMES = ("model", "state_dict")
 _SHOWN = 4
 # Beyond what any run counts.
 _COUNT_LIMIT = 1 << 53
-_WEIGHTS_ALONE = "to start from its weights alone, name it as training.resume_ckpt with reset_training_state=true"
+# What to do about a state that training cannot go on from.
+WEIGHTS_ALONE = (
+    "to start from its weights alone, name it as training.resume_ckpt with training.reset_training_state=true"
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def newest_readable(
             faults.append(error)
     if found:
         raise InputError(
-            f"none of the {len(found)} checkpoints in {folder} can be used (the newest: {faults[0]}): "
+            f"no checkpoint in {folder} can be used (the newest: {faults[0]}): "
             "bring one back, or move them away to start over"
         )
     return None
@@ -189,15 +192,15 @@ def training_state(state: Mapping[str, Any], path: Path) -> TrainingState:
         raise InputError(f"{path} holds weights alone: set training.reset_training_state=true to start from them")
     for name, counted in (("step", "updates"), ("samples", "samples")):
         if type(state[name]) is not int or not 0 <= state[name] < _COUNT_LIMIT:
-            raise InputError(f"{path}: {name} is {shown(state[name])}, not a number of {counted}; {_WEIGHTS_ALONE}")
+            raise InputError(f"{path}: {name} is {shown(state[name])}, not a number of {counted}: {WEIGHTS_ALONE}")
     if not isinstance(state["optimizer"], Mapping):
-        raise InputError(f"{path}: optimizer is {shown(state['optimizer'])}, not a state; {_WEIGHTS_ALONE}")
+        raise InputError(f"{path}: optimizer is {shown(state['optimizer'])}, not a state: {WEIGHTS_ALONE}")
     states = state.get("random_states", [])
     if not isinstance(states, list):
-        raise InputError(f"{path}: random_states is {shown(states)}, not a list; {_WEIGHTS_ALONE}")
+        raise InputError(f"{path}: random_states is {shown(states)}, not a list: {WEIGHTS_ALONE}")
     for rank, one in enumerate(states):
         if fault := random_state_fault(one):
-            raise InputError(f"{path}: random_states[{rank}]{fault}; {_WEIGHTS_ALONE}")
+            raise InputError(f"{path}: random_states[{rank}]{fault}: {WEIGHTS_ALONE}")
     return TrainingState(state["step"], state["samples"], state["optimizer"], states)
 
 

@@ -21,7 +21,7 @@ from utils.fields import bounded
 from utils.launcher import Place, read_place
 from utils.lock import only_writer
 from utils.parallel import exit_with_parent
-from utils.text import printable
+from utils.text import counted, printable
 
 T = TypeVar("T")
 
@@ -195,8 +195,7 @@ def describe_device(device: torch.device) -> str:
     """The device for people: `cuda:0 NVIDIA H100 80GB HBM3` or `CPU, 2 threads`."""
     if device.type == "cuda":
         return f"{device} {device_name(device)}"
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _device(place: Place) -> torch.device:
@@ -210,8 +209,8 @@ def _device(place: Place) -> torch.device:
     gpus = torch.cuda.device_count()
     if place.local_rank >= gpus:
         raise InputError(
-            f"LOCAL_RANK is {place.local_rank}, but {gpus} GPUs are visible here: start at most {gpus} processes a "
-            "machine (torchrun --nproc_per_node), or set CUDA_VISIBLE_DEVICES= to run on CPUs"
+            f"LOCAL_RANK is {place.local_rank}, but this machine shows {counted(gpus, 'GPU')}: start no more processes "
+            "on it than that (torchrun --nproc_per_node), or set CUDA_VISIBLE_DEVICES= to run on CPUs"
         )
     device = torch.device("cuda", place.local_rank)
     torch.cuda.set_device(device)

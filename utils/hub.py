@@ -45,9 +45,9 @@ def fetch_from_hub(address: str, key: str) -> Path:
             f"connect (and unset HF_HUB_OFFLINE), {by_hand}"
         ) from None
     except errors.EntryNotFoundError:
-        raise InputError(f"{key}: the repository {page} has no file {file}") from None
+        raise InputError(f"{key}: the repository {page} has no file {file}: look there for its name") from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"{key}: there is no public repository {page}") from None
+        raise InputError(f"{key}: there is no public repository {page}: check its name, {by_hand}") from None
     except (OSError, ValueError) as error:
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 200)
         raise InputError(f"{key}: {address} cannot be fetched ({reason}): try again, {by_hand}") from None

@@ -39,7 +39,7 @@ def run_in_workers(
             return
         # Tasks are begun in order, so that the dead worker had one of the first that are not finished.
         suspects = left[:workers]
-        log.warning("a worker died (out of memory?): trying %d pieces of work again one by one", len(suspects))
+        log.warning("a worker process died (out of memory?): trying its work again, one piece at a time")
         for task in suspects:
             if _until_death(work, [task], 1, finished):
                 finished(task, None)

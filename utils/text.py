@@ -27,6 +27,11 @@ def shown(value: object, limit: int = 80) -> str:
     return type(value).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 scene`, `1,200 scenes`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _escape(character: str) -> str:
     if unicodedata.category(character) not in _UNSAFE:
         return character

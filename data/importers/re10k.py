@@ -211,7 +211,9 @@ class _ChunkImport:
         clip = parse_clip(record)
         # Frames may share what is stored, so that a small file may hold more than any disk.
         if clip.nbytes() > self._allowed_bytes:
-            raise InputError(f"its frames have {clip.nbytes()} bytes; all of a chunk may have {self._chunk.largest}")
+            raise InputError(
+                f"its frames have {clip.nbytes()} bytes; those of all clips of the chunk may have {self._chunk.largest}"
+            )
         self._allowed_bytes -= clip.nbytes()
         writer.write(new_scene(clip), self._result)
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_cameras, read_scene, read_scene_list, write_scene
 from data.views import Selection, ViewSelectorConfig, check_view_config
 from tests.helpers import write_toy_scene, write_toy_set
+from tests.messages import check_names, refused
 from utils import download
-from utils.errors import InputError
 from utils.files import read_json
 from utils.sections import check_values, distribute, flatten
 
@@ -34,19 +35,19 @@ def view_loader(path="", **changes):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "culprits"),
     [
-        ({"num_views": 5}, "num_target_views is 6; num_views leaves 1 to 5"),
-        ({"target_has_input": False, "num_target_views": 7}, "num_views leaves 1 to 6"),
-        ({"num_input_views": 9}, "num_input_views"),
-        ({"pose_normalization": "none"}, "pose_normalization is 'none'; known: all_views, input_views"),
-        ({"view_selector": {"min_frame_dist": 9, "max_frame_dist": 8}}, "view_selector"),
-        ({"view_sampler": "all"}, "view_sampler is 'all'; known: window, any"),
-        ({"scene_scale_factor": 0.0}, "scene_scale_factor"),
+        ({"num_views": 5}, ["num_target_views", 6, "1 to 5"]),
+        ({"target_has_input": False, "num_target_views": 7}, ["num_target_views", 7, "1 to 6"]),
+        ({"num_input_views": 9}, ["num_input_views", 9]),
+        ({"pose_normalization": "none"}, ["pose_normalization", "'none'", "all_views, input_views"]),
+        ({"view_selector": {"min_frame_dist": 9, "max_frame_dist": 8}}, ["view_selector", "min_frame_dist", 9, 8]),
+        ({"view_sampler": "all"}, ["view_sampler", "'all'", "window, any"]),
+        ({"scene_scale_factor": 0.0}, ["scene_scale_factor", 0.0]),
     ],
 )
-def test_contradicting_settings_are_named(change, message):
-    with pytest.raises(InputError, match=message):
+def test_contradicting_settings_are_named(change, culprits):
+    with refused(*culprits):
         check_values(DataConfig, flatten(DataConfig()) | change)
         check_view_config(distribute(DataConfig, flatten(DataConfig()) | change))
 
@@ -98,7 +99,7 @@ def test_short_scenes_give_their_place_to_others(tmp_path):
 
 def test_no_scene_long_enough_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
-    with pytest.raises(InputError, match="none of the 3 scenes .* 9 usable frames .*min_frame_dist=8"):
+    with refused(path, "9 usable frames", "training.view_selector.min_frame_dist=8"):
         TrainingDataset(view_loader(path), seed=0)[0]
 
 
@@ -134,9 +135,8 @@ def test_a_worker_names_the_bad_frame_in_one_line(tmp_path):
     path = write_toy_set(tmp_path, scenes=1)
     for image in (tmp_path / "images" / "scene0").iterdir():
         image.unlink()
-    with pytest.raises(InputError) as caught:
+    with refused(re.compile(r"scene scene0, frame \d+")):
         batches(path, 1, workers=1)
-    assert str(caught.value).startswith("scene scene0, frame ") and "\n" not in str(caught.value)
 
 
 def test_batches_split_into_inputs_and_targets(tmp_path):
@@ -194,33 +194,32 @@ def all_frames(**fields):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "culprits"),
     [
-        (lambda r: r.pop("frames"), "it has no frames"),
-        (lambda r: r.update(frames=[]), "it has no frames"),
-        (lambda r: r.update(frames={"0": r["frames"][0]}), "it has no frames"),
-        (lambda r: r.update(frames=[1, None, []]), "frame 0: .*image_path"),
-        (lambda r: r.pop("scene_name"), "scene_name"),
-        (lambda r: r.update(scene_name=["a"]), "scene_name"),
-        (all_frames(w2c=None), "frame 0: it has no w2c"),
-        (all_frames(image_path=7), "frame 0: its image_path"),
-        (all_frames(image_path=None), "lost in preprocessing"),
-        (all_frames(fxfycxcy=[1e-9, 1, 2, 3]), "frame 0: its f"),
+        (lambda r: r.pop("frames"), ["frames"]),
+        (lambda r: r.update(frames=[]), ["frames"]),
+        (lambda r: r.update(frames={"0": r["frames"][0]}), ["frames"]),
+        (lambda r: r.update(frames=[1, None, []]), ["frame 0", "image_path"]),
+        (lambda r: r.pop("scene_name"), ["scene_name", None]),
+        (lambda r: r.update(scene_name=["a"]), ["scene_name", "list"]),
+        (all_frames(w2c=None), ["frame 0", "w2c"]),
+        (all_frames(image_path=7), ["frame 0", "image_path"]),
+        (all_frames(image_path=None), ["preprocessing"]),
+        (all_frames(fxfycxcy=[1e-9, 1, 2, 3]), ["frame 0", "fx is 1e-09"]),
     ],
 )
-def test_bad_metadata_is_named(tmp_path, change, message):
+def test_bad_metadata_is_named(tmp_path, change, culprits):
     path = write_toy_scene(tmp_path, "a", 3)
     edit(path, change)
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(path, *culprits):
         read_scene(path)
-    assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "3", "null", '"text"'])
 def test_what_is_no_scene_at_all_is_named(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=f"{path} is not scene metadata"):
+    with refused(path, "scene metadata"):
         read_scene(path)
 
 
@@ -232,11 +231,11 @@ MIRRORED = np.diag([1.0, 1, -1, 1]).tolist()
     [
         (lambda f: f.pop("w2c"), "no w2c"),
         (lambda f: f.update(fxfycxcy=None), "no fxfycxcy"),
-        (lambda f: f.update(fxfycxcy=[1, 2, 3]), "fxfycxcy is not 4 numbers"),
-        (lambda f: f.update(fxfycxcy="wide"), "fxfycxcy is not 4 numbers"),
-        (lambda f: f.update(fxfycxcy={"fx": 40}), "fxfycxcy is not 4 numbers"),
-        (lambda f: f.update(w2c=[[1, 0], [0, 1]]), "w2c is not 4 x 4 numbers"),
-        (lambda f: f.update(w2c=[[1, 0, 0, 0], [0]]), "w2c is not 4 x 4 numbers"),
+        (lambda f: f.update(fxfycxcy=[1, 2, 3]), "fxfycxcy"),
+        (lambda f: f.update(fxfycxcy="wide"), "fxfycxcy"),
+        (lambda f: f.update(fxfycxcy={"fx": 40}), "fxfycxcy"),
+        (lambda f: f.update(w2c=[[1, 0], [0, 1]]), "w2c"),
+        (lambda f: f.update(w2c=[[1, 0, 0, 0], [0]]), "w2c"),
         (lambda f: f.update(fxfycxcy=[0, 1, 2, 3]), "focal length"),
         (lambda f: f.update(w2c=[[0.0] * 4] * 4), "last row"),
         (lambda f: f.update(w2c=MIRRORED), "mirrored"),
@@ -255,10 +254,10 @@ def test_a_frame_that_cannot_be_used_keeps_its_place_and_has_a_reason(tmp_path, 
     edit(path, lambda record: change(record["frames"][1]))
     scene = read_scene(path)
     assert len(scene) == 3 and scene.fault(0) is None and scene.fault(2) is None
-    assert fault in scene.fault(1)
-    with pytest.raises(InputError, match=f"scene a, frame 1: .*{fault}"):
+    check_names(scene.fault(1), fault)
+    with refused("scene a, frame 1", fault, path):
         scene.image_path(1)
-    assert "scene a, frame 1" in scene.notes["faults"]
+    check_names(scene.notes["faults"], "scene a, frame 1")
     assert np.isfinite(scene.w2c[[0, 2]]).all() and scene.w2c[2, 0, 3] == -0.2
 
 
@@ -311,9 +310,9 @@ def test_lists_take_relative_and_absolute_paths(tmp_path):
     path.write_text(f"metadata/a.json\n{scene}\n\n")
     assert [read_scene(p).name for p in read_scene_list(path)] == ["a", "b"]
     path.write_text("\n")
-    with pytest.raises(InputError, match="is empty"):
+    with refused(path, "preprocess_data.py"):
         read_scene_list(path)
-    with pytest.raises(InputError, match=r"cannot read the scene list .*no\.txt .*preprocess_data.py"):
+    with refused(tmp_path / "no.txt", "preprocess_data.py", "training.dataset_path"):
         read_scene_list(tmp_path / "no.txt")
 
 
@@ -354,7 +353,7 @@ def test_a_list_that_names_a_file_twice_is_refused(tmp_path, second):
     path = tmp_path / "list.txt"
     second = second.format(absolute=tmp_path / "metadata" / "a.json")
     path.write_text(f"metadata/a.json\nmetadata/b.json\n{second}\n")
-    with pytest.raises(InputError, match=f"{path}.*a.json.*lines 1 and 3"):
+    with refused(path, "a.json", "lines 1 and 3"):
         read_scene_list(path)
 
 
@@ -362,49 +361,48 @@ def test_a_list_is_a_regular_text_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0m")
     for name in ("pipe", "binary"):
-        with pytest.raises(InputError, match=f"cannot read the scene list {tmp_path / name}"):
+        with refused(tmp_path / name):
             read_scene_list(tmp_path / name)
 
 
 def test_two_files_of_one_scene_are_refused_where_an_index_names_it(tmp_path):
     files = [write_toy_scene(tmp_path / folder, "a", 3) for folder in ("one", "two")]
-    with pytest.raises(InputError, match=f"scene a: {files[0]} and {files[1]}"):
+    with refused("scene a", *files):
         match_scenes({"a": Selection([0, 2], [1])}, files)
     other = write_toy_scene(tmp_path, "b", 3)
     assert match_scenes({"b": Selection([0, 2], [1])}, [*files, other])[1] == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "culprit"),
+    ("text", "culprits"),
     [
-        ('{"a": {"context": [0, 2], "target": [1]}, "a": null}', "'a'.* twice"),
-        ('{"a": {"context": [0, 2], "context": [0, 3], "target": [1]}}', "'context'.* twice"),
-        ('{"a": {"context": [0, 2], "target": [1, 3, 1]}}', "'a'.*frame 1 .*twice in target"),
-        ('{"a": {"context": [2, 2], "target": [1]}}', "'a'.*frame 2 .*twice in context"),
-        ('{"a": {"context": [3], "target": [3]}}', "'a'.*frame 3 .*only context frame"),
-        ('{"a": {"context": [3], "target": [1, 3]}}', "'a'.*frame 3 .*only context frame"),
-        ('{"a": {"context": [true, 2], "target": [1]}}', "'a'.* context holds True"),
-        ('{"a": {"context": [0.0, 2], "target": [1]}}', "'a'.* context holds 0.0"),
-        ('{"a": {"context": ["0", 2], "target": [1]}}', "'a'.* context holds '0'"),
-        ('{"a": {"context": [0, 2], "target": [-1]}}', "'a'.* target holds -1"),
-        ('{"a": {"context": [0, 2], "target": [1e400]}}', "'a'.* target holds inf"),
-        ('{"a": {"context": [0, 2], "target": [NaN]}}', "'a'.* target holds nan"),
-        ('{"a": {"context": [0, 2], "target": "1\\u2028"}}', r"'a'.* target is '1\\u2028'"),
-        ('{"a": {"context": [0, [2]], "target": [1]}}', "'a'.* context holds list"),
-        ('{"a": {"context": [0, 2]}}', "'a'.* target is None"),
-        ('{"a": {"context": [0, 2], "target": []}}', "'a'.* target is empty"),
-        ('{"a": "b"}', "'a'.* it is 'b'"),
-        ('{"a": {"context": [0, 2], "target": [%s]}}' % ("9" * 400), "400 digits"),
-        ('{"\\u001b[31m": {"context": [0, 2]}}', r"x1b\[31m"),
-        ('{"a": %s}' % ("[" * 5000 + "]" * 5000), "nested"),
+        ('{"a": {"context": [0, 2], "target": [1]}, "a": null}', ["'a'", "twice"]),
+        ('{"a": {"context": [0, 2], "context": [0, 3], "target": [1]}}', ["'context'", "twice"]),
+        ('{"a": {"context": [0, 2], "target": [1, 3, 1]}}', ["'a'", "frame 1", "twice in target"]),
+        ('{"a": {"context": [2, 2], "target": [1]}}', ["'a'", "frame 2", "twice in context"]),
+        ('{"a": {"context": [3], "target": [3]}}', ["'a'", "frame 3", "only context frame"]),
+        ('{"a": {"context": [3], "target": [1, 3]}}', ["'a'", "frame 3", "only context frame"]),
+        ('{"a": {"context": [true, 2], "target": [1]}}', ["'a'", "context holds True"]),
+        ('{"a": {"context": [0.0, 2], "target": [1]}}', ["'a'", "context holds 0.0"]),
+        ('{"a": {"context": ["0", 2], "target": [1]}}', ["'a'", "context holds '0'"]),
+        ('{"a": {"context": [0, 2], "target": [-1]}}', ["'a'", "target holds -1"]),
+        ('{"a": {"context": [0, 2], "target": [1e400]}}', ["'a'", "target holds inf"]),
+        ('{"a": {"context": [0, 2], "target": [NaN]}}', ["'a'", "target holds nan"]),
+        ('{"a": {"context": [0, 2], "target": "1\\u2028"}}', ["'a'", r"target is '1\u2028'"]),
+        ('{"a": {"context": [0, [2]], "target": [1]}}', ["'a'", "context holds list"]),
+        ('{"a": {"context": [0, 2]}}', ["'a'", "target is None"]),
+        ('{"a": {"context": [0, 2], "target": []}}', ["'a'", "target is empty"]),
+        ('{"a": "b"}', ["'a'", "'b'"]),
+        ('{"a": {"context": [0, 2], "target": [%s]}}' % ("9" * 400), ["400 digits"]),
+        ('{"\\u001b[31m": {"context": [0, 2]}}', [r"'\x1b[31m'"]),
+        ('{"a": %s}' % ("[" * 5000 + "]" * 5000), ["nested"]),
     ],
 )
-def test_an_index_that_cannot_be_meant_is_refused(tmp_path, text, culprit):
+def test_an_index_that_cannot_be_meant_is_refused(tmp_path, text, culprits):
     path = tmp_path / "index.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=culprit) as caught:
+    with refused(path, *culprits):
         read_evaluation_index(path)
-    assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_an_index_may_have_a_byte_order_mark_and_targets_that_are_inputs(tmp_path):
@@ -422,10 +420,11 @@ def test_an_index_leaves_out_null_and_names_what_is_wrong(tmp_path):
     assert match_scenes(index | {"c": index["a"]}, [scene]) == ([(scene, index["a"])], {"c": "not in the scene list"})
     path.write_text(json.dumps({"a": {"context": [0, 3], "target": [1]}}))
     found, missing = match_scenes(read_evaluation_index(path), [scene])
-    assert not found and "frame 3: there is no such frame, only 0 to 2" in missing["a"] and str(scene) in missing["a"]
+    assert not found
+    check_names(missing["a"], "frame 3", "0 to 2", scene)
     for bad in ({"context": [0, -1], "target": [1]}, {"context": []}, 3, {"context": [0.5], "target": [1]}):
         path.write_text(json.dumps({"a": bad}))
-        with pytest.raises(InputError, match="scene 'a': context and target"):
+        with refused(path, "scene 'a'", "context", "target"):
             read_evaluation_index(path)
 
 
@@ -435,15 +434,15 @@ def test_a_missing_index_says_where_to_get_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(download, "urlopen", offline)
     path = tmp_path / "evaluation_index_re10k.json"
-    with pytest.raises(InputError, match=r"cannot be fetched \(no network\): get https://raw.* and put it there"):
+    with refused(path, "no network", evaluation_index.INDEX_URL):
         fetch_evaluation_index(path)
-    with pytest.raises(InputError, match="evaluation index .* not found"):
+    with refused(tmp_path / "other.json", "inference.view_idx_file_path"):
         read_evaluation_index(tmp_path / "other.json")
 
 
 def test_a_downloaded_index_is_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_receive", lambda _url, _limit: [b"{}"])
-    with pytest.raises(InputError, match="SHA-256"):
+    with refused("SHA-256", evaluation_index.INDEX_URL):
         fetch_evaluation_index(tmp_path / "evaluation_index_re10k.json")
     assert not list(tmp_path.iterdir())
 
@@ -453,7 +452,7 @@ def test_lost_frames_are_named(tmp_path):
     record = read_json(path, "scene")
     record["frames"][1]["image_path"] = None
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="scene a, frame 1: its image was lost in preprocessing"):
+    with refused("scene a, frame 1", path, "preprocessing"):
         read_scene(path).image_path(1)
 
 
@@ -479,7 +478,8 @@ def test_scenes_with_lost_frames_count_as_missing(tmp_path):
     path = write_toy_scene(tmp_path, "a", 3)
     lose(path, [1])
     found, missing = match_scenes({"a": Selection([0, 2], [1])}, [path])
-    assert not found and "frame 1: its image was lost in preprocessing" in missing["a"]
+    assert not found
+    check_names(missing["a"], "frame 1", "preprocessing")
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut", "nested", "surrogate", "pipe", "mirrored", "renamed", "outside"])
@@ -504,7 +504,8 @@ def test_every_way_in_which_metadata_are_unusable_counts_as_missing(tmp_path, ki
         edit(path, lambda record: record["frames"][1].update(image_path="../../secret.png"))
     index = dict.fromkeys("ab", Selection([0, 2], [1]))
     found, missing = match_scenes(index, [path, good])
-    assert found == [(good, index["b"])] and list(missing) == ["a"] and str(path) in missing["a"]
+    assert found == [(good, index["b"])] and list(missing) == ["a"]
+    check_names(missing["a"], path)
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "<b>", ""])
@@ -512,21 +513,21 @@ def test_scene_names_that_could_escape_are_refused(tmp_path, name):
     path = write_toy_scene(tmp_path, "a", 3)
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"scene_name": name}))
-    with pytest.raises(InputError, match="scene_name: .* is not a plain name"):
+    with refused(path, "scene_name", f"'{name}'"):
         read_scene(path)
 
 
 def test_a_scene_under_another_name_is_refused(tmp_path):
     path = write_toy_scene(tmp_path, "a", 3)
     path.write_text(path.read_text().replace('"scene_name": "a"', '"scene_name": "b"'))
-    assert "scene_name is b, not the file's name" in match_scenes({"a": Selection([0, 2], [1])}, [path])[1]["a"]
+    check_names(match_scenes({"a": Selection([0, 2], [1])}, [path])[1]["a"], path, "scene_name is b")
 
 
 def test_training_on_scenes_of_different_sizes_names_them(tmp_path):
     path = write_toy_set(tmp_path, scenes=1)
     write_toy_scene(tmp_path, "wide", 14, size=(64, 32))
     path.write_text(path.read_text() + "metadata/wide.json\n")
-    with pytest.raises(InputError, match=r"different sizes .*(scene0 24x16|wide 32x16).*square_crop=true"):
+    with refused("scene0 24x16", "wide 32x16", "training.square_crop=true"):
         dataset = TrainingDataset(view_loader(path, square_crop=False), seed=0)
         next(TrainingLoader(dataset, LoaderConfig(0, 2), 2, 0, 1, 0))
 
@@ -577,9 +578,11 @@ def test_damaged_scenes_are_null_in_an_index_and_named(tmp_path, caplog):
     assert [name for name, entry in index.items() if entry is None] == ["scene0", "scene1", "scene2", "scene3"]
     assert not {4, 5} & set(index["scene4"]["context"] + index["scene4"]["target"])
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 5 and said[4].startswith("2 of 6 scenes")
-    assert all(str(file) in line for file, line in zip(files[:3], said, strict=False))
-    assert "scene scene3, frame" in said[3] and "/scene3/" in said[3]
+    assert len(said) == 5
+    for line, file in zip(said[:3], files[:3], strict=True):
+        check_names(line, file)
+    check_names(said[3], re.compile(r"scene scene3, frame \d+"), f"{tmp_path}/images/scene3/")
+    check_names(said[4], tmp_path / "index.json", "2 of 6 scenes")
 
 
 def test_many_damaged_scenes_are_counted(tmp_path, caplog):
@@ -587,14 +590,15 @@ def test_many_damaged_scenes_are_counted(tmp_path, caplog):
     path.write_text(path.read_text() + "".join(f"metadata/no{n}.json\n" for n in range(30)))
     with caplog.at_level(logging.INFO, "lvsm"):
         make_an_index(path, tmp_path / "index.json")
-    assert len(caplog.records) == 12 and "30 damaged scenes" in caplog.records[10].getMessage()
+    assert len(caplog.records) == 12
+    check_names(caplog.records[10].getMessage(), "30 damaged scenes")
 
 
 def test_an_index_of_damaged_scenes_alone_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, scenes=2)
     for file in read_scene_list(path):
         file.write_text("{}")
-    with pytest.raises(InputError, match=f"none of the 2 scenes in {path}.*{file.parent}/scene0.json"):
+    with refused(path, file.parent / "scene0.json"):
         make_an_index(path, tmp_path / "index.json")
 
 
@@ -608,7 +612,7 @@ def test_an_index_replaces_an_index_alone(tmp_path, name, linked):
         output = tmp_path / "link"
         output.symlink_to(tmp_path / name)
     read_scene_list(path)[0].unlink()
-    with pytest.raises(InputError, match=f"--output .*{output}"):
+    with refused("--output", output):
         make_an_index(path, output)
     assert os.path.samestat(before, (tmp_path / name).lstat()) and output.is_symlink() == linked
     for _ in range(2):
@@ -616,6 +620,7 @@ def test_an_index_replaces_an_index_alone(tmp_path, name, linked):
 
 
 def test_an_index_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="none of the 3 scenes .* is long enough"):
-        evaluation_index.main(["--scenes", str(write_toy_set(tmp_path)), "--output", str(tmp_path / "index.json")])
+    path = write_toy_set(tmp_path)
+    with refused(path, "--min_frame_dist=25"):
+        evaluation_index.main(["--scenes", str(path), "--output", str(tmp_path / "index.json")])
     assert not (tmp_path / "index.json").exists()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import transforms
 from data.transforms import IMAGE_ERRORS, check_image_size, open_image, read_image, read_pixels, to_planes
+from tests.messages import refused
 from utils.errors import InputError
 
 READERS = (read_image, read_pixels)
@@ -69,7 +70,7 @@ def test_no_other_format_is_opened(tmp_path, monkeypatch, read, content, suffix)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = tmp_path / f"image{suffix}"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"frame 3: .*{re.escape(str(path))}.*not a JPEG or PNG"):
+    with refused("frame 3", path, "JPEG or PNG"):
         read(path, "frame 3")
     with pytest.raises(IMAGE_ERRORS):
         open_image(content)
@@ -93,16 +94,15 @@ def folder(path):
 def test_only_regular_files_are_read(tmp_path, read, make):
     path = tmp_path / "image.jpg"
     make(path)
-    with pytest.raises(InputError, match=f"frame 3: .*{re.escape(str(path))}"):
+    with refused("frame 3", path):
         read(path, "frame 3")
 
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("name", ["\ud800.jpg", "a\0b.jpg", "x" * 5000 + ".jpg"], ids=["surrogate", "NUL", "long"])
 def test_a_name_that_no_file_can_have_is_an_image_not_found(tmp_path, read, name):
-    with pytest.raises(InputError, match="frame 3: image") as caught:
+    with refused("frame 3", re.compile(re.escape(f"{tmp_path}/"))):
         read(tmp_path / name, "frame 3")
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -111,7 +111,7 @@ def test_a_file_beyond_the_bound_is_refused_before_it_is_read(tmp_path, read):
     with path.open("wb") as file:
         file.write(b"\xff\xd8")
         file.truncate(1 << 40)
-    with pytest.raises(InputError, match="frame 3: .*larger than"):
+    with refused("frame 3", path, "larger"):
         read(path, "frame 3")
 
 
@@ -138,7 +138,7 @@ def test_size_and_aspect_are_bounded(tmp_path, read, image_format, size, bound):
     path.write_bytes(with_size(encoded(picture(), image_format), *size))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError, match=f"frame 3: .*{size[0]}x{size[1]} pixels .*{bound}"):
+        with refused("frame 3", path, f"{size[0]}x{size[1]} pixels", bound):
             read(path, "frame 3")
 
 
@@ -147,7 +147,7 @@ def test_a_jpeg_claims_no_more_pixels_than_its_bytes_hold(tmp_path, read):
     content = encoded(picture(), "JPEG")
     path = tmp_path / "image.jpg"
     path.write_bytes(with_size(content, 5000, 5000))
-    with pytest.raises(InputError, match=rf"frame 3: .*5000x5000 pixels .* {len(content)} bytes"):
+    with refused("frame 3", path, "5000x5000 pixels", f"{len(content)} bytes"):
         read(path, "frame 3")
 
 

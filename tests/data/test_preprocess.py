@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import struct
@@ -36,6 +35,7 @@ from tests.chunks import (
     write_chunks,
 )
 from tests.helpers import ROOT
+from tests.messages import check_error_line, check_names, check_told, refused
 from tests.processes import run
 from utils.errors import InputError
 from utils.lock import LOCK_NAME
@@ -122,7 +122,8 @@ def test_a_truncated_jpeg_costs_that_frame_alone(tmp_path, image_format, end):
     preprocess(write_chunks(tmp_path / "whole", [whole]), tmp_path / "expected", "--image_format", image_format)
     base = write_chunks(tmp_path, [cut, make_clip("b")])
     lost = preprocess_with_losses(base, tmp_path / "out", "--image_format", image_format)
-    assert list(lost) == ["clip a, frame 1"] and "truncated" in lost["clip a, frame 1"].lower()
+    assert list(lost) == ["clip a, frame 1"]
+    check_names(lost["clip a, frame 1"].lower(), "truncated")
     scene, expected = scene_of(tmp_path / "out", "a"), scene_of(tmp_path / "expected", "a")
     assert scene.image_paths[1] is None and expected.image_path(1).name not in names(scene.image_path(0).parent)
     for frame in (0, 2, 3):
@@ -180,7 +181,8 @@ def test_a_lost_frame_keeps_a_camera_in_pixels_of_the_first_good_one(tmp_path):
 def test_a_clip_without_a_good_frame_is_lost_and_named(tmp_path):
     base = write_chunks(tmp_path, [make_clip("a", images=[jpeg()[:200], b"x"]), make_clip("b")])
     lost = preprocess_with_losses(base, tmp_path / "out")
-    assert list(lost) == ["clip a"] and "none of its 2 frames" in lost["clip a"]
+    assert list(lost) == ["clip a"]
+    check_names(lost["clip a"], "no frame", "frame 0")
     assert names_in(tmp_path / "out") == names(tmp_path / "out" / "train" / "images") == ["b"]
 
 
@@ -235,7 +237,7 @@ def test_an_index_that_leads_nowhere_is_named(tmp_path):
     path.unlink()
     for target in ("nowhere", path):
         path.symlink_to(target)
-        with pytest.raises(InputError, match=re.escape(str(path))):
+        with refused(path):
             preprocess(base, tmp_path / "out")
         path.unlink()
 
@@ -263,7 +265,8 @@ def test_keys_that_are_no_plain_names_are_refused(tmp_path, key):
     before = contents(tmp_path)
     lost = preprocess_with_losses(base, out)
     name = "list" if isinstance(key, list) else repr(key)
-    assert list(lost) == ["000000.torch, clip 0"] and f"{name} is not a plain name" in lost["000000.torch, clip 0"]
+    assert list(lost) == ["000000.torch, clip 0"]
+    check_names(lost["000000.torch, clip 0"], "key", name)
     inside = {f"deep/out/train/{name}": digest for name, digest in contents(out / "train").items()}
     assert contents(tmp_path) == before | inside
     assert names_in(out) == names(out / "train" / "images") == ["good"]
@@ -326,7 +329,7 @@ def test_a_second_run_writes_nothing_again(tmp_path, capsys):
     preprocess(base, out, processes=2)
     assert len(before) == 6 * (3 + 1) and states(out) == before
     assert (out / "train" / "full_list.txt").read_text() == listed
-    assert capsys.readouterr().out.startswith("0 clips written, 6 already there: ")
+    check_names(capsys.readouterr().out.rstrip("\n"), "0 clips", 6, out / "train" / "full_list.txt")
 
 
 def test_folders_of_odd_names_are_told_in_one_printable_line(tmp_path, capsys):
@@ -389,7 +392,8 @@ def test_what_stands_in_the_place_of_a_frame_is_named(tmp_path, damage):
     preprocess(base, out)
     damage(out / "train/images/b/00001.jpg")
     lost = preprocess_with_losses(base, out)
-    assert list(lost) == ["clip b"] and "00001.jpg" in lost["clip b"] and "move it away" in lost["clip b"]
+    assert list(lost) == ["clip b"]
+    check_names(lost["clip b"], out / "train/images/b", "'00001.jpg'")
 
 
 @pytest.mark.parametrize(("first", "second"), [("jpeg", "png"), ("png", "jpeg")])
@@ -401,7 +405,8 @@ def test_clips_of_another_format_are_kept_and_counted(tmp_path, first, second, c
     assert not caplog.records
     preprocess(base, out, "--image_format", second)
     (record,) = caplog.records
-    assert states(out) == before and "6 of the clips already there are kept" in record.getMessage()
+    assert states(out) == before
+    check_names(record.getMessage(), "6 clips", f"--image_format {second}", "--output_dir")
 
 
 def test_frames_that_were_no_jpeg_are_of_no_other_format(tmp_path, caplog):
@@ -419,7 +424,8 @@ def test_damaged_metadata_of_an_earlier_run_is_named(tmp_path):
     metadata = out / "train" / "metadata" / "b.json"
     metadata.write_text("{")
     lost = preprocess_with_losses(base, out)
-    assert list(lost) == ["clip b"] and str(metadata) in lost["clip b"] and "delete the file" in lost["clip b"]
+    assert list(lost) == ["clip b"]
+    check_names(lost["clip b"], metadata, "delete")
 
 
 def test_a_killed_run_started_again_gives_the_same_files(tmp_path):
@@ -453,7 +459,7 @@ def test_what_a_worker_that_died_once_leaves_is_cleared_and_done_again(tmp_path,
     preprocess(base, tmp_path / "undisturbed")
     monkeypatch.setattr(Path, method, on_the_third_move(getattr(Path, method), die))
     preprocess(base, out)
-    assert "a worker died" in caplog.text
+    check_told(caplog.messages, "died")
     assert not list(out.rglob(".*"))
     assert contents(out) == contents(tmp_path / "undisturbed")
 
@@ -469,7 +475,7 @@ def test_a_chunk_that_kills_its_worker_costs_itself(tmp_path, monkeypatch, proce
     monkeypatch.setattr(re10k, "open_chunk", lambda path: die() if path.name == CHUNKS[1] else read(path))
     lost = preprocess_with_losses(base, out, processes=processes)
     assert list(lost) == ["clip b" if indexed else f"chunk {CHUNKS[1]}"]
-    assert CHUNKS[1] in str(lost) and "memory" in str(lost)
+    check_told(lost.values(), CHUNKS[1], "memory")
     assert names_in(out) == ["a", "c", "d"] and not list(out.rglob(".*"))
     monkeypatch.undo()
     preprocess(base, out)
@@ -530,9 +536,8 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_completes(tmp_path, small_
     preprocess(base, tmp_path / "undisturbed")
     arguments = ["--base_path", base, "--output_dir", small_disk, "--mode", "train", "--num_processes", 2]
     done = run("preprocess_data.py", *arguments)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "No space left on device" in done.stderr
+    assert done.stdout == "" and done.stderr.count("\n") == 1
+    check_error_line(done, "No space left on device")
     complete = list((small_disk / "train" / "metadata").iterdir())
     assert 1 <= len(complete) < 8 and not list(small_disk.rglob(".*"))
     expected = contents(tmp_path / "undisturbed")
@@ -544,5 +549,6 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_completes(tmp_path, small_
 
 
 def test_a_full_disk_is_named(tmp_path, small_disk):
-    with pytest.raises((OSError, InputError), match=str(small_disk)):
+    with pytest.raises((OSError, InputError)) as caught:
         preprocess(large_chunks(tmp_path), small_disk)
+    assert str(small_disk) in str(caught.value)

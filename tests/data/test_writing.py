@@ -9,6 +9,7 @@ from data.importers.re10k_chunks import chunk_files, clip_record, open_chunk, pa
 from data.scene import read_scene, read_scene_list
 from data.writing import ImportResult, NewScene, SceneWriter
 from tests.chunks import camera_rows, contents, jpeg
+from tests.messages import check_names
 from utils.errors import DamagedError
 from utils.lock import LOCK_NAME
 
@@ -70,7 +71,8 @@ def test_an_unusable_camera_costs_its_frame_and_its_file(tmp_path):
     w2c = np.tile(np.eye(4), (3, 1, 1))
     w2c[1, 2, 2] = -1
     result = import_scenes(tmp_path, [photographs("a", w2c=w2c)])
-    assert list(result.lost) == ["clip a, frame 1"] and "mirrored" in result.lost["clip a, frame 1"]
+    assert list(result.lost) == ["clip a, frame 1"]
+    check_names(result.lost["clip a, frame 1"], "mirrored")
     assert sorted(path.name for path in (tmp_path / "images" / "a").iterdir()) == ["00000.jpg", "00002.jpg"]
 
 
@@ -88,7 +90,8 @@ def test_another_scene_of_the_name_is_named(tmp_path):
     moved = np.tile(np.eye(4), (3, 1, 1))
     moved[:, 0, 3] = 5
     result = import_scenes(tmp_path, [photographs("a", w2c=moved)])
-    assert (result.written, result.kept) == (0, 0) and str(tmp_path / "metadata" / "a.json") in result.lost["clip a"]
+    assert (result.written, result.kept) == (0, 0)
+    check_names(result.lost["clip a"], tmp_path / "metadata" / "a.json")
 
 
 def test_a_session_leaves_nothing_hidden(tmp_path):
