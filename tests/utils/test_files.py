@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.messages import refused
 from utils.checkpoint import checkpoint_name, find_checkpoint, numbered_checkpoints, read_checkpoint, write_checkpoint
 from utils.cli import path_argument
-from utils.errors import InputError
 from utils.files import (
     append_json_line,
     atomic_path,
@@ -57,7 +57,7 @@ def test_plain_names(name):
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".a", "a/b", "a\\b", "a b", "a\n", "<b>", "a" * 201, None, 3])
 def test_other_names_are_refused(name):
-    with pytest.raises(InputError, match="here: .* is not a plain name"):
+    with refused("here", shown(name)):
         check_plain_name(name, "here")
 
 
@@ -75,30 +75,31 @@ def test_a_folder_may_hold_one_published_file(tmp_path):
     torch.save({"model": {}}, tmp_path / "scene_decoder_only_256.pt")
     assert find_checkpoint(tmp_path, "training.checkpoint_dir").name == "scene_decoder_only_256.pt"
     torch.save({"model": {}}, tmp_path / "scene_encoder_decoder_256.pt")
-    with pytest.raises(InputError, match="several checkpoints"):
+    with refused("training.checkpoint_dir", tmp_path, "scene_decoder_only_256.pt", "scene_encoder_decoder_256.pt"):
         find_checkpoint(tmp_path, "training.checkpoint_dir")
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder"])
 def test_no_checkpoint_is_an_error(tmp_path, what):
-    with pytest.raises(InputError, match="no checkpoint"):
-        find_checkpoint(tmp_path if what == "empty folder" else tmp_path / "nothing", "training.checkpoint_dir")
+    path = tmp_path if what == "empty folder" else tmp_path / "nothing"
+    with refused(path, "training.checkpoint_dir"):
+        find_checkpoint(path, "training.checkpoint_dir")
 
 
 def test_bad_checkpoints_are_named(tmp_path):
     path = write_checkpoint(tmp_path, 1, {"model": {"a": torch.zeros(1000)}})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cannot be read: .*ckpt_0+1.pt: it is truncated"):
+    with refused(path, "truncated"):
         read_checkpoint(path)
     torch.save([1, 2], path)
-    with pytest.raises(InputError, match="not a checkpoint"):
+    with refused(path, "not a checkpoint"):
         read_checkpoint(path)
 
 
 def test_what_a_killed_run_left_is_no_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / ".ckpt_0000000000000009.ab.tmp.pt")
-    with pytest.raises(InputError, match="no checkpoint"):
+    with refused(tmp_path, "training.checkpoint_dir"):
         find_checkpoint(tmp_path, "training.checkpoint_dir")
 
 
@@ -113,7 +114,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"model": {}, "evil": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="cannot be read"):
+    with refused(tmp_path / "evil.pt"):
         read_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -135,7 +136,7 @@ def test_only_regular_files_are_read(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError):
             read_bytes(path, 100)
-        with pytest.raises(InputError, match=str(path)):
+        with refused(path):
             read_json(path, "file")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     with pytest.raises(OSError, match="regular"):
@@ -201,15 +202,14 @@ def test_files_are_read_up_to_a_bound(tmp_path):
         ("1" * 400, "400 digits"),
         ('{"a": [-' + "9" * 5000 + "]}", "5001 digits"),
         ('{"a": 1, "b": 2, "a": 3}', "'a'"),
-        ('[{"\\u001b[31m": 1, "\\u001b[31m": 3}]', r"'\\x1b\[31m'"),
+        ('[{"\\u001b[31m": 1, "\\u001b[31m": 3}]', r"'\x1b[31m'"),
         (b"\xff\xfe{}", "utf-8"),
     ],
 )
 def test_json_that_cannot_be_meant_is_refused_with_its_name(tmp_path, content, reason):
     (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=reason) as refused:
+    with refused(tmp_path / "a.json", reason):
         read_json(tmp_path / "a.json", "file")
-    assert str(tmp_path / "a.json") in str(refused.value) and str(refused.value).isprintable()
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
@@ -288,14 +288,13 @@ def test_paths_are_expanded(text, path, monkeypatch):
     [
         ("$NOT_SET/a", "NOT_SET"),
         ("~/${NOT_SET}", "NOT_SET"),
-        ("~nobody_of_this_name/a", "~nobody_of_this_name"),
+        ("~nobody_of_this_name/a", "~nobody_of_this_name/a"),
         ("a\0b", "null byte"),
     ],
 )
 def test_paths_that_mean_nothing_are_refused(text, culprit, monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
-    with pytest.raises(InputError, match=culprit) as refused:
+    with refused(culprit):
         expand_path(text)
-    assert str(refused.value).isprintable()
-    with pytest.raises(argparse.ArgumentTypeError, match=culprit):
+    with refused(culprit, error=argparse.ArgumentTypeError):
         path_argument(text)
