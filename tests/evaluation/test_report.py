@@ -11,6 +11,7 @@ import pytest
 
 from evaluation.pages import page, report
 from evaluation.pages.report import SceneRecord, write_report
+from tests.messages import refused
 from utils.errors import InputError
 
 HOSTILE_NAMES = [
@@ -119,7 +120,7 @@ def test_without_scenes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", ".", "..", "/etc", "a/b", "../x", "a\\b", "C:\\x", "\\\\host\\x"])
 def test_a_folder_elsewhere_is_refused(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(InputError, match="scene folder"):
+    with refused("scene folder", repr(folder)):
         page_of(tmp_path, [a_scene(folder=folder)])
     assert list(tmp_path.iterdir()) == []
 

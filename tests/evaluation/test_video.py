@@ -1,6 +1,7 @@
 """Videos: what is written, of which cameras, and that no more than a few frames are in memory."""
 
 import json
+import re
 import shutil
 
 import av
@@ -14,11 +15,13 @@ from data.scene import read_cameras, read_scene
 from data.views import Selection
 from evaluation.renderer import Renderer
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
+from tests.messages import refused
 from tests.runs import evaluation_command as command
 from tests.runs import save_model
 from utils.errors import InputError
 from utils.media import to_uint8, write_video
 from utils.precision import PrecisionConfig
+from utils.text import shown
 
 KINDS = {"interpolate": 2 * 6, "spiral": 2 * 6, "wobble": 2 * 6, "through": 6}
 
@@ -114,32 +117,31 @@ def saved(*changes):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "culprits"),
     [
-        (None, "list of cameras not found: {path}"),
-        ("[", "list of cameras cannot be read: {path}"),
-        ('{"frames": []}', "{path} is not a list of cameras: it has no frames"),
-        ('{"cameras": []}', "{path} is not a list of cameras: it has no frames"),
-        ('{"frames": [{"w2c": [1], "fxfycxcy": [1, 1, 0, 0]}]}', "{path}: frame 0: its w2c is not 4 x 4 numbers"),
+        (None, ["not found"]),
+        ("[", []),
+        ('{"frames": []}', ["no frames"]),
+        ('{"cameras": []}', ["no frames"]),
+        ('{"frames": [{"w2c": [1], "fxfycxcy": [1, 1, 0, 0]}]}', ["frame 0", "w2c"]),
         (
             json.dumps({"frames": [{"w2c": np.zeros((4, 4)).tolist(), "fxfycxcy": [1, 1, 0, 0]}]}),
-            "{path}: frame 0: the last row of its pose",
+            ["frame 0", "last row", "pose"],
         ),
-        (saved({}, {"w2c": np.diag([1.0, 1, -1, 1]).tolist()}), "{path}: frame 1: its pose is mirrored"),
-        (saved({}, {}, {"w2c": np.diag([2.0, 2, 2, 1]).tolist()}), "{path}: frame 2: its pose scales"),
-        (saved({"fxfycxcy": [0.9, 0.9, 0.5, 0.5]}), "{path}: frame 0: its principal point"),
-        (saved({"w2c": None}), "{path}: frame 0: it has no w2c"),
-        (saved({"w2c": None, "fxfycxcy": None}), "{path} is not a list of cameras: none of its frames has one"),
+        (saved({}, {"w2c": np.diag([1.0, 1, -1, 1]).tolist()}), ["frame 1", "pose is mirrored"]),
+        (saved({}, {}, {"w2c": np.diag([2.0, 2, 2, 1]).tolist()}), ["frame 2", "pose scales"]),
+        (saved({"fxfycxcy": [0.9, 0.9, 0.5, 0.5]}), ["frame 0", "principal point"]),
+        (saved({"w2c": None}), ["frame 0", "no w2c"]),
+        (saved({"w2c": None, "fxfycxcy": None}), ["none of its frames"]),
     ],
 )
-def test_bad_lists_of_cameras_are_named_before_anything_is_written(content, message, place):
+def test_bad_lists_of_cameras_are_named_before_anything_is_written(content, culprits, place):
     save_model(place)
     path = place / "cameras.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError) as caught:
+    with refused(path, *culprits):
         inference.main(command(place, *video_options(traj_type="through", cameras_path=path)))
-    assert message.format(path=path) in str(caught.value) and "\n" not in str(caught.value)
     assert not (place / "out").exists()
 
 
@@ -161,7 +163,7 @@ def test_saved_cameras_are_checked_with_the_size_of_the_images(place, fxfycxcy, 
         (path / f"{name}.json").write_text(saved({}, {}))
     (path / "scene1.json").write_text(saved({}, {"fxfycxcy": fxfycxcy}))
     path = path if folder else path / "scene1.json"
-    with pytest.raises(InputError, match=f"scene1.json: frame 1: .*{fault}.* 48x32 pixels"):
+    with refused(re.compile("/scene1.json"), "frame 1", fault, "48x32 pixels"):
         inference.main(command(place, *video_options(traj_type="through", cameras_path=path)))
     assert not (place / "out").exists()
 
@@ -172,7 +174,7 @@ def test_a_scene_whose_image_cannot_be_read_does_not_stop_the_check_of_its_camer
     path = place / "cameras.json"
     path.write_text(saved({}, {"fxfycxcy": [40, 40, 60, 16]}))
     options = video_options(traj_type="through", cameras_path=path, num_frames=2)
-    with pytest.raises(InputError, match=r"cameras.json: frame 1.* 48x32 pixels"):
+    with refused(path, "frame 1", "48x32 pixels"):
         inference.main(command(place, "inference.allow_missing=true", *options))
     path.write_text(saved({}, {}))
     inference.main(command(place, "inference.allow_missing=true", *options))
@@ -185,15 +187,15 @@ def test_saved_cameras_of_another_scene_are_refused(place, name):
     shutil.copytree(place / "scenes" / "metadata", place / "paths")
     record = json.loads((place / "paths" / "scene1.json").read_text())
     (place / "paths" / "scene1.json").write_text(json.dumps(record | {"scene_name": name}))
-    with pytest.raises(InputError, match=r"paths/scene1.json: its scene_name is .*scene1") as caught:
+    with refused(place / "paths" / "scene1.json", "scene_name", shown(name), "scene1"):
         inference.main(command(place, *video_options(traj_type="through", cameras_path=place / "paths")))
-    assert str(caught.value).isprintable() and not (place / "out").exists()
+    assert not (place / "out").exists()
 
 
 def test_a_scene_without_saved_cameras_is_named(place):
     save_model(place)
     (place / "paths").mkdir()
-    with pytest.raises(InputError, match="list of cameras not found: .*/paths/scene0.json"):
+    with refused("list of cameras", place / "paths" / "scene0.json"):
         inference.main(command(place, *video_options(traj_type="through", cameras_path=place / "paths")))
 
 

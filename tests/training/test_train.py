@@ -9,11 +9,11 @@ from PIL import Image
 import train
 from setup import load_config
 from tests.helpers import ROOT, VARIANTS
+from tests.messages import check_names, check_told, refusal, refused
 from tests.processes import run
 from tests.runs import build, largest_difference, weights
 from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints, read_checkpoint, write_checkpoint
-from utils.errors import InputError
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
 
@@ -66,7 +66,7 @@ def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
         caplog.clear()
         train.main(command(scenes, tmp_path / "run", f"training.train_steps={steps}"))
         (told,) = [text for text in caplog.messages if "nothing to do" in text]
-        assert "step 2" in told and f"training.train_steps={steps}" in told
+        check_names(told, "step 2", f"training.train_steps={steps}")
     assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == [checkpoint_name(2)]
     assert (tmp_path / "run" / checkpoint_name(2)).read_bytes() == before
 
@@ -92,7 +92,7 @@ def test_two_processes_equal_one_with_twice_the_batch(scenes, tmp_path):
 def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
     with caplog.at_level("INFO", "lvsm"):
         train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8"))
-    assert "batch 2 x 1 processes x 4 accumulated = 8 scenes an update" in caplog.text
+    check_told(caplog.messages, "3 scenes", "8 an update", "batch 2", "processes 1", "accumulated 4")
     assert read_checkpoint(tmp_path / "run" / checkpoint_name(2))["samples"] == 16
     # What the run folder records can be run again.
     recorded = ["--config", str(tmp_path / "run" / "config.yaml")]
@@ -101,17 +101,14 @@ def test_accumulation_follows_from_the_total_batch(scenes, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "culprits"),
     [
-        (
-            "training.batch_size_per_gpu=3",
-            r"total_batch_size=8 is no multiple of batch_size_per_gpu x processes \(3 x 1\): make it a multiple of 3",
-        ),
-        ("training.grad_accum_steps=2", "training.grad_accum_steps follows from training.total_batch_size"),
+        ("training.batch_size_per_gpu=3", ["training.total_batch_size=8", "batch_size_per_gpu", "3 x 1", "of 3"]),
+        ("training.grad_accum_steps=2", ["training.grad_accum_steps", "training.total_batch_size"]),
     ],
 )
-def test_a_total_batch_that_cannot_be(scenes, tmp_path, override, message):
-    with pytest.raises(InputError, match=message):
+def test_a_total_batch_that_cannot_be(scenes, tmp_path, override, culprits):
+    with refused(*culprits):
         train.main(command(scenes, tmp_path / "run", "training.total_batch_size=8", override))
 
 
@@ -185,22 +182,22 @@ def test_resuming_another_runs_checkpoint_goes_on_from_its_step(scenes, tmp_path
 def test_weights_alone_cannot_be_resumed(scenes, tmp_path):
     train.main(command(scenes, tmp_path / "first"))
     published = write_checkpoint(tmp_path / "published", 1, {"model": weights(tmp_path / "first", 2)})
-    with pytest.raises(InputError, match="holds weights alone: set training"):
+    with refused(published, "weights alone", "training.reset_training_state=true"):
         train.main(command(scenes, tmp_path / "second", f"training.resume_ckpt={published}"))
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "culprit"),
     [
-        ("training.amp_dtype=fp16", "training.amp_dtype=fp16 would need loss scaling"),
+        ("training.amp_dtype=fp16", "training.amp_dtype=fp16"),
         ("training.target_has_input=false", "training.num_target_views"),
     ],
 )
-def test_settings_that_cannot_train_are_refused(scenes, tmp_path, override, message):
+def test_settings_that_cannot_train_are_refused(scenes, tmp_path, override, culprit):
     overrides = [override, "training.use_amp=true"]
     if "target_has_input" in override:
         overrides.append("training.num_target_views=7")
-    with pytest.raises(InputError, match=message):
+    with refused(culprit):
         train.main(command(scenes, tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
 
@@ -229,24 +226,24 @@ def test_going_on_with_another_frame_of_poses_is_said(scenes, tmp_path, caplog):
     train.main(command(scenes, tmp_path / "run"))
     assert "was trained with" not in caplog.text
     train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.scene_scale_factor=2"))
-    assert "training.scene_scale_factor is 2.0" in caplog.text and "was trained with 1.35" in caplog.text
+    check_told(caplog.messages, "training.scene_scale_factor", 2.0, 1.35, tmp_path / "run" / checkpoint_name(2))
 
 
 def test_going_on_with_another_seed_is_said(scenes, tmp_path, caplog):
     train.main(command(scenes, tmp_path / "run"))
     train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.seed=5"))
-    assert "training.seed is 5" in caplog.text and "was trained with 777" in caplog.text
+    check_told(caplog.messages, "training.seed", 5, 777, tmp_path / "run" / checkpoint_name(2))
 
 
 def test_what_validation_lacks_is_named_by_its_own_keys(scenes, tmp_path):
     index = tmp_path / "index.json"
     held_out = [f"training.validation_path={tmp_path}/none.txt", f"training.validation_index={index}"]
     arguments = command(scenes, tmp_path / "run", *held_out, "training.validate_every=1")
-    with pytest.raises(InputError, match=r"training\.validation_index.*index\.json"):
+    with refused("training.validation_index", index):
         train.main(arguments)
     index.write_text('{"ghost": {"context": [0, 2], "target": [1]}}')
-    with pytest.raises(InputError, match=r"none\.txt.*training\.validation_path"):
+    with refused(tmp_path / "none.txt", "training.validation_path"):
         train.main(arguments)
-    with pytest.raises(InputError, match="ghost") as refused:
-        train.main([*arguments, f"training.validation_path={scenes}"])
-    assert "inference." not in str(refused.value)
+    said = refusal(train.main, [*arguments, f"training.validation_path={scenes}"])
+    check_names(said, index, "ghost", "training.validation_path")
+    assert "inference." not in said
