@@ -89,33 +89,9 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[Item], dict
 def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     """Build the parts, evaluate every scene of the index, write the results."""
     start = time.perf_counter()
-    out_dir = Path(config.inference_out_dir)
-    cfg = config.inference.evaluation
-    training = config.training
-    tokenizer = config.model.image_tokenizer
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
-    check_scene_folders(out_dir, [path.stem for path, _ in items])
-    if process.is_main:
-        remove_stale(out_dir)
-    names = cfg.metrics if cfg.compute_metrics else []
-    metrics = process.first_on_machine(lambda: build_metrics(names, process.device, tokenizer.image_size))
-    renderer, checkpoint = load_renderer(config, process)
-    files = None
-    if process.is_main:
-        video = cfg.render_video_config if cfg.render_video else None
-        files = hash_files(Path(cfg.view_idx_file_path), checkpoint, video, items)
-    files = process.broadcast(files)
-    load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
-    evaluator = Evaluator(
-        cfg,
-        process,
-        out_dir,
-        renderer=renderer,
-        metrics=metrics,
-        read=items_reader(load, training.loader, process, training.process.patience),
-        run_id=identify_run(owners(config), files),
-        patience=training.process.patience,
-    )
+    prepare_folder(Path(config.inference_out_dir), items, process)
+    evaluator, files = build_evaluator(config, process, items)
     evaluated = evaluator.run(items)
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
@@ -125,8 +101,45 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
         if missing:
             log.warning("%s of the index left out: results.json says which and why", counted(len(missing), "scene"))
             run["missing"] = missing
-        write_results(out_dir, evaluated.records, run, cfg.generate_website)
+        write_results(evaluator.out_dir, evaluated.records, run, config.inference.evaluation.generate_website)
     process.barrier("writing results")
+
+
+def prepare_folder(out_dir: Path, items: list[Item], process: Process) -> None:
+    """Check that every scene can have its folder in `out_dir`, and clear what killed runs left half written."""
+    check_scene_folders(out_dir, [path.stem for path, _ in items])
+    if process.is_main:
+        remove_stale(out_dir)
+
+
+def build_evaluator(config: Config, process: Process, items: list[Item]) -> tuple[Evaluator, dict[str, Any]]:
+    """The evaluator of the configured model, and the hashes of the files that its results depend on."""
+    cfg = config.inference.evaluation
+    training = config.training
+    tokenizer = config.model.image_tokenizer
+    names = cfg.metrics if cfg.compute_metrics else []
+    metrics = process.first_on_machine(lambda: build_metrics(names, process.device, tokenizer.image_size))
+    renderer, checkpoint = load_renderer(config, process)
+    files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
+    load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
+    evaluator = Evaluator(
+        cfg,
+        process,
+        Path(config.inference_out_dir),
+        renderer=renderer,
+        metrics=metrics,
+        read=items_reader(load, training.loader, process, training.process.patience),
+        run_id=identify_run(owners(config), files),
+        patience=training.process.patience,
+    )
+    return evaluator, files
+
+
+def hash_inputs(config: Config, checkpoint: Path, items: list[Item]) -> dict[str, Any]:
+    """The hashes of the index, the checkpoint and, for a video, its cameras."""
+    cfg = config.inference.evaluation
+    video = cfg.render_video_config if cfg.render_video else None
+    return hash_files(Path(cfg.view_idx_file_path), checkpoint, video, items)
 
 
 def describe_run(config: Config, process: Process) -> dict[str, Any]:

@@ -58,48 +58,59 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     Raises:
         InputError: data, weights or values that cannot be used.
     """
-    text = config_text(config)
+    origin = {"config": config_text(config), "provenance": provenance()}
     config = with_accumulation(config, process.world_size)
     cfg = config.training
-    tokenizer = config.model.image_tokenizer
     stop_signal = StopSignal(process)
     set_threads_and_precision(cfg)
     seed_everything(cfg.trainer.seed + process.rank)
-    fast = cfg.data.image_resize == "fast"
-    dataset = TrainingDataset(ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size, fast), cfg.trainer.seed)
-    # One process a machine fetches the networks of the loss, if they are needed and missing.
-    loss = process.first_on_machine(lambda: build_loss(cfg.loss, cfg.execution)).to(process.device)
-    model = build_model(config.model, cfg.execution).to(process.device)
-    optimizer = build_optimizer(model, cfg.optim)
-    start = restore_run(config, process, model, optimizer)
-    origin = {"config": text, "provenance": provenance()}
+    dataset = build_dataset(config)
+    learner = build_learner(config, process)
+    start = restore_run(config, process, learner)
     metrics_log = open_metrics_log(config, process, origin, start)
     if process.is_main:
-        describe_training(cfg, process, model, len(dataset.scenes))
+        describe_training(cfg, process, learner.model, len(dataset.scenes))
     return Trainer(
         cfg.trainer,
         process,
-        learner=Learner(model, loss, optimizer, cfg.optim, cfg.precision),
-        loader=TrainingLoader(
-            dataset,
-            cfg.loader,
-            cfg.loader.batch_size_per_gpu,
-            process.rank,
-            process.world_size,
-            start.samples,
-            cfg.process.patience,
-        ),
+        learner=learner,
+        loader=build_loader(cfg, process, dataset, start.samples),
         metrics_log=metrics_log,
         checkpoints=cfg.checkpoint,
         stop_signal=stop_signal,
         watchdog=Watchdog(process, stalled_after=cfg.process.patience / 2),
         origin=origin,
-        validation=build_validation(config, process, model, stop_signal) if cfg.trainer.validate_every else None,
+        validation=build_validation(config, process, learner.model, stop_signal),
         step=start.step,
     )
 
 
-def restore_run(config: Config, process: Process, model: LVSM, optimizer: Any) -> Start:
+def build_dataset(config: Config) -> TrainingDataset:
+    """The scenes of `dataset_path` as samples of the model's size."""
+    cfg = config.training
+    tokenizer = config.model.image_tokenizer
+    fast = cfg.data.image_resize == "fast"
+    return TrainingDataset(ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size, fast), cfg.trainer.seed)
+
+
+def build_learner(config: Config, process: Process) -> Learner:
+    """The model, freshly initialised, its loss and its optimiser."""
+    cfg = config.training
+    # One process a machine fetches the networks of the loss, if they are needed and missing.
+    loss = process.first_on_machine(lambda: build_loss(cfg.loss, cfg.execution)).to(process.device)
+    model = build_model(config.model, cfg.execution).to(process.device)
+    return Learner(model, loss, build_optimizer(model, cfg.optim), cfg.optim, cfg.precision)
+
+
+def build_loader(cfg: TrainingConfig, process: Process, dataset: TrainingDataset, position: int) -> TrainingLoader:
+    """This process's batches from sample `position` on."""
+    batch_size = cfg.loader.batch_size_per_gpu
+    return TrainingLoader(
+        dataset, cfg.loader, batch_size, process.rank, process.world_size, position, cfg.process.patience
+    )
+
+
+def restore_run(config: Config, process: Process, learner: Learner) -> Start:
     """Load what training goes on from, with a warning of keys that had other values."""
     cfg = config.training
     also = [] if cfg.restoring.reset_training_state else ["training.seed"]
@@ -107,8 +118,8 @@ def restore_run(config: Config, process: Process, model: LVSM, optimizer: Any) -
         cfg.restoring,
         Path(cfg.checkpoint.checkpoint_dir),
         process,
-        model,
-        optimizer,
+        learner.model,
+        learner.optimizer,
         scenes_per_update=scenes_per_update(cfg, process.world_size),
         check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also),
     )
@@ -150,13 +161,15 @@ def sample_cost(config: Config, process: Process) -> SampleCost:
     return SampleCost(data.num_target_views, flops, peak_flops(process.device))
 
 
-def build_validation(config: Config, process: Process, model: LVSM, stop_signal: StopSignal) -> Validation:
-    """The scoring of the scenes of `validation_path` with the views of `validation_index`.
+def build_validation(config: Config, process: Process, model: LVSM, stop_signal: StopSignal) -> Validation | None:
+    """The scoring of the scenes of `validation_path` with the views of `validation_index`, if it is asked for.
 
     Raises:
         InputError: one of the two is missing or names what is not there.
     """
     cfg = config.training
+    if not cfg.trainer.validate_every:
+        return None
     tokenizer = config.model.image_tokenizer
     index_path = Path(cfg.validation.validation_index)
     list_path = Path(cfg.validation.validation_path)

@@ -60,32 +60,60 @@ def restore(
         InputError: checkpoints that are broken, of another model, or without training state though it is needed.
     """
 
-    def load_own(content: dict[str, Any], path: Path) -> None:
-        _load_weights(model, content, path, True)
-
-    found = newest_readable(folder, load_own) if process.is_main else None
-    own = process.broadcast(found and found[0])
-    if own is None and not cfg.resume_ckpt:
+    loaded = _load_own(folder, process, model) or _load_named(cfg.resume_ckpt, process, model)
+    if loaded is None:
         return Start()
-    if own is not None and cfg.reset_training_state:
-        log.warning("training.reset_training_state has no effect: the run in %s has begun and goes on", folder)
-    path = own or process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
-    content = found[1] if found else read_checkpoint(path)
-    if found is None:
-        _load_weights(model, content, path, own is not None)
     if process.is_main:
-        check_stored(content.get("config"), path)
-    if own is None and cfg.reset_training_state:
-        log.info("weights from %s, training starts anew", path)
+        check_stored(loaded.content.get("config"), loaded.path)
+    if cfg.reset_training_state and not loaded.own:
+        log.info("weights from %s, training starts anew", loaded.path)
         return Start()
-    state = training_state(content, path)
-    load_optimizer(optimizer, state.optimizer, path)
+    if cfg.reset_training_state:
+        log.warning("training.reset_training_state has no effect: the run in %s has begun and goes on", folder)
+    state = training_state(loaded.content, loaded.path)
+    load_optimizer(optimizer, state.optimizer, loaded.path)
     # Of another number of ranks they say nothing.
     if len(state.random_states) == process.world_size:
         set_random_state(state.random_states[process.rank])
     if process.is_main:
-        _log_resumed(state, path, scenes_per_update)
+        _log_resumed(state, loaded.path, scenes_per_update)
     return Start(state.step, state.samples)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A checkpoint whose weights the model has; `own`: it lay in the run folder."""
+
+    path: Path
+    content: dict[str, Any]
+    own: bool
+
+
+def _load_own(folder: Path, process: Process, model: LVSM) -> _Loaded | None:
+    """Load the newest checkpoint of the run folder that can be used: the main process chooses, the others follow."""
+
+    def load(content: dict[str, Any], path: Path) -> None:
+        _load_weights(model, content, path, True)
+
+    found = newest_readable(folder, load) if process.is_main else None
+    path = process.broadcast(found and found[0])
+    if path is None:
+        return None
+    if found is not None:
+        return _Loaded(path, found[1], True)
+    content = read_checkpoint(path)
+    load(content, path)
+    return _Loaded(path, content, True)
+
+
+def _load_named(text: str, process: Process, model: LVSM) -> _Loaded | None:
+    """Load the checkpoint that `training.resume_ckpt` names, if it names one."""
+    if not text:
+        return None
+    path = process.first_on_machine(lambda: find_checkpoint(text, "training.resume_ckpt"))
+    content = read_checkpoint(path)
+    _load_weights(model, content, path, False)
+    return _Loaded(path, content, False)
 
 
 def _load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:

@@ -10,42 +10,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from tqdm import tqdm
 
 from data.synthetic.path import DEFAULT_SPEED, make_path, to_pixels
-from data.synthetic.rendering import cast, render_faces
-from data.synthetic.room import Room, make_scene
+from data.synthetic.rendering import Pinhole, render
+from data.synthetic.room import make_scene
 from utils.errors import InputError
+from utils.fields import bounded
 from utils.files import write_json
 from utils.parallel import exit_with_parent, usable_cores
+from utils.sections import check_fields
 
 SPLITS = ("train", "test")
 DEFAULT_CONTEXT_DISTANCE = 45
 _FRAMES_PER_SECOND = 30
 _TEXELS = 1.6  # size of a texel in metres, times the image height: about two pixels at one metre
-
-
-def render(
-    room: Room,
-    c2w: Float[np.ndarray, "4 4"],
-    fxfycxcy: Float[np.ndarray, "4"],
-    width: int,
-    height: int,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB picture of the room from one camera; ``fxfycxcy`` is in pixels of the picture."""
-    return render_faces(room.faces, c2w, fxfycxcy, width, height)
-
-
-def cast_room(
-    room: Room,
-    c2w: Float[np.ndarray, "4 4"],
-    fxfycxcy: Float[np.ndarray, "4"],
-    width: int,
-    height: int,
-) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Face (its row in ``room.faces``) and depth along z at every pixel centre."""
-    return cast(room.faces, c2w, fxfycxcy, width, height)
 
 
 # ---------------------------------------------------------------- one clip
@@ -91,7 +71,7 @@ def make_clip(spec: ClipSpec) -> Clip:
     aspect = spec.width / spec.height
     c2w, intrinsics = make_path(room, spec.entropy(1), spec.frames, speed=spec.speed, aspect=aspect)
     fxfycxcy = to_pixels(intrinsics, spec.width, spec.height)
-    images = (render(room, pose, fxfycxcy, spec.width, spec.height) for pose in c2w)
+    images = (render(room.faces, Pinhole(pose, fxfycxcy, spec.width, spec.height)) for pose in c2w)
     return Clip(
         key=spec.key,
         url=f"synthetic://seed{spec.seed}/{spec.split}/{spec.index}",
@@ -118,61 +98,64 @@ def _jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
 # ---------------------------------------------------------------- chunks
 
 
-def write_re10k(
-    root: Path,
-    *,
-    train_scenes: int,
-    test_scenes: int,
-    frames: int,
-    width: int,
-    height: int,
-    seed: int = 0,
-    num_processes: int = 0,
-    clips_per_chunk: int = 16,
-    context_distance: int | None = None,
-    targets: int = 3,
-    jpeg_quality: int = 92,
-    speed: float = DEFAULT_SPEED,
-    overwrite: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class SetConfig:
+    """A set of clips as RealEstate10K chunks.
+
+    Clip i of a split depends on the seed, the split, i, and the clips' length, size, speed and quality alone: neither
+    the number of clips nor that of processes (0: one on every core) changes it. All clips of a chunk are in memory when
+    it is written.
+
+    The evaluation index of the test split has two context views `context_distance` frames apart (by default 45, or less
+    where a clip is shorter) and `targets` target views strictly between them. `speed` is the mean distance between
+    neighbouring cameras in metres.
+    """
+
+    train_scenes: int = bounded(64, 0, 100_000_000)
+    test_scenes: int = bounded(8, 0, 100_000_000)
+    frames: int = bounded(60, 1, 1_000_000)
+    width: int = bounded(640, 16, 4096)
+    height: int = bounded(360, 16, 4096)
+    seed: int = bounded(0, 0, 2**63 - 1)
+    speed: float = bounded(DEFAULT_SPEED, 0, 1, open_below=True)
+    jpeg_quality: int = bounded(92, 1, 100)
+    num_processes: int = bounded(0, 0, 4096)
+    clips_per_chunk: int = bounded(16, 1, 1_000_000)
+    context_distance: int | None = None
+    targets: int = bounded(3, 1, 1_000_000)
+
+    def distance(self) -> int:
+        """Frames between the context views of the evaluation index."""
+        if self.context_distance is None:
+            return min(DEFAULT_CONTEXT_DISTANCE, self.frames - 1)
+        return self.context_distance
+
+    def specs(self, split: str) -> list[ClipSpec]:
+        """The clips of a split."""
+        count = self.train_scenes if split == "train" else self.test_scenes
+        same = (self.frames, self.width, self.height, self.speed, self.jpeg_quality)
+        return [ClipSpec(self.seed, split, i, *same) for i in range(count)]
+
+
+def write_re10k(root: Path, cfg: SetConfig, *, overwrite: bool = False) -> None:
     """Write RealEstate10K chunks of synthetic clips, and an evaluation index for those of the test split.
 
     Args:
-        root: folder to write {train,test}/NNNNNN.torch, their index.json and evaluation_index.json to.
-        train_scenes, test_scenes: number of clips of each split.
-        frames, width, height: length of every clip and size of its pictures.
-        seed: clip i of a split depends on the seed, the split, i and the sizes, not on the number of clips.
-        num_processes: 0 for one on every core; it changes nothing but the time.
-        clips_per_chunk: clips in a file, all of which are in memory when it is written.
-        context_distance: frames between the two context views of the evaluation index; by default 45, or less
-            where a clip is shorter.
-        targets: target views of the evaluation index, strictly between the context views.
-        jpeg_quality: 1 to 100.
-        speed: mean distance between neighbouring cameras in metres.
+        root: gets {train,test}/NNNNNN.torch, their index.json, and evaluation_index.json.
         overwrite: replace chunks that are there already.
 
     Raises:
         InputError: a value is out of range, or the folder holds chunks and ``overwrite`` is false.
     """
-    if context_distance is None:
-        context_distance = min(DEFAULT_CONTEXT_DISTANCE, frames - 1)
-    counts = {"train": train_scenes, "test": test_scenes}
-    _check_counts(counts, seed, num_processes, clips_per_chunk)
-    _check_pictures(frames, width, height, jpeg_quality, speed)
-    if test_scenes:
-        _check_index(frames, context_distance, targets)
-    root = Path(root)
+    _check(cfg)
     _clear(root, overwrite)
-    specs = {
-        split: [ClipSpec(seed, split, i, frames, width, height, speed, jpeg_quality) for i in range(count)]
-        for split, count in counts.items()
-    }
-    clips = _make_clips([*specs["train"], *specs["test"]], num_processes)
-    progress = iter(tqdm(clips, total=train_scenes + test_scenes, unit="clip", disable=None))
+    specs = {split: cfg.specs(split) for split in SPLITS}
+    wanted = [spec for split in SPLITS for spec in specs[split]]
+    clips = iter(tqdm(_make_clips(wanted, cfg.num_processes), total=len(wanted), unit="clip", disable=None))
     for split in SPLITS:
-        _write_split(root / split, islice(progress, counts[split]), clips_per_chunk)
-    if test_scenes:
-        index = {spec.key: _evaluation_views(spec, context_distance, targets) for spec in specs["test"]}
+        _write_split(root / split, islice(clips, len(specs[split])), cfg.clips_per_chunk)
+    if specs["test"]:
+        index = {spec.key: _evaluation_views(spec, cfg.distance(), cfg.targets) for spec in specs["test"]}
         write_json(root / "evaluation_index.json", index)
 
 
@@ -219,32 +202,13 @@ def _clear(root: Path, overwrite: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- checks
-
-
-def _require(ok: bool, name: str, value: object, rule: str) -> None:
-    if not ok:
-        raise InputError(f"{name} must be {rule}, not {value}")
-
-
-def _check_counts(counts: dict[str, int], seed: int, num_processes: int, clips_per_chunk: int) -> None:
-    for split, count in counts.items():
-        _require(count >= 0, f"{split}_scenes", count, "0 or more")
-    _require(sum(counts.values()) > 0, "train_scenes + test_scenes", 0, "at least 1")
-    _require(seed >= 0, "seed", seed, "0 or more")
-    _require(num_processes >= 0, "num_processes", num_processes, "0 (one on every core) or more")
-    _require(clips_per_chunk >= 1, "clips_per_chunk", clips_per_chunk, "at least 1")
-
-
-def _check_pictures(frames: int, width: int, height: int, jpeg_quality: int, speed: float) -> None:
-    _require(frames >= 1, "frames", frames, "at least 1")
-    _require(16 <= width <= 4096, "width", width, "between 16 and 4096")
-    _require(16 <= height <= 4096, "height", height, "between 16 and 4096")
-    _require(1 <= jpeg_quality <= 100, "jpeg_quality", jpeg_quality, "between 1 and 100")
-    _require(0 < speed <= 1, "speed", speed, "above 0 and at most 1 metre a frame")
-
-
-def _check_index(frames: int, context_distance: int, targets: int) -> None:
-    _require(targets >= 1, "targets", targets, "at least 1")
-    rule = f"between targets + 1 = {targets + 1} and frames - 1 = {frames - 1}"
-    _require(targets < context_distance < frames, "context_distance", context_distance, rule)
+def _check(cfg: SetConfig) -> None:
+    """Raises InputError, naming the option, for values that no set can have."""
+    check_fields(cfg)
+    if not cfg.train_scenes + cfg.test_scenes:
+        raise InputError("train_scenes and test_scenes are 0: at least 1 clip is needed")
+    if cfg.test_scenes and not cfg.targets < cfg.distance() < cfg.frames:
+        raise InputError(
+            f"context_distance is {cfg.distance()}; it must be from targets + 1 = {cfg.targets + 1} "
+            f"to frames - 1 = {cfg.frames - 1}"
+        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from data.synthetic.rendering import cast
+from data.synthetic.rendering import Pinhole, cast
 from data.synthetic.room import Room, floor_distance
 
 DEFAULT_SPEED = 0.013  # metres a frame: 2 m in 150 frames
@@ -184,9 +184,10 @@ def _rotation(
 def _score(room: Room, c2w: Float[np.ndarray, "n 4 4"], intrinsics: Float[np.ndarray, "4"]) -> float:
     """How much there is to see: many faces at many depths, nothing that blocks the view, in the worst frame."""
     width, height = _GLANCE
+    fxfycxcy = to_pixels(intrinsics, width, height)
     scores = []
     for pose in c2w:
-        face, depth = cast(room.faces, pose, to_pixels(intrinsics, width, height), width, height)
+        face, depth = cast(room.faces, Pinhole(pose, fxfycxcy, width, height))
         near, middle = np.percentile(depth, [5, 50])
         blocked = max(0.0, 0.8 - near) + max(0.0, 2.0 - middle)
         scores.append(len(np.unique(face)) / 40 + min(depth.std(), 2.0) / 2 - 2.0 * blocked)

@@ -49,6 +49,20 @@ class Faces:
 
 
 @dataclass(frozen=True)
+class Pinhole:
+    """A pinhole camera in the world; ``fxfycxcy``, ``width`` and ``height`` are in pixels of its picture."""
+
+    c2w: Float[np.ndarray, "4 4"]
+    fxfycxcy: Float[np.ndarray, "4"]
+    width: int
+    height: int
+
+    def finer(self, times: int) -> "Pinhole":
+        """The same camera with ``times`` as many pixels a side."""
+        return Pinhole(self.c2w, self.fxfycxcy * times, self.width * times, self.height * times)
+
+
+@dataclass(frozen=True)
 class _View:
     """Faces that may be visible, as affine functions (a, b, k) of integer sample coordinates: a*x + b*y + k."""
 
@@ -79,51 +93,37 @@ def texture_levels(image: UInt8[np.ndarray, "h w 4"]) -> TextureLevels:
     return [cv2.copyMakeBorder(level, *border, borderType=cv2.BORDER_REPLICATE) for level in pyramid(image)]
 
 
-def cast(
-    faces: Faces,
-    c2w: Float[np.ndarray, "4 4"],
-    fxfycxcy: Float[np.ndarray, "4"],
-    width: int,
-    height: int,
-) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+def cast(faces: Faces, camera: Pinhole) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Index of the face at every pixel centre (-1 where there is none) and its depth along z (inf there)."""
-    view = _project(faces, c2w, fxfycxcy, width, height)
-    fragments = _whole_faces(view, width, height)
-    owner, inv_depth = _visibility(view, fragments, width, height)
+    view = _project(faces, camera)
+    fragments = _whole_faces(view, camera.width, camera.height)
+    owner, inv_depth = _visibility(view, fragments, camera.width, camera.height)
     face = np.append(view.index[fragments.face], -1)[owner]
     with np.errstate(divide="ignore"):
         return face, 1.0 / inv_depth
 
 
-def render_faces(
-    faces: Faces,
-    c2w: Float[np.ndarray, "4 4"],
-    fxfycxcy: Float[np.ndarray, "4"],
-    width: int,
-    height: int,
-    supersample: int = 2,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture a camera sees, RGB; black where there is no face. ``fxfycxcy`` is in pixels.
+def render(faces: Faces, camera: Pinhole, supersample: int = 2) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture a camera sees, RGB; black where there is no face.
 
     Casts ``supersample``² rays a pixel, on a regular grid, and averages them.
     """
-    wide = width * supersample
-    high = height * supersample
-    view = _project(faces, c2w, np.asarray(fxfycxcy) * supersample, wide, high)
-    fragments = _mip_bands(faces, view, _whole_faces(view, wide, high), wide, high)
-    owner, _ = _visibility(view, fragments, wide, high)
+    fine = camera.finer(supersample)
+    view = _project(faces, fine)
+    fragments = _mip_bands(faces, view, _whole_faces(view, fine.width, fine.height), fine.width, fine.height)
+    owner, _ = _visibility(view, fragments, fine.width, fine.height)
     image = _shade(faces, view, fragments, owner)
     if supersample > 1:
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
 
 
 # ---------------------------------------------------------------- from faces to affine functions
 
 
-def _project(faces: Faces, c2w: np.ndarray, fxfycxcy: np.ndarray, width: int, height: int) -> _View:
-    c2w = np.asarray(c2w, np.float64)
-    fx, fy, cx, cy = (float(value) for value in fxfycxcy)
+def _project(faces: Faces, camera: Pinhole) -> _View:
+    c2w = np.asarray(camera.c2w, np.float64)
+    fx, fy, cx, cy = map(float, camera.fxfycxcy)
     rotation = c2w[:3, :3]
     o = (faces.origin - c2w[:3, 3]) @ rotation
     u = faces.edge_u @ rotation
@@ -132,7 +132,7 @@ def _project(faces: Faces, c2w: np.ndarray, fxfycxcy: np.ndarray, width: int, he
     facing = np.einsum("fi,fi->f", o, normal)
     corners = np.stack([o, o + u, o + v, o + u + v], axis=1)
     size = np.linalg.norm(normal, axis=1)
-    index = np.flatnonzero((facing > _NEARLY_ZERO * size) & _in_frustum(corners, fx, fy, cx, cy, width, height))
+    index = np.flatnonzero((facing > _NEARLY_ZERO * size) & _in_frustum(corners, camera))
     o = o[index]
     u = u[index]
     v = v[index]
@@ -147,10 +147,13 @@ def _project(faces: Faces, c2w: np.ndarray, fxfycxcy: np.ndarray, width: int, he
     return _View(index, inv_depth, s, t, corners[index, :, 2])
 
 
-def _in_frustum(corners: np.ndarray, fx: float, fy: float, cx: float, cy: float, width: int, height: int) -> np.ndarray:
+def _in_frustum(corners: np.ndarray, camera: Pinhole) -> np.ndarray:
     """False for faces whose four corners lie outside one plane of the viewing frustum."""
+    fx, fy, cx, cy = map(float, camera.fxfycxcy)
     x, y, z = np.moveaxis(corners, -1, 0)
-    sides = (z, fx * x + cx * z, (width - cx) * z - fx * x, fy * y + cy * z, (height - cy) * z - fy * y)
+    right = (camera.width - cx) * z - fx * x
+    below = (camera.height - cy) * z - fy * y
+    sides = (z, fx * x + cx * z, right, fy * y + cy * z, below)
     return np.all([(side > 0).any(axis=1) for side in sides], axis=0)
 
 

@@ -11,17 +11,28 @@ import pytest
 import torch
 from PIL import Image
 
-from data.synthetic import ClipSpec, cast_room, make_clip, make_path, make_scene, render, to_pixels, write_re10k
+from data.synthetic import (
+    ClipSpec,
+    Pinhole,
+    SetConfig,
+    cast,
+    make_clip,
+    make_path,
+    make_scene,
+    render,
+    to_pixels,
+    write_re10k,
+)
 from data.synthetic.__main__ import main
 from data.synthetic.path import FURNITURE_CLEARANCE, WALL_CLEARANCE
-from data.synthetic.rendering import Faces, cast, render_faces, texture_levels
+from data.synthetic.rendering import Faces, texture_levels
 from data.synthetic.room import Room, floor_distance
 from tests.messages import check_names, refused
 
 pytestmark = pytest.mark.slow
 
 WIDTH, HEIGHT = 128, 72
-TINY = {"train_scenes": 3, "test_scenes": 1, "frames": 6, "width": 32, "height": 24, "seed": 5}
+TINY = SetConfig(train_scenes=3, test_scenes=1, frames=6, width=32, height=24, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +73,7 @@ def test_cast_agrees_with_plain_intersection(room: Room, path: tuple[np.ndarray,
     c2w, fxfycxcy = path
     fxfycxcy = fxfycxcy + np.array([0.0, 7.0, 3.3, -2.1])  # fx, fy differ and the centre is off
     for pose in (c2w[0], c2w[-1]):
-        face, depth = cast_room(room, pose, fxfycxcy, WIDTH, HEIGHT)
+        face, depth = cast(room.faces, Pinhole(pose, fxfycxcy, WIDTH, HEIGHT))
         for x, y in zip(rng.integers(WIDTH, size=150), rng.integers(HEIGHT, size=150), strict=True):
             expected_face, expected_depth = plain_hit(room.faces, pose, fxfycxcy, x, y)
             assert face[y, x] == expected_face
@@ -73,7 +84,7 @@ def test_cast_agrees_with_plain_intersection(room: Room, path: tuple[np.ndarray,
 def test_a_closed_room_has_no_holes(room: Room, yaw: float) -> None:
     """Also where edges run exactly through pixel centres, and faces cross the camera plane."""
     middle = room.size * [0.5, -0.5, 0.5]
-    face, depth = cast_room(room, look(yaw, 0.0, middle.tolist()), np.array([30.0, 30.0, 40.5, 30.5]), 81, 61)
+    face, depth = cast(room.faces, Pinhole(look(yaw, 0.0, middle.tolist()), np.array([30.0, 30.0, 40.5, 30.5]), 81, 61))
     assert face.min() >= 0
     assert depth.max() < np.linalg.norm(room.size)
 
@@ -86,10 +97,10 @@ def test_a_face_behind_the_camera_is_not_drawn() -> None:
         textures=[texture_levels(np.full((8, 8, 4), value, np.uint8)) for value in (200, 50)],
     )
     intrinsics = np.array([16.0, 16.0, 16.0, 12.0])
-    face, depth = cast(faces, np.eye(4), intrinsics, 32, 24)
+    face, depth = cast(faces, Pinhole(np.eye(4), intrinsics, 32, 24))
     assert set(np.unique(face)) == {-1, 0}
     assert np.all(depth[face == 0] == 2.0) and np.all(np.isinf(depth[face == -1]))
-    image = render_faces(faces, np.eye(4), intrinsics, 32, 24)
+    image = render(faces, Pinhole(np.eye(4), intrinsics, 32, 24))
     assert np.all(image[face == 0] == 200)
     assert not image[face == -1].any()
 
@@ -99,7 +110,7 @@ def test_a_texture_is_upright_and_not_mirrored() -> None:
     texture[:32, :32, 0], texture[:32, 32:, 1], texture[32:, :32, 2] = 255, 255, 255
     one = np.array([[1.0, 0, 0]])
     faces = Faces(np.array([[-1.0, -1.0, 1.0]]), 2 * one, 2 * np.roll(one, 1, axis=1), [texture_levels(texture)])
-    image = render_faces(faces, np.eye(4), np.array([8.0, 8.0, 8.0, 8.0]), 16, 16)
+    image = render(faces, Pinhole(np.eye(4), np.array([8.0, 8.0, 8.0, 8.0]), 16, 16))
     assert image[3, 3].tolist() == [255, 0, 0]
     assert image[3, 12].tolist() == [0, 255, 0]
     assert image[12, 3].tolist() == [0, 0, 255]
@@ -120,7 +131,7 @@ def test_a_point_projects_to_the_pixel_that_shows_it(room: Room, path: tuple[np.
             continue
         # moving the centre by less than a pixel puts the point on the centre of its pixel
         moved = fxfycxcy + np.array([0, 0, np.floor(u) + 0.5 - u, np.floor(v) + 0.5 - v])
-        face, depth = cast_room(room, c2w[10], moved, WIDTH, HEIGHT)
+        face, depth = cast(room.faces, Pinhole(c2w[10], moved, WIDTH, HEIGHT))
         found = face[int(v), int(u)], depth[int(v), int(u)]
         assert found[1] <= z * (1 + 1e-4)  # nothing is drawn that this point would hide
         if found[0] == i:
@@ -144,8 +155,9 @@ def warp_error(
     room: Room, here: np.ndarray, there: np.ndarray, claimed: np.ndarray, fxfycxcy: np.ndarray
 ) -> tuple[float, float]:
     """Mean difference of the picture here and the one from there, fetched by depth with the claimed camera."""
-    image, other = (render(room, pose, fxfycxcy, WIDTH, HEIGHT).astype(np.float32) for pose in (here, there))
-    depth, other_depth = (cast_room(room, pose, fxfycxcy, WIDTH, HEIGHT)[1] for pose in (here, there))
+    cameras = [Pinhole(pose, fxfycxcy, WIDTH, HEIGHT) for pose in (here, there)]
+    image, other = (render(room.faces, camera).astype(np.float32) for camera in cameras)
+    depth, other_depth = (cast(room.faces, camera)[1] for camera in cameras)
     fx, fy, cx, cy = fxfycxcy
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     points = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], axis=-1) * depth[..., None]
@@ -217,7 +229,7 @@ def test_the_detail_of_textures_does_not_change_the_room(room: Room) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("re10k")
-    write_re10k(root, **TINY, num_processes=2, clips_per_chunk=2)
+    write_re10k(root, replace(TINY, num_processes=2, clips_per_chunk=2))
     return root
 
 
@@ -255,7 +267,7 @@ def test_camera_rows_are_normalised_intrinsics_and_w2c(written: Path) -> None:
     assert not rows[:, 4:6].any()
     w2c = np.concatenate([rows[:, 6:].reshape(-1, 3, 4), np.tile([[[0, 0, 0, 1]]], (6, 1, 1))], axis=1)
     np.testing.assert_allclose(w2c @ c2w, np.tile(np.eye(4), (6, 1, 1)), atol=1e-5)
-    picture = render(room, c2w[2], to_pixels(intrinsics, 32, 24), 32, 24)
+    picture = render(room.faces, Pinhole(c2w[2], to_pixels(intrinsics, 32, 24), 32, 24))
     stored = np.asarray(Image.open(io.BytesIO(clip["images"][2].numpy().tobytes())))
     assert np.abs(stored.astype(int) - picture).mean() < 8
 
@@ -271,7 +283,7 @@ def test_evaluation_index(written: Path) -> None:
 
 @pytest.mark.slow
 def test_numbers_of_processes_scenes_and_chunks_change_no_clip(written: Path, tmp_path: Path) -> None:
-    write_re10k(tmp_path, **{**TINY, "train_scenes": 1}, num_processes=1, clips_per_chunk=3)
+    write_re10k(tmp_path, replace(TINY, train_scenes=1, num_processes=1, clips_per_chunk=3))
     for split in ("train", "test"):
         one, two = load(tmp_path, split)[0], load(written, split)[0]
         assert one["key"] == two["key"] and one["url"] == two["url"]
@@ -322,4 +334,4 @@ def test_a_bad_value_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
     with refused("train_scenes"):
-        write_re10k(tmp_path, train_scenes=0, test_scenes=0, frames=4, width=32, height=24)
+        write_re10k(tmp_path, SetConfig(0, 0, frames=4, width=32, height=24))

@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 import os
-import re
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -20,12 +19,14 @@ from setup import (
     with_training,
 )
 from tests.helpers import ROOT
+from tests.messages import check_names, refused
 from training.wandb_run import start_wandb
 from utils import config_file
 from utils.config_values import read_values
 from utils.errors import InputError
 from utils.fields import is_path, range_of
 from utils.sections import Composed, check_values, distribute, flatten, keys_of, leaves
+from utils.text import shown
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not in p.name)
 
@@ -53,7 +54,7 @@ def test_defaults_are_the_published_values():
 @pytest.mark.parametrize("key", ["training.lr", "inference.metrics", "inference_out_dir"])
 def test_three_question_marks_are_no_value(key):
     for content, overrides in ((_nested(key, "???"), {}), ({}, {key: "???"})):
-        with pytest.raises(InputError, match=re.escape(key)):
+        with refused(key):
             build_config(content, overrides)
 
 
@@ -87,90 +88,83 @@ def test_an_empty_value_is_empty():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "culprits"),
     [
-        (
-            "training.batch_size_per_gp",
-            1,
-            "unknown key training.batch_size_per_gp; did you mean training.batch_size_per_gpu?",
-        ),
-        ("batch_size_per_gpu", 1, "unknown key batch_size_per_gpu; did you mean training.batch_size_per_gpu?"),
-        ("training.learning_rate", 1, "unknown key training.learning_rate; did you mean training.lr?"),
-        ("training.batch_size", 1, "unknown key training.batch_size; did you mean training.batch_size_per_gpu?"),
-        ("training.patch_size", 1, "unknown key training.patch_size; did you mean model.image_tokenizer.patch_size?"),
-        ("training.save_every", 1, "unknown key training.save_every; did you mean training.checkpoint_every?"),
-        ("model.n_layers", 1, "unknown key model.n_layers; did you mean model.transformer.n_layer?"),
-        ("training.zzz", 1, "unknown key training.zzz; the sections are model, training, inference, inference_out_dir"),
-        ("model.transfomer.d", 1, "unknown key model.transfomer; did you mean model.transformer"),
-        ("training.lr", "fast", "training.lr: Value 'fast'"),
-        ("training.batch_size_per_gpu", 2.5, "training.batch_size_per_gpu: Value '2.5'"),
-        ("training.square_crop", "perhaps", "training.square_crop: Value 'perhaps'"),
-        ("training", 3, "training is a section"),
-        ("training.batch_size_per_gpu", 0, "training.batch_size_per_gpu is 0; it must be at least 1"),
-        ("training.amp_dtype", "int8", "training.amp_dtype is 'int8'; known: bf16"),
-        ("training.lr", "${training.nothing}", "training.lr"),
-        ("inference.render_video_config.num_frames", 1, "inference.render_video_config.num_frames is 1; it must be at"),
-        ("inference.render_video_config.fps", 0, "inference.render_video_config.fps is 0; it must be at least 1"),
+        ("training.batch_size_per_gp", 1, ["training.batch_size_per_gp", "training.batch_size_per_gpu"]),
+        ("batch_size_per_gpu", 1, ["batch_size_per_gpu", "training.batch_size_per_gpu"]),
+        ("training.learning_rate", 1, ["training.learning_rate", "training.lr"]),
+        ("training.batch_size", 1, ["training.batch_size", "training.batch_size_per_gpu"]),
+        ("training.patch_size", 1, ["training.patch_size", "model.image_tokenizer.patch_size"]),
+        ("training.save_every", 1, ["training.save_every", "training.checkpoint_every"]),
+        ("model.n_layers", 1, ["model.n_layers", "model.transformer.n_layer"]),
+        ("training.zzz", 1, ["training.zzz", "model, training, inference, inference_out_dir"]),
+        ("model.transfomer.d", 1, ["model.transfomer", "model.transformer"]),
+        ("training.lr", "fast", ["training.lr", "'fast'"]),
+        ("training.batch_size_per_gpu", 2.5, ["training.batch_size_per_gpu", "'2.5'"]),
+        ("training.square_crop", "perhaps", ["training.square_crop", "'perhaps'"]),
+        ("training", 3, ["training", "section"]),
+        ("training.batch_size_per_gpu", 0, ["training.batch_size_per_gpu", 0, "at least 1"]),
+        ("training.amp_dtype", "int8", ["training.amp_dtype", "'int8'", "bf16"]),
+        ("training.lr", "${training.nothing}", ["training.lr"]),
+        ("inference.render_video_config.num_frames", 1, ["inference.render_video_config.num_frames", 1, "at least 2"]),
+        ("inference.render_video_config.fps", 0, ["inference.render_video_config.fps", 0, "at least 1"]),
         (
             "inference.render_video_config.traj_type",
             "spiralt",
-            "inference.render_video_config.traj_type is 'spiralt'; known: interpolate, spiral, wobble, through",
+            ["inference.render_video_config.traj_type", "'spiralt'", "interpolate, spiral, wobble, through"],
         ),
-        ("inference.render_video_config.traj_type", "through", "`through` needs a list of cameras"),
+        (
+            "inference.render_video_config.traj_type",
+            "through",
+            ["inference.render_video_config.cameras_path", "traj_type 'through'"],
+        ),
         (
             "inference.render_video_config.cameras_path",
             "a.json",
-            "cameras_path is 'a.json' and traj_type 'interpolate'",
+            ["inference.render_video_config.cameras_path", "'a.json'", "traj_type 'interpolate'"],
         ),
     ],
 )
-def test_bad_keys_and_values_are_named(key, value, message):
-    with pytest.raises(InputError) as caught:
+def test_bad_keys_and_values_are_named(key, value, culprits):
+    with refused(*culprits):
         build_config({}, {key: value})
-    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tokens", [["training.lr"], ["1e-4"], ["training.lr=1", "2"]])
 def test_stray_arguments_are_named(tokens):
-    with pytest.raises(InputError, match="is not of the form key=value"):
+    with refused(f"'{tokens[-1]}'", "key=value"):
         parse_overrides(tokens)
 
 
 def test_keys_without_effect_warn_once(caplog):
     with caplog.at_level(logging.WARNING, "lvsm"):
         build_config({"training": {"use_rel_pose": False, "center_crop": True}})
-    assert sorted(record.getMessage() for record in caplog.records) == [
-        "training.center_crop has no effect and is ignored",
-        "training.use_rel_pose has no effect and is ignored",
-    ]
+    assert sorted(text.split()[0] for text in caplog.messages) == ["training.center_crop", "training.use_rel_pose"]
 
 
 def test_sizes_of_the_other_variant_warn(caplog):
     section = {"class_name": "model.LVSM_scene_encoder_decoder.Images2LatentScene"}
     with caplog.at_level(logging.WARNING, "lvsm"):
         build_config({"model": section}, {"model.transformer.n_layer": 6, "model.transformer.encoder_n_layer": 6})
-    assert [record.getMessage() for record in caplog.records] == [
-        "model.transformer.n_layer has no effect on this variant"
-    ]
+    assert [text.split()[0] for text in caplog.messages] == ["model.transformer.n_layer"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "fault"),
     [
-        ("a: [1", "is not YAML"),
-        ("- 1", "holds no keys"),
-        ("", "holds no keys"),
-        ("# training: {}\n", "holds no keys"),
-        (None, "configuration not found"),
+        ("a: [1", "not YAML"),
+        ("- 1", "no keys"),
+        ("", "no keys"),
+        ("# training: {}\n", "no keys"),
+        (None, "not found"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, content, message):
+def test_bad_files_are_named(tmp_path: Path, content, fault):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(path, fault):
         load_config(["--config", str(path)])
-    assert str(path) in str(caught.value)
 
 
 def test_an_empty_section_means_defaults():
@@ -178,7 +172,7 @@ def test_an_empty_section_means_defaults():
 
 
 def test_a_section_that_is_a_value_is_refused_whatever_is_overridden():
-    with pytest.raises(InputError, match="model is a section"):
+    with refused("model", "section"):
         build_config({"model": 3}, {"model.transformer.d": "64"})
 
 
@@ -225,9 +219,10 @@ def test_numbers_out_of_range_are_refused(key):
     for value in beyond:
         values = copy.deepcopy(flatten(Config()))
         functools.reduce(dict.__getitem__, sections, values)[name] = value
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(InputError) as caught:
             check_values(Config, values)
-        assert key in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+        check_names(str(caught.value), key)
+        assert len(str(caught.value)) < 500
 
 
 CHOICES = {path: get_args(key.kind) for path, key in KEYS.items() if get_origin(key.kind) is Literal}
@@ -235,9 +230,8 @@ CHOICES = {path: get_args(key.kind) for path, key in KEYS.items() if get_origin(
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_unknown_choices_are_refused_with_the_known_ones(key):
-    with pytest.raises(InputError, match=re.escape(key)) as refused:
+    with refused(key, *CHOICES[key]):
         build_config({}, {key: "nonsense"})
-    assert all(choice in str(refused.value) for choice in CHOICES[key])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +245,7 @@ class Other:
 
 
 def test_two_owners_of_one_name_are_refused():
-    with pytest.raises(TypeError, match=r"One and Other both have a field lr"):
+    with refused("Both", "One", "Other", "field lr", error=TypeError):
 
         class Both(Composed):
             one: One
@@ -290,7 +284,7 @@ def test_every_path_is_expanded(key, monkeypatch):
     assert {text: read(text) for text in expanded} == expanded
     assert [read(text) for text in unchanged] == unchanged
     for text in ("$NOT_SET/a", "${NOT_SET}", "~nobody_of_this_name/a", "a\0b"):
-        with pytest.raises(InputError, match=f"^{key}: "):
+        with refused(key, shown(text)):
             read(text)
 
 
@@ -311,9 +305,8 @@ def test_every_path_is_expanded(key, monkeypatch):
     ],
 )
 def test_such_numbers_end_in_one_line(key, value):
-    with pytest.raises(InputError, match=key.removesuffix(".x")) as refused:
+    with refused(key.removesuffix(".x")):
         build_config({}, {key: value})
-    assert str(refused.value).isprintable()
 
 
 def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
@@ -332,14 +325,14 @@ def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("text", ["", "  "])
 def test_an_empty_path_is_refused(key, text):
-    with pytest.raises(InputError, match=f"{key} is empty"):
+    with refused(key, "empty"):
         build_config({}, {key: text})
 
 
 @pytest.mark.parametrize("key", [key for key in TEXTS if key not in NAMES])
 @pytest.mark.parametrize("value", [-1, 0, 0.5, True, None, [1], 10**400, "null", "None", "'a b'", '""'], ids=str)
 def test_a_path_is_text_that_names_a_file(key, value):
-    with pytest.raises(InputError, match=f"^{re.escape(key)} is "):
+    with refused(f"{key} is"):
         build_config(_nested(key, value))
 
 
@@ -354,9 +347,10 @@ BOOLEANS = [path for path, key in KEYS.items() if "bool" in str(key.kind)]
 @pytest.mark.parametrize("key", BOOLEANS)
 @pytest.mark.parametrize("value", [2, -1, "2", "+7", "-1", "00", "9" * 5000], ids=lambda value: str(value)[:9])
 def test_a_boolean_is_no_other_number(key, value):
-    with pytest.raises(InputError, match=re.escape(key)) as refused:
+    with pytest.raises(InputError) as caught:
         build_config({}, {key: value})
-    assert len(str(refused.value)) < 500
+    check_names(str(caught.value), key)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("value", [True, 1, "1", "true", "Yes", "on"])
@@ -367,7 +361,7 @@ def test_a_boolean_has_these_words(value):
 @pytest.mark.parametrize("key", ["training.compile", "training.wandb_exp_name"])
 def test_a_name_that_yaml_takes_for_a_boolean_is_refused(tmp_path, key):
     (tmp_path / "c.yaml").write_text(f"training: {{{key.removeprefix('training.')}: off}}")
-    with pytest.raises(InputError, match=f"{key} is False.*quotes"):
+    with refused(key, False, "quotes"):
         load_config(["--config", str(tmp_path / "c.yaml")])
 
 
@@ -376,7 +370,7 @@ def test_numbers_that_yaml_reads_otherwise_than_they_look_are_refused(tmp_path, 
     path = tmp_path / "c.yaml"
     for key in ("lr", "train_steps", "wandb_exp_name", "checkpoint_dir"):
         path.write_text(f"training:\n  warmup: 1\n  {key}: {text}\n")
-        with pytest.raises(InputError, match=f"{re.escape(str(path))}: YAML reads '{re.escape(text)}'"):
+        with refused(path, f"'{text}'"):
             load_config(["--config", str(path)])
 
 
@@ -407,7 +401,7 @@ def test_a_list_needs_no_brackets(tokens):
 
 @pytest.mark.parametrize("value", ["", "[]", ","])
 def test_no_metrics_are_asked_for_by_another_key(value):
-    with pytest.raises(InputError, match=r"inference\.metrics"):
+    with refused("inference.metrics", "inference.compute_metrics=false"):
         build_config({}, parse_overrides([f"inference.metrics={value}"]))
 
 
@@ -416,7 +410,7 @@ def test_the_last_of_several_values_counts():
 
 
 def test_two_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--config is given 2 times"):
+    with refused("--config", "2 times"):
         load_config(["--config", str(tmp_path / "a"), "--config", str(tmp_path / "b")])
 
 
@@ -486,7 +480,7 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
         os.mkfifo(path)
     elif kind == "folder":
         path.mkdir()
-    with pytest.raises(InputError, match=re.escape(str(path))):
+    with refused(path):
         load_config(["--config", str(path)])
 
 

@@ -10,6 +10,7 @@ import torch
 
 import inference
 import train
+from tests.messages import check_names, refused
 from tests.processes import run_fresh, torchrun
 from tests.runs import training_command as command
 from utils import parallel
@@ -18,6 +19,7 @@ from utils.distributed import describe_device, process_group
 from utils.errors import InputError
 from utils.files import write_text
 from utils.launcher import Place, read_place
+from utils.text import counted
 
 WHOLE = {
     "WORLD_SIZE": "2",
@@ -68,9 +70,10 @@ HALF_SET = [
 def test_a_half_set_environment_is_refused_at_once_and_names_the_variable(launched, culprit, changes):
     launched(changes)
     for use in (read_place, parallel.cores_of_process, lambda: process_group().__enter__()):
-        with pytest.raises(InputError, match=rf"\b{culprit} is") as caught:
+        with pytest.raises(InputError) as caught:
             use()
-        assert len(str(caught.value)) < 300 and "\x1b" not in str(caught.value)
+        check_names(str(caught.value), f"{culprit} is")
+        assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("changes", [{"WORLD_SIZE": "two"}, {"RANK": None}, {"MASTER_ADDR": None}])
@@ -81,7 +84,8 @@ def test_entry_scripts_tell_a_half_set_environment_in_one_line(launched, changes
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 1 and next(iter(changes)) in line
+    assert ended.value.code == 1
+    check_names(line, next(iter(changes)))
 
 
 def test_a_whole_environment_is_read(launched):
@@ -96,7 +100,7 @@ def test_more_processes_than_gpus(launched, monkeypatch, local_rank, gpus):
     launched({"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": "8"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(InputError, match=f"LOCAL_RANK is {local_rank}, but {gpus} GPUs"):
+    with refused(f"LOCAL_RANK is {local_rank}", counted(gpus, "GPU"), "CUDA_VISIBLE_DEVICES"):
         process_group().__enter__()
 
 

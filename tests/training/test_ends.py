@@ -30,15 +30,10 @@ def skip_all(monkeypatch):
 def test_a_run_that_no_longer_learns_stops_at_a_line(scenes, tmp_path, monkeypatch, limit, every, steps):
     skip_all(monkeypatch)
     options = [f"training.max_consecutive_skips={limit}", f"training.print_every={every}", "training.train_steps=20"]
-    told = [
-        f"step {steps}",
-        f"training.max_consecutive_skips={limit}",
-        tmp_path / "run" / "skipped.jsonl",
-        "training.lr",
-    ]
-    with refused(*told):
+    skipped = tmp_path / "run" / "skipped.jsonl"
+    with refused(f"step {steps}", f"training.max_consecutive_skips={limit}", skipped, "training.lr"):
         train.main(command(scenes, tmp_path / "run", *options))
-    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == steps
+    assert len(skipped.read_text().splitlines()) == steps
 
 
 def test_without_a_limit_it_goes_on(scenes, tmp_path, monkeypatch):

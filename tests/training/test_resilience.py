@@ -198,7 +198,7 @@ def test_restarted_processes_do_not_meet_what_dead_ones_left_in_the_store():
 
 
 def test_ranks_that_do_not_come_are_named():
-    with refused("ranks [1, 2]", "0:00:00.1", error=TimeoutError):
+    with refused("ranks [1, 2]", "0:00:00.100000", error=TimeoutError):
         _agree_on_name(dist.HashStore(), 0, 3, timedelta(seconds=0.1))
 
 
@@ -219,7 +219,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(scenes, tmp_path, place, me
 def test_a_rank_is_told_that_the_main_one_did_not_come():
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.1))
-    with refused("rank 0", "0:00:00.1", error=TimeoutError):
+    with refused("rank 0", "0:00:00.100000", error=TimeoutError):
         _agree_on_name(store, 1, 2, timedelta(seconds=0.1))
 
 
