@@ -20,7 +20,6 @@ from data.views import (
     Selection,
     ViewConfig,
     check_view_config,
-    needed_frames,
 )
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
@@ -303,7 +302,7 @@ class TrainingDataset(Dataset[Batch]):
         cfg = self.load.cfg
         scene = read_scene(self.scenes[index], cfg.allow_outside_images)
         try:
-            selection = SAMPLERS[cfg.view_sampler](scene, cfg, rng)
+            selection = SAMPLERS[cfg.view_sampler].draw(scene, cfg, rng)
         except LostFramesError:
             if scene.faults:
                 raise InputError(scene.notes["faults"]) from None
@@ -312,7 +311,7 @@ class TrainingDataset(Dataset[Batch]):
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg
-        return f"no scene in {cfg.dataset_path} has the {needed_frames(cfg)}"
+        return f"no scene in {cfg.dataset_path} has the {SAMPLERS[cfg.view_sampler].needs(cfg)}"
 
 
 def _first_then_others(first: int, count: int, rng: np.random.Generator) -> Iterator[int]:

@@ -55,7 +55,7 @@ class ViewSelectorConfig:
 class ViewConfig:
     """Which views a training sample has; part of what a sample is.
 
-    `view_sampler` names a function of `SAMPLERS`. With `target_has_input` the targets are drawn from all
+    `view_sampler` names a row of `SAMPLERS`. With `target_has_input` the targets are drawn from all
     `num_views` frames, else they are the last ones.
     """
 
@@ -65,10 +65,6 @@ class ViewConfig:
     target_has_input: bool = True
     view_sampler: str = one_of("window", lambda: SAMPLERS)
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
-
-
-# Draws a selection; None: the scene has too few frames.
-ViewSampler = Callable[[Scene, ViewConfig, np.random.Generator], Selection | None]
 
 
 class LostFramesError(InputError):
@@ -99,10 +95,54 @@ def sample_any(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selec
     return _split(rng.choice(usable, cfg.num_views, replace=False).tolist(), cfg, rng)
 
 
+def check_window(cfg: ViewConfig) -> None:
+    """Raises InputError, naming the key, for bounds within which there is no window."""
+    shortest = cfg.view_selector.min_frame_dist
+    longest = cfg.view_selector.max_frame_dist
+    if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
+        raise InputError(
+            f"view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
+            f"which must be at least num_views - 1 ({cfg.num_views - 1})"
+        )
+
+
+def frames_of_window(cfg: ViewConfig) -> str:
+    """The frames that a scene needs for its shortest window, for messages."""
+    shortest = cfg.view_selector.min_frame_dist
+    return (
+        f"{max(shortest, cfg.num_views - 1) + 1} usable frames that training.view_selector.min_frame_dist={shortest} "
+        f"and training.num_views={cfg.num_views} ask for"
+    )
+
+
+def frames_of_views(cfg: ViewConfig) -> str:
+    """The frames that a scene needs to have as many as there are views, for messages."""
+    return f"{cfg.num_views} usable frames that training.num_views={cfg.num_views} asks for"
+
+
+def check_nothing(_cfg: ViewConfig) -> None:
+    """The check of a sampler that draws by every configuration."""
+
+
+@dataclass(frozen=True)
+class ViewSampler:
+    """A way of choosing the views of training samples.
+
+    Attributes:
+        draw: a selection, a function of the scene, the configuration and the generator; None: too few frames.
+        check: raises InputError, naming the key, for a configuration by which it cannot draw.
+        needs: what scenes must have for a sample, for messages.
+    """
+
+    draw: Callable[[Scene, ViewConfig, np.random.Generator], Selection | None]
+    check: Callable[[ViewConfig], None] = check_nothing
+    needs: Callable[[ViewConfig], str] = frames_of_views
+
+
 # By the name that `training.view_sampler` holds.
 SAMPLERS: dict[str, ViewSampler] = {
-    "window": sample_window,
-    "any": sample_any,
+    "window": ViewSampler(sample_window, check_window, frames_of_window),
+    "any": ViewSampler(sample_any),
 }
 
 
@@ -117,29 +157,7 @@ def check_view_config(cfg: ViewConfig) -> None:
     free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
     if not 1 <= cfg.num_target_views <= free:
         raise InputError(f"num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
-    if cfg.view_sampler == "window":
-        _check_window(cfg)
-
-
-def _check_window(cfg: ViewConfig) -> None:
-    shortest = cfg.view_selector.min_frame_dist
-    longest = cfg.view_selector.max_frame_dist
-    if not 1 <= shortest <= longest or longest < cfg.num_views - 1:
-        raise InputError(
-            f"view_selector: min_frame_dist ({shortest}) must be from 1 to max_frame_dist ({longest}), "
-            f"which must be at least num_views - 1 ({cfg.num_views - 1})"
-        )
-
-
-def needed_frames(cfg: ViewConfig) -> str:
-    """What scenes must have for a sample, for messages."""
-    if cfg.view_sampler != "window":
-        return f"{cfg.num_views} usable frames that training.num_views={cfg.num_views} asks for"
-    shortest = cfg.view_selector.min_frame_dist
-    return (
-        f"{max(shortest, cfg.num_views - 1) + 1} usable frames that training.view_selector.min_frame_dist={shortest} "
-        f"and training.num_views={cfg.num_views} ask for"
-    )
+    SAMPLERS[cfg.view_sampler].check(cfg)
 
 
 def draw_usable(draw: Callable[[], Sequence[int] | None], fault: Callable[[int], str | None]) -> list[int] | None:

@@ -44,7 +44,8 @@ def find_variant(class_name: str) -> type[LVSM]:
 
 
 def check_model_config(cfg: ModelConfig) -> None:
-    """Raises InputError, its first word the field, where the values of `cfg` do not go together."""
+    """Raises InputError, its first word the field, for a value that cannot be or values that do not go together."""
+    check_fields(cfg)
     find_variant(cfg.class_name)
     image = cfg.image_tokenizer
     pose = cfg.target_pose_tokenizer
@@ -82,7 +83,6 @@ def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> L
     Raises:
         InputError: the configuration contradicts itself.
     """
-    check_fields(cfg)
     check_model_config(cfg)
     model = find_variant(cfg.class_name)(cfg)
     return apply_execution(model, execution or ExecutionConfig())

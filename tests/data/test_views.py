@@ -17,6 +17,7 @@ from data.views import (
     LostFramesError,
     Selection,
     ViewConfig,
+    ViewSampler,
     ViewSelectorConfig,
     check_view_config,
     choose_targets,
@@ -91,10 +92,10 @@ def test_a_drawn_selection_keeps_its_order_and_finds_targets_among_its_inputs():
 def test_a_sampler_is_a_function_of_scene_config_and_random_numbers(tmp_path, name, target_has_input):
     scene = toy_scene(tmp_path, lost=[5])
     cfg = ViewConfig(6, 2, 4, target_has_input, name, ViewSelectorConfig(8, 13))
-    one, two = (SAMPLERS[name](scene, cfg, np.random.default_rng(3)) for _ in range(2))
+    one, two = (SAMPLERS[name].draw(scene, cfg, np.random.default_rng(3)) for _ in range(2))
     assert one == two
     for seed in range(50):
-        selection = SAMPLERS[name](scene, cfg, np.random.default_rng(seed))
+        selection = SAMPLERS[name].draw(scene, cfg, np.random.default_rng(seed))
         assert selection.context == selection.frames[:2]
         assert len(set(selection.frames)) == 6 and len(set(selection.target)) == 4
         assert set(selection.target) <= set(selection.frames) <= set(range(14)) - {5}
@@ -117,9 +118,9 @@ def test_any_frame_may_come_first(tmp_path):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_scene_of_too_few_frames_has_no_sample(tmp_path, name):
-    assert SAMPLERS[name](toy_scene(tmp_path, frames=5), CONFIG, np.random.default_rng(0)) is None
+    assert SAMPLERS[name].draw(toy_scene(tmp_path, frames=5), CONFIG, np.random.default_rng(0)) is None
     with refused(re.compile("scene a|preprocessing"), error=LostFramesError):
-        SAMPLERS[name](toy_scene(tmp_path, lost=range(1, 13)), CONFIG, np.random.default_rng(0))
+        SAMPLERS[name].draw(toy_scene(tmp_path, lost=range(1, 13)), CONFIG, np.random.default_rng(0))
 
 
 def test_frames_are_drawn_until_all_can_be_used():
@@ -145,7 +146,7 @@ def test_a_new_sampler_is_one_row_of_the_table(tmp_path, monkeypatch):
     path = write_toy_set(tmp_path)
     with refused("view_sampler", "'first'", "window, any"):
         training_set(path, view_sampler="first")
-    monkeypatch.setitem(views.SAMPLERS, "first", first_frames)
+    monkeypatch.setitem(views.SAMPLERS, "first", ViewSampler(first_frames))
     sample = training_set(path, view_sampler="first")[0]
     assert sample.frames.tolist() == [0, 1, 2, 3, 4, 5] and sample.targets.tolist() == [2, 3, 4, 5]
     assert sample.num_inputs == 2
