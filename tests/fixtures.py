@@ -1,6 +1,8 @@
 """What every test is run with, and what several ask for."""
 
+import gc
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -14,10 +16,23 @@ settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`make check` does not import files that are marked as slow: they would take a part of its time."""
+    if config.getoption("markexpr") != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(re.search(r"^pytestmark = .*\bmark\.slow\b", collection_path.read_text("utf-8"), re.M)) or None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item) and not item.get_closest_marker("fast"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """What was imported stays: garbage is looked for among what tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

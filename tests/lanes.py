@@ -1,5 +1,6 @@
 """Slow tests: those that start programs or browsers, compile, train or evaluate; `make check` has no others."""
 
+import functools
 import inspect
 import subprocess
 from collections.abc import Iterator
@@ -12,18 +13,25 @@ import torch
 import inference
 import train
 from tests import processes
+from tests.helpers import VARIANTS
 
 SLOW = (subprocess, processes.Program, processes.run_fresh)
 # Doors whose runs take seconds; a test of them that does not is marked as fast.
 DOORS = (train, inference)
+# For a test marked as fast: one variant shows in `make check` that the whole runs.
+ONE_FAST_VARIANT = [VARIANTS[0], *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS[1:])]
 
 
 def is_slow(item: pytest.Item) -> bool:
     """Whether a test, a fixture that it asks for or a function of the tests that these call does so."""
     fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     functions = [item.function, *(fixture.func for several in fixtures for fixture in several)]  # type: ignore[attr-defined]
-    seen: set[Any] = set()
-    return any(_is_slow(function, seen) for function in functions)
+    return any(map(_leads_to_slow, functions))
+
+
+@functools.cache
+def _leads_to_slow(function: FunctionType) -> bool:
+    return _is_slow(function, set())
 
 
 def _is_slow(given: Any, seen: set[Any]) -> bool:

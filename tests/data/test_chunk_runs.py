@@ -45,7 +45,7 @@ def x_of(out, key):
     return float(scene_of(out, key).w2c[0, 0, 3])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("indexed", [True, False])
 def test_of_two_clips_of_a_name_one_is_written_and_the_other_named(tmp_path, processes, indexed):
     first, second = make_clip("a", 3), moved(make_clip("a", 3, images=[jpeg(seed=n) for n in (7, 8, 9)]), 100)
@@ -203,6 +203,7 @@ def test_of_two_runs_at_once_one_is_refused_and_nothing_is_lost(tmp_path, monkey
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @FORK
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_leaves_no_workers_and_whole_scenes(tmp_path, monkeypatch, number):

@@ -452,6 +452,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @FORK
 @pytest.mark.parametrize("method", ["rename", "replace"])
 def test_what_a_worker_that_died_once_leaves_is_cleared_and_done_again(tmp_path, monkeypatch, method, caplog):
@@ -464,6 +465,7 @@ def test_what_a_worker_that_died_once_leaves_is_cleared_and_done_again(tmp_path,
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @FORK
 @pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("indexed", [True, False])

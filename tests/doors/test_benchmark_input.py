@@ -5,6 +5,8 @@ import pytest
 from tests.helpers import ROOT
 from tests.processes import run
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ROOT / "configs" / "demo.yaml"
 
 

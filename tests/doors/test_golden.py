@@ -13,10 +13,11 @@ import train
 from tests.helpers import ROOT, VARIANTS
 from tests.runs import training_command as command
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = ROOT / "tests" / "golden.json"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_curve(variant, scenes, tmp_path):
     options = ["training.train_steps=20", "training.warmup=5", "training.lr=3e-3"]

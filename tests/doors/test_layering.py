@@ -1,6 +1,7 @@
 """Imports run one way: benchmarks, doors, setup, {training, evaluation}, {model, data}, geometry, utils."""
 
 import ast
+import functools
 
 import pytest
 
@@ -45,17 +46,19 @@ def test_attention_lives_in_one_place():
     assert users == [ROOT / "model" / "transformer.py"]
 
 
-TESTS = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "tests").glob("**/*.py"))}
+@functools.cache
+def parsed_tests():
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "tests").glob("**/*.py"))}
 
 
 def test_tests_share_helpers_not_one_another():
-    for path, tree in TESTS.items():
+    for path, tree in parsed_tests().items():
         modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert not [module for module in modules if ".test_" in module], path
 
 
 def test_programs_that_tests_run_are_files():
-    for path, tree in TESTS.items():
+    for path, tree in parsed_tests().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call | ast.List | ast.Tuple):
                 words = [getattr(part, "value", None) for part in ast.iter_child_nodes(node)]

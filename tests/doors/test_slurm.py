@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import PATIENCE, ROOT
 from tests.processes import QUIET, free_port
 from tests.runs import training_command as command
 from utils.checkpoint import checkpoint_name, numbered_checkpoints
+
+pytestmark = pytest.mark.slow
 
 # In place of Slurm's own programs.
 STAND_INS = ROOT / "tests" / "programs" / "slurm"

@@ -62,6 +62,7 @@ def said(caplog):
         yield caplog
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches workers by fork alone")
 @pytest.mark.parametrize(
     ("owner", "name", "replacement"),
@@ -78,6 +79,7 @@ def test_without_shared_memory_batches_come_through_a_pipe_and_it_is_said_once(
     check_names(line, "docker run --shm-size=8g", "training.num_workers", "training.prefetch_factor")
 
 
+@pytest.mark.slow
 def test_with_shared_memory_nothing_is_said(scenes, said):
     assert all(map(equal, batches(scenes, 2), batches(scenes, 0)))
     assert "/dev/shm" not in said.text

@@ -148,6 +148,7 @@ def test_the_templates_are_beside_the_code() -> None:
         assert "<div" not in source and "function" not in source
 
 
+@pytest.mark.slow
 def test_a_whole_test_set_is_written_quickly(tmp_path: Path) -> None:
     view = {"view": 12, "psnr": 27.123456789012345, "ssim": 0.9123456789012345, "lpips": 0.1123456789012345}
     metrics = {name: view[name] for name in ("psnr", "ssim", "lpips")}

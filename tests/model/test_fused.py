@@ -2,10 +2,13 @@
 
 import inspect
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from model.fused import gelu, layer_norm
+
+pytestmark = pytest.mark.slow
 
 
 def compiled(function):

@@ -110,6 +110,7 @@ def write_mat(path, weights):
     savemat(path, {"layers": layers})
 
 
+@pytest.mark.slow
 def test_vgg19_file_is_read_and_checked(weights, tmp_path, monkeypatch):
     path = tmp_path / "vgg.mat"
     write_mat(path, weights)

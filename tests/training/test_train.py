@@ -9,6 +9,7 @@ from PIL import Image
 import train
 from setup import load_config
 from tests.helpers import ROOT, VARIANTS
+from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refusal, refused
 from tests.processes import run
 from tests.runs import build, largest_difference, weights
@@ -19,7 +20,7 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "api_keys" not 
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ONE_FAST_VARIANT)
 def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     folder = tmp_path / "run"
     train.main(command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant))
