@@ -20,6 +20,7 @@ from setup import load_config, output_folder
 from tests.helpers import PATIENCE, ROOT, small_overrides, write_run
 from tests.messages import check_told, refused
 from tests.processes import run, start
+from tests.runs import wait_for
 from utils.checkpoint import numbered_checkpoints, write_checkpoint
 from utils.files import temporary_path
 from utils.lock import LOCK_NAME
@@ -96,6 +97,8 @@ def last_line(text):
 def test_of_two_trainings_at_once_one_is_refused(_number, place):
     winner, said = race("train.py", training_command(place, "training.train_steps=1000000"))
     assert str(place / "run") in last_line(said) and "training.checkpoint_dir" in last_line(said)
+    updates = place / "run" / "metrics.jsonl"
+    wait_for(lambda: (updates.exists() and updates.read_text()) or winner.poll() is not None)
     winner.send_signal(signal.SIGTERM)
     assert winner.wait() == 0, winner.communicate()[1]
     assert len((place / "run" / "starts.jsonl").read_text().splitlines()) == 1
