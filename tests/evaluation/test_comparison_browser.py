@@ -27,7 +27,7 @@ from tests.browser import (
 )
 from tests.helpers import write_run
 
-pytestmark = [NEEDS_BROWSER, pytest.mark.slow]
+pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PAGE_SIZE = 12

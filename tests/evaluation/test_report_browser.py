@@ -27,7 +27,7 @@ from tests.browser import (
     write_video,
 )
 
-pytestmark = [NEEDS_BROWSER, pytest.mark.slow]
+pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PARENT = "../../etc"
