@@ -25,6 +25,7 @@ from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.precision import autocast
+from utils.text import counted
 
 SCENES = 2
 PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every": 0}
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     show([describe("plain", plain), describe("fast", fast)], given.json)
     if off := too_far(fast, plain):
         worst = f"{off[0]} by {fast[off[0]]:.2g}, the plain path by {plain[off[0]]:.2g}"
-        raise SystemExit(f"{len(off)} tensors of the fast path are too far off: {worst}")
+        raise SystemExit(f"the fast path is too far off in {counted(len(off), 'tensor')}: {worst}")
 
 
 if __name__ == "__main__":

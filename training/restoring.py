@@ -71,13 +71,18 @@ def restore(
     if cfg.reset_training_state:
         log.warning("training.reset_training_state has no effect: the run in %s has begun and goes on", folder)
     state = training_state(loaded.content, loaded.path)
-    load_optimizer(optimizer, state.optimizer, loaded.path)
-    # Of another number of ranks they say nothing.
-    if len(state.random_states) == process.world_size:
-        set_random_state(state.random_states[process.rank])
+    _restore_state(state, loaded.path, process, optimizer)
     if process.is_main:
         _log_resumed(state, loaded.path, scenes_per_update)
     return Start(state.step, state.samples)
+
+
+def _restore_state(state: TrainingState, path: Path, process: Process, optimizer: torch.optim.AdamW) -> None:
+    """Give the optimiser its moments and this process its random numbers."""
+    load_optimizer(optimizer, state.optimizer, path)
+    # Of another number of ranks they say nothing.
+    if len(state.random_states) == process.world_size:
+        set_random_state(state.random_states[process.rank])
 
 
 @dataclass(frozen=True)

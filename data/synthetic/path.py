@@ -69,14 +69,12 @@ def make_path(
     fy = rng.uniform(0.78, 1.0)
     intrinsics = np.array([fy / aspect, fy, 0.5, 0.5])
     distance = speed * np.arange(frames)
-    best = None
-    best_score = -np.inf
-    for walk in _clear_walks(room, rng, distance):
-        score = _score(room, _poses(walk, distance[[0, frames // 2, -1]]), intrinsics)
-        if score > best_score:
-            best = walk
-            best_score = score
-    walk = best if best is not None else _standing(room, rng)
+    ends_and_middle = distance[[0, frames // 2, -1]]
+
+    def score(walk: _Walk) -> float:
+        return _score(room, _poses(walk, ends_and_middle), intrinsics)
+
+    walk = max(_clear_walks(room, rng, distance), key=score, default=None) or _standing(room, rng)
     return _poses(walk, distance), intrinsics
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.helpers import ROOT
+from tests.messages import check_error_line
 from tests.processes import run
 
 pytestmark = pytest.mark.slow
@@ -11,21 +12,18 @@ CONFIG = ROOT / "configs" / "demo.yaml"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "culprits"),
     [
-        (["train_step", "--config", "nowhere.yaml"], "error: configuration not found: nowhere.yaml"),
-        (["train_step", "--config", CONFIG, "training.lrr=1"], "error: unknown key training.lrr"),
-        (["render", "--config", CONFIG, "training.compile=maybe"], "error: training.compile is 'maybe'"),
-        (["loader", "--scene", "nowhere.json"], "error: scene metadata not found: nowhere.json"),
-        (["preprocess", "--chunks", "nowhere"], "error: "),
-        (
-            ["restart", "--config", "nowhere.yaml", "--output_dir", "OUT"],
-            "error: configuration not found: nowhere.yaml",
-        ),
+        (["train_step", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["train_step", "--config", CONFIG, "training.lrr=1"], ["training.lrr"]),
+        (["render", "--config", CONFIG, "training.compile=maybe"], ["training.compile", "'maybe'"]),
+        (["loader", "--scene", "nowhere.json"], ["nowhere.json"]),
+        (["preprocess", "--chunks", "nowhere"], ["nowhere/train", "--base_path"]),
+        (["restart", "--config", "nowhere.yaml", "--output_dir", "OUT"], ["nowhere.yaml"]),
     ],
 )
-def test_bad_input_to_a_benchmark_ends_in_one_line(arguments, message):
+def test_bad_input_to_a_benchmark_ends_in_one_line(arguments, culprits):
     name, *rest = arguments
     done = run("-m", f"benchmarks.{name}", *rest)
-    assert done.returncode == 1
-    assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    check_error_line(done, *culprits)
