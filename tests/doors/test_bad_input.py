@@ -22,7 +22,7 @@ from model.weights import published_state
 from setup import load_config
 from tests.helpers import ROOT, small_overrides, write_toy_set
 from tests.messages import check_error_line, check_names, refusal
-from tests.processes import run_fresh
+from tests.processes import run, run_fresh
 from utils import download
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.lpips_network import VGG16_URL
@@ -595,7 +595,7 @@ def test_preprocessing_names_what_it_cannot_start_from(tmp_path, index, processe
 
 def test_training_from_the_other_model_ends_in_one_line(root):
     overrides = [f"training.resume_ckpt={root}/encoder_decoder", "training.reset_training_state=true"]
-    done = run_fresh("train.py", *training_arguments(root, *overrides))
+    done = run("train.py", *training_arguments(root, *overrides))
     assert done.stderr.count("\n") == 1
     check_error_line(done, root / "encoder_decoder" / CHECKPOINT, "encoder_decoder variant")
 
@@ -610,6 +610,6 @@ def test_evaluation_of_a_truncated_frame_ends_in_one_line(root):
 
 def test_training_on_truncated_frames_ends_in_one_line_after_its_own_words(root):
     cut_images(root)
-    done = run_fresh("train.py", *training_arguments(root, "training.num_workers=1"))
+    done = run("train.py", *training_arguments(root, "training.num_workers=1"))
     check_error_line(done, re.compile(r"scene scene\d, frame \d"), "image cannot be decoded")
     check_nothing_half_written(root / "run")

@@ -11,7 +11,7 @@ import torch
 import inference
 import train
 from tests.messages import check_names, refused
-from tests.processes import run_fresh, torchrun
+from tests.processes import run, torchrun
 from tests.runs import training_command as command
 from utils import parallel
 from utils.cli import SafeFormatter, run_main
@@ -178,7 +178,7 @@ def test_what_the_system_refuses_comes_with_advice(kind, tmp_path, monkeypatch, 
 
 
 def test_the_last_words_under_torchrun_are_ours(tmp_path):
-    result = run_fresh(*torchrun(2), "train.py", "--config", "configs/demo.yaml", "training.lrr=1")
+    result = run(*torchrun(2), "train.py", "--config", "configs/demo.yaml", "training.lrr=1")
     assert result.returncode == 1
     words = [line for line in result.stderr.splitlines() if any(map(str.isalpha, line))]
     assert "error: unknown key training.lrr" in words[-1], words[-1]

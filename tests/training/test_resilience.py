@@ -127,6 +127,7 @@ def lines(path):
     return len(path.read_text().splitlines())
 
 
+@pytest.mark.long
 def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
     process = start_slow(scenes, folder, launcher=torchrun(2, "--max-restarts", "1"))
