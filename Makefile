@@ -12,7 +12,7 @@ check: .venv/dev
 	$(RUN) -m pytest -n 2 -m 'not slow'
 
 test: .venv/dev
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: .venv/dev
 	$(RUN) -m ruff check .

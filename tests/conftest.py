@@ -6,6 +6,8 @@ import os
 # Numbers in the tests are those of a CPU, in this process and in those it starts. Tests run side by side: more threads
 # than one would fight for the cores.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+# Of compiled code the numbers matter, not the speed: without vector instructions it compiles faster.
+os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "0"}
 
 # What rooms import that takes long. Imported first: the hook that checks types ignores compiled files below a room.
 PACKAGES = ("beartype", "torchvision", "av", "cv2", "einops", "skimage")

@@ -27,6 +27,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item) and not item.get_closest_marker("fast"):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish():
