@@ -36,6 +36,14 @@ class Cameras:
         """All leading dimensions as one."""
         return replace(self, c2w=self.c2w.reshape(-1, 4, 4), fxfycxcy=self.fxfycxcy.reshape(-1, 4))
 
+    def repeat(self, times: int) -> "Cameras":
+        """Every scene's cameras as those of so many scenes in a row."""
+        return replace(
+            self,
+            c2w=self.c2w.repeat_interleave(times, dim=0),
+            fxfycxcy=self.fxfycxcy.repeat_interleave(times, dim=0),
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Cameras":
         """The same cameras on another device."""
         c2w = self.c2w.to(device, non_blocking=non_blocking)
@@ -75,17 +83,21 @@ class Views:
 
 def rays(cameras: Cameras) -> tuple[Float[Tensor, "*n 3"], Float[Tensor, "*n h w 3"]]:
     """Ray origins and unit directions through the pixel centres, in world coordinates."""
+    u, v = _slopes(cameras)
+    # Written out, since a matmul would run in reduced precision under autocast or TF32.
+    right, down, forward = cameras.c2w[..., None, None, :3, :3].unbind(-1)
+    directions = right * u + down * v + forward
+    return cameras.c2w[..., :3, 3], torch.nn.functional.normalize(directions, dim=-1)
+
+
+def _slopes(cameras: Cameras) -> tuple[Float[Tensor, "*n 1 w 1"], Float[Tensor, "*n h 1 1"]]:
+    """How far to the right of the optical axis and below it the pixels' rays are at depth 1."""
     device = cameras.c2w.device
     dtype = cameras.c2w.dtype
     x = torch.arange(cameras.width, device=device, dtype=dtype) + 0.5
     y = torch.arange(cameras.height, device=device, dtype=dtype) + 0.5
     fx, fy, cx, cy = cameras.fxfycxcy[..., None, None].unbind(-3)
-    u = ((x - cx) / fx)[..., None]
-    v = ((y[:, None] - cy) / fy)[..., None]
-    # Written out, since a matmul would run in reduced precision under autocast or TF32.
-    right, down, forward = cameras.c2w[..., None, None, :3, :3].unbind(-1)
-    directions = right * u + down * v + forward
-    return cameras.c2w[..., :3, 3], torch.nn.functional.normalize(directions, dim=-1)
+    return ((x - cx) / fx)[..., None], ((y[:, None] - cy) / fy)[..., None]
 
 
 def plucker(cameras: Cameras) -> Float[Tensor, "*n 6 h w"]:
@@ -93,6 +105,18 @@ def plucker(cameras: Cameras) -> Float[Tensor, "*n 6 h w"]:
     origins, directions = rays(cameras)
     moments = torch.linalg.cross(origins[..., None, None, :].expand_as(directions), directions)
     return rearrange(torch.cat([moments, directions], dim=-1), "... h w c -> ... c h w")
+
+
+def camera_rays(cameras: Cameras) -> Float[Tensor, "*n 6 h w"]:
+    """Unit directions of the pixels' rays in the camera's own frame, after moments of zero: they tell of no pose."""
+    u, v = torch.broadcast_tensors(*_slopes(cameras))
+    directions = torch.nn.functional.normalize(torch.cat([u, v, torch.ones_like(u)], dim=-1), dim=-1)
+    return rearrange(torch.cat([torch.zeros_like(directions), directions], dim=-1), "... h w c -> ... c h w")
+
+
+def no_rays(cameras: Cameras) -> Float[Tensor, "*n 6 h w"]:
+    """Zeros in the place of rays."""
+    return cameras.c2w.new_zeros(*cameras.shape, 6, cameras.height, cameras.width)
 
 
 def orient(forward: Float[np.ndarray, "*n 3"], down: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3 3"]:

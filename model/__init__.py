@@ -1,9 +1,10 @@
 """The LVSM models. `build_model` is the only way in that a configuration needs."""
 
+from geometry.relative import PARTS
 from model.encoded import Encoded
 from model.execution import ExecutionConfig, apply_execution
 from model.flops import Flops
-from model.lvsm import LVSM, DecoderOnly, EncoderDecoder, ModelConfig
+from model.lvsm import LVSM, Cross, DecoderOnly, EncoderDecoder, ModelConfig, Prefix
 from model.transformer import TransformerConfig
 from utils.errors import InputError
 from utils.sections import check_fields
@@ -27,6 +28,8 @@ __all__ = [
 VARIANTS: dict[str, type[LVSM]] = {
     "decoder_only": DecoderOnly,
     "encoder_decoder": EncoderDecoder,
+    "prefix": Prefix,
+    "cross": Cross,
 }
 
 
@@ -64,6 +67,14 @@ def check_model_config(cfg: ModelConfig) -> None:
         )
     if transformer.d % transformer.d_head:
         raise InputError(f"transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
+    if transformer.camera_encoding == "prope" and transformer.d_head % PARTS:
+        raise InputError(
+            f"transformer.d_head ({transformer.d_head}) must be a multiple of {PARTS} with camera_encoding=prope"
+        )
+    if transformer.camera_encoding == "none" and cfg.rays != "plucker":
+        raise InputError(
+            f"rays is {cfg.rays}, so that only transformer.camera_encoding=prope would tell where cameras stand"
+        )
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:

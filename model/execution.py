@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model.compilation import Compilable, run_compiled, run_plainly
-from model.transformer import Attention, AttentionKernel, ResidualDtype, Transformer
+from model.transformer import AttentionKernel, MultiHead, ResidualDtype, Transformer
 from utils.fields import bounded
 
 log = logging.getLogger("lvsm")
@@ -47,7 +47,7 @@ class ExecutionConfig:
 def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
     """Have a finished model run as `cfg` says, from now on; returns the model."""
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
         elif isinstance(module, Transformer):
             module.checkpoint_groups(cfg.grad_checkpoint_every, cfg.keep_activations)

@@ -54,11 +54,16 @@ class Flops:
         return 3.0 * self.matmuls + 3.5 * self.attention
 
 
+def linear_flops(d_in: int, d_out: int, tokens: int) -> Flops:
+    """A linear layer of so many channels."""
+    return Flops(2.0 * d_in * d_out * tokens)
+
+
 def stack_flops(d: int, n_layer: int, tokens: int, context: int = 0) -> Flops:
     """A stack of blocks over `tokens`, which attend to one another and to `context` further keys.
 
     A block has 12 d² weights: 4 d² in attention, 8 d² in the MLP.
     """
-    matmuls = 2.0 * 12 * d * d * tokens
-    attention = 4.0 * tokens * (tokens + context) * d
-    return Flops(matmuls, attention) * n_layer
+    matmuls = linear_flops(d, 12 * d, tokens)
+    attention = Flops(attention=4.0 * tokens * (tokens + context) * d)
+    return (matmuls + attention) * n_layer

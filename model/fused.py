@@ -58,16 +58,17 @@ def _tail(x: Tensor) -> tuple[Tensor, Tensor]:
     return density * polynomial, density
 
 
-def layer_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, "d"], eps: float) -> Float[Tensor, "*n d"]:
-    """Layer normalisation over the last dimension, without bias.
+def layer_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, "d"] | None, eps: float) -> Float[Tensor, "*n d"]:
+    """Layer normalisation over the last dimension, without bias and perhaps without weight.
 
     Written out, mean and variance are results of their own: kept for backward at next to no memory, they let one
     kernel compute both gradients.
     """
     if not torch.compiler.is_compiling():
-        return F.layer_norm(x, weight.shape, weight, None, eps)
+        return F.layer_norm(x, x.shape[-1:], weight, None, eps)
     wide = x.float() if x.dtype in _HALF else x
     variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
-    normalized = (wide - mean) * torch.rsqrt(variance + eps) * weight
+    normalized = (wide - mean) * torch.rsqrt(variance + eps)
+    normalized = normalized if weight is None else normalized * weight
     # Under autocast the result stays wide, as that of torch's own does.
     return normalized if torch.is_autocast_enabled(x.device.type) else normalized.to(x.dtype)

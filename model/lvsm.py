@@ -4,8 +4,10 @@ All `encode` the input views of a scene once and `decode` any number of target c
 is rendered on its own: the result does not depend on which other targets are asked for.
 """
 
+import functools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,22 +15,39 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geometry.cameras import Cameras, Views, plucker
+from geometry.cameras import Cameras, Views
+from geometry.relative import token_cameras
 from model.compilation import Compilable
 from model.encoded import Encoded
-from model.flops import Flops, stack_flops
-from model.tokens import Head, Tokenizer, TokenizerConfig, image_maps
-from model.transformer import LayerNorm, Transformer, TransformerConfig, init_linears
+from model.flops import Flops, linear_flops, stack_flops
+from model.prope import Prope
+from model.tokens import RAYS, Head, Rays, Tokenizer, TokenizerConfig, image_maps
+from model.transformer import (
+    NO_QUERIES,
+    CameraEncoding,
+    CrossBlock,
+    KeysValues,
+    LayerNorm,
+    Relative,
+    Transformer,
+    TransformerConfig,
+    init_linears,
+)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The `model` section of a configuration file."""
+    """The `model` section of a configuration file.
+
+    `rays` is what tokenizers see of cameras: Plücker coordinates in the world, as published; directions in each
+    camera's own frame ("camera"); or nothing. The latter two leave poses to `transformer.camera_encoding`.
+    """
 
     class_name: str = "model.LVSM_scene_decoder_only.Images2LatentScene"
     image_tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     target_pose_tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(in_channels=6))
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    rays: Rays = "plucker"
 
     @property
     def tokens_per_view(self) -> int:
@@ -51,8 +70,11 @@ class LVSM(Compilable, nn.Module):
         super().__init__()
         d = cfg.transformer.d
         p = cfg.image_tokenizer.patch_size
-        self.image_tokenizer = Tokenizer(image_maps, 9, d, p)
-        self.pose_tokenizer = Tokenizer(plucker, 6, d, p)
+        self.patch_size = p
+        self.d_head = cfg.transformer.d_head
+        self.image_tokenizer = Tokenizer(functools.partial(image_maps, RAYS[cfg.rays]), 9, d, p)
+        self.pose_tokenizer = Tokenizer(RAYS[cfg.rays], 6, d, p)
+        self.camera_encoding: CameraEncoding = cfg.transformer.camera_encoding
         self.input_norm = LayerNorm(d)
         self.head = Head(d, p)
         init_linears(self)
@@ -85,6 +107,12 @@ class LVSM(Compilable, nn.Module):
         """Render target cameras [b, t] from input views [b, v]."""
         return self.decode(self.encode(inputs), targets)
 
+    def _relative(self, *parts: Cameras | int) -> Relative | None:
+        """How the tokens of a sequence are turned, of its parts' cameras or of so many tokens without one."""
+        if self.camera_encoding == "none":
+            return None
+        return Prope(self.run(token_cameras, parts, self.patch_size, self.d_head))
+
     def _decode(self, encoded: Encoded, targets: Cameras) -> Tensor:
         images = self.head(self.target_tokens(encoded, targets), targets.height, targets.width)
         return rearrange(images, "(b t) c h w -> b t c h w", t=targets.shape[1])
@@ -97,10 +125,24 @@ class SceneTokens(Encoded):
     tokens: Float[Tensor, "b k d"]
 
 
+@dataclass(frozen=True)
+class InputTokens(SceneTokens):
+    """Scenes as tokens of their input views, with the cameras of these."""
+
+    cameras: Cameras
+
+
+@dataclass(frozen=True)
+class SceneKeys(Encoded):
+    """Scenes as keys and values for every layer that renders."""
+
+    layers: tuple[KeysValues, ...]
+
+
 class DecoderOnly(LVSM):
     """One stack over [all input tokens, the tokens of one target] (24 layers, 171 M parameters)."""
 
-    published_class = "model.LVSM_scene_decoder_only.Images2LatentScene"
+    published_class: ClassVar[str | None] = "model.LVSM_scene_decoder_only.Images2LatentScene"
     published_parts: ClassVar = {"input_norm": "transformer_input_layernorm", "transformer": "transformer_blocks"}
     lengths: ClassVar = {"n_layer": "transformer"}
 
@@ -108,22 +150,57 @@ class DecoderOnly(LVSM):
         super().__init__(cfg)
         self.transformer = Transformer(cfg.transformer, cfg.transformer.n_layer)
 
-    def encode(self, inputs: Views) -> SceneTokens:
+    def encode(self, inputs: Views) -> Encoded:
         """The input tokens: inputs attend to the target too, so nothing deeper can be shared."""
-        return SceneTokens(self.image_tokenizer(inputs).flatten(1, 2))
+        return InputTokens(self.image_tokenizer(inputs).flatten(1, 2), inputs.cameras)
 
-    def target_tokens(self, encoded: SceneTokens, targets: Cameras) -> Float[Tensor, "bt n d"]:
+    def target_tokens(self, encoded: Any, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the stack."""
         target = self.pose_tokenizer(targets)
         sequence = self.run(_join_inputs_first, self.input_norm, encoded.tokens, target)
+        relative = self._relative(encoded.cameras.repeat(targets.shape[1]), _one_by_one(targets))
         # Counted from the end, so that the number of inputs changes nothing about it.
-        return self.transformer(sequence, queries=slice(-target.shape[2], None))
+        return self.transformer(sequence, queries=slice(-target.shape[2], None), relative=relative)
 
     @staticmethod
     def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
         """The stack over inputs and target."""
         sizes = cfg.transformer
         return stack_flops(sizes.d, sizes.n_layer, (num_inputs + 1) * cfg.tokens_per_view)
+
+
+class Prefix(DecoderOnly):
+    """The decoder-only stack with inputs that do not attend to targets: encoded once, as keys and values.
+
+    It has the weights of the decoder-only variant, and computes another function with them.
+    """
+
+    published_class: ClassVar[str | None] = None
+
+    def encode(self, inputs: Views) -> SceneKeys:
+        """The keys and values of the input tokens in every block."""
+        tokens = self.input_norm(self.image_tokenizer(inputs).flatten(1, 2))
+        relative = self._relative(inputs.cameras)
+        _, layers = self.transformer(tokens, queries=NO_QUERIES, relative=relative, return_kv=True)
+        return SceneKeys(layers)
+
+    def target_tokens(self, encoded: SceneKeys, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The target's tokens after the stack, which attend to themselves and to the inputs."""
+        tokens = self.input_norm(self.pose_tokenizer(targets).flatten(0, 1))
+        return self.transformer(tokens, context=encoded.layers, relative=self._relative(_one_by_one(targets)))
+
+    @staticmethod
+    def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The stack over the inputs, of whose last block only keys and values are computed."""
+        sizes = cfg.transformer
+        tokens = num_inputs * cfg.tokens_per_view
+        return stack_flops(sizes.d, sizes.n_layer - 1, tokens) + linear_flops(sizes.d, 2 * sizes.d, tokens)
+
+    @staticmethod
+    def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The stack over the target, with the inputs as context."""
+        sizes = cfg.transformer
+        return stack_flops(sizes.d, sizes.n_layer, cfg.tokens_per_view, context=num_inputs * cfg.tokens_per_view)
 
 
 class EncoderDecoder(LVSM):
@@ -150,13 +227,15 @@ class EncoderDecoder(LVSM):
         """The latents after the encoder stack."""
         tokens = self.image_tokenizer(inputs).flatten(1, 2)
         sequence = torch.cat([repeat(self.latents, "k d -> b k d", b=len(tokens)), tokens], dim=1)
-        return SceneTokens(self.encoder(sequence, queries=slice(0, len(self.latents))))
+        relative = self._relative(len(self.latents), inputs.cameras)
+        return SceneTokens(self.encoder(sequence, queries=slice(0, len(self.latents)), relative=relative))
 
     def target_tokens(self, encoded: SceneTokens, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the decoder stack, which sees the latents beside them."""
         target = self.pose_tokenizer(targets)
         sequence = self.run(_join_target_first, self.input_norm, encoded.tokens, target)
-        return self.decoder(sequence, queries=slice(0, target.shape[2]))
+        relative = self._relative(_one_by_one(targets), len(self.latents))
+        return self.decoder(sequence, queries=slice(0, target.shape[2]), relative=relative)
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
@@ -169,6 +248,55 @@ class EncoderDecoder(LVSM):
         """The decoder stack over latents and target."""
         sizes = cfg.transformer
         return stack_flops(sizes.d, sizes.decoder_n_layer, sizes.n_latent_vectors + cfg.tokens_per_view)
+
+
+class Cross(LVSM):
+    """A stack over the input tokens, and one over each target's that attends to what the first gave.
+
+    SVSM, "Scaling View Synthesis Transformers" (CVPR 2026): all linear layers are drawn alike, and each of the L
+    decoder layers adds 1/√L of what it computes.
+    """
+
+    lengths: ClassVar = {"encoder_n_layer": "encoder", "decoder_n_layer": "decoder"}
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        sizes = replace(cfg.transformer, special_init=False)
+        scale = 1 / math.sqrt(sizes.decoder_n_layer)
+        self.encoder = Transformer(sizes, sizes.encoder_n_layer)
+        self.decoder = Transformer(sizes, sizes.decoder_n_layer, functools.partial(CrossBlock, scale=scale))
+
+    def encode(self, inputs: Views) -> SceneKeys:
+        """The keys and values that each decoder layer makes of the input tokens after the encoder stack."""
+        relative = self._relative(inputs.cameras)
+        tokens = self.encoder(self.input_norm(self.image_tokenizer(inputs).flatten(1, 2)), relative=relative)
+        return SceneKeys(tuple(self.run(CrossBlock.context_of, block, tokens, relative) for block in self.decoder))
+
+    def target_tokens(self, encoded: SceneKeys, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The target's tokens after the decoder stack."""
+        tokens = self.input_norm(self.pose_tokenizer(targets).flatten(0, 1))
+        return self.decoder(tokens, context=encoded.layers, relative=self._relative(_one_by_one(targets)))
+
+    @staticmethod
+    def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The encoder stack over the inputs, and the projections of the decoder layers."""
+        sizes = cfg.transformer
+        tokens = num_inputs * cfg.tokens_per_view
+        context = linear_flops(sizes.d, 2 * sizes.d, tokens) * sizes.decoder_n_layer
+        return stack_flops(sizes.d, sizes.encoder_n_layer, tokens) + context
+
+    @staticmethod
+    def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
+        """The decoder stack over the target: blocks with two more projections, and the context's scores."""
+        sizes = cfg.transformer
+        tokens = cfg.tokens_per_view
+        stack = stack_flops(sizes.d, sizes.decoder_n_layer, tokens, context=num_inputs * tokens)
+        return stack + linear_flops(sizes.d, 2 * sizes.d, tokens) * sizes.decoder_n_layer
+
+
+def _one_by_one(targets: Cameras) -> Cameras:
+    """Every target camera [b, t] as a sequence of its own [bt, 1]."""
+    return targets.flatten()[:, None]
 
 
 def _join_inputs_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geometry.cameras import Views, plucker
+from geometry.cameras import Cameras, Views, camera_rays, no_rays, plucker
 from model.compilation import Compilable
 from model.transformer import LayerNorm
 from utils.fields import bounded
@@ -24,9 +24,14 @@ class TokenizerConfig:
     in_channels: int = bounded(9, 1, 1024)
 
 
-def image_maps(views: Views) -> Float[Tensor, "b v 9 h w"]:
-    """Colours in [-1, 1] and Plücker rays of views whose images are in [0, 1]."""
-    return torch.cat([views.images * 2 - 1, plucker(views.cameras)], dim=2)
+Rays = Literal["plucker", "camera", "none"]
+# What tokenizers see of cameras [b, v], as six channels.
+RAYS: dict[Rays, Callable[[Cameras], Tensor]] = {"plucker": plucker, "camera": camera_rays, "none": no_rays}
+
+
+def image_maps(rays: Callable[[Cameras], Tensor], views: Views) -> Float[Tensor, "b v 9 h w"]:
+    """Colours in [-1, 1] and rays of views whose images are in [0, 1]."""
+    return torch.cat([views.images * 2 - 1, rays(views.cameras)], dim=2)
 
 
 class Tokenizer(Compilable, nn.Module):

@@ -1,13 +1,12 @@
 """The transformer that all variants share (paper section 3.2). Attention lives here and nowhere else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +21,9 @@ _INIT_STD = 0.02
 
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
 ResidualDtype = Literal["fp32", "amp"]
+CameraEncoding = Literal["none", "prope"]
+# Queries of a stack of which only keys and values are wanted.
+NO_QUERIES = slice(0, 0)
 
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -37,7 +39,11 @@ _PREFERENCES = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of the transformer; the decoder-only variant reads `n_layer`, the other the three after it."""
+    """Sizes of the transformer; each variant says which of the lengths it reads.
+
+    `camera_encoding` "prope" turns heads by the cameras of their tokens (Li et al., NeurIPS 2025); the published models
+    do without. A head then has a multiple of 8 channels.
+    """
 
     d: int = bounded(768, 1, 65_536)
     d_head: int = bounded(64, 1, 65_536)
@@ -48,6 +54,7 @@ class TransformerConfig:
     special_init: bool = True
     depth_init: bool = True
     use_qk_norm: bool = True
+    camera_encoding: CameraEncoding = "none"
 
 
 class KeysValues(NamedTuple):
@@ -59,13 +66,13 @@ class KeysValues(NamedTuple):
 
 @runtime_checkable
 class Relative(Protocol):
-    """How the cameras of tokens turn their heads [b h n c], so that attention sees relative cameras alone."""
+    """How the cameras of tokens turn their heads [b n h c], so that attention sees relative cameras alone."""
 
-    def queries(self, q: Tensor, tokens: slice | None) -> Tensor:
-        """Turn queries of `tokens`, or of all."""
+    def queries(self, q: Tensor, norm: nn.RMSNorm | None, tokens: slice | None) -> Tensor:
+        """Normalise and turn queries of `tokens`, or of all."""
 
-    def keys(self, k: Tensor) -> Tensor:
-        """Turn keys of all tokens."""
+    def keys(self, k: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+        """Normalise and turn keys of all tokens."""
 
     def values(self, v: Tensor) -> Tensor:
         """Turn values of all tokens."""
@@ -81,17 +88,57 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Float[Te
         return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with RMS-normalised queries and keys, no biases, no mask."""
+def normalize(heads: Float[Tensor, "b n h c"], norm: nn.RMSNorm | None) -> Float[Tensor, "b n h c"]:
+    """Heads after the norm of queries or keys, computed in float32."""
+    return heads if norm is None else norm(heads.float()).to(heads.dtype)
 
-    def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
+
+class MultiHead(nn.Module):
+    """What kinds of attention share: heads, RMS norms of queries and keys, the projection behind; no biases, no mask.
+
+    Args:
+        projections: the width of every linear layer in front, by its name.
+    """
+
+    def __init__(self, d: int, d_head: int, use_qk_norm: bool, **projections: int) -> None:
         super().__init__()
         self.d_head = d_head
         self.kernel: AttentionKernel = "flash"
-        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        for name, width in projections.items():
+            self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)
         self.q_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
         self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
+
+    # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
+    def _queries(self, q: Tensor, tokens: slice | None, relative: Relative | None) -> Float[Tensor, "b m h c"]:
+        heads = self._split_heads(q)
+        return normalize(heads, self.q_norm) if relative is None else relative.queries(heads, self.q_norm, tokens)
+
+    def _keys_values(self, k: Tensor, v: Tensor, relative: Relative | None) -> KeysValues:
+        k = self._split_heads(k)
+        v = self._split_heads(v)
+        k = normalize(k, self.k_norm) if relative is None else relative.keys(k, self.k_norm)
+        v = v if relative is None else relative.values(v)
+        return KeysValues(k.transpose(1, 2), v.transpose(1, 2))
+
+    def _split_heads(self, x: Tensor) -> Float[Tensor, "b n h c"]:
+        return x.unflatten(-1, (-1, self.d_head))
+
+    def _results(
+        self, attended: Float[Tensor, "b m h c"], tokens: slice | None, relative: Relative | None
+    ) -> Float[Tensor, "b m d"]:
+        turned = attended if relative is None else relative.results(attended, tokens)
+        return self.out(turned.flatten(2))
+
+
+class Attention(MultiHead):
+    """Tokens attend to one another, and to context if there is any."""
+
+    qkv: nn.Linear
+
+    def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
+        super().__init__(d, d_head, use_qk_norm, qkv=3 * d)
 
     def forward(
         self,
@@ -104,43 +151,68 @@ class Attention(nn.Module):
         """Every token of `x` is a key and value; those in `queries`, or all, are queries.
 
         Args:
-            context: further keys and values to attend to, of the same `b`.
+            context: further keys and values to attend to, of `b` sequences or fewer: those of the first serve as many
+                sequences of `x` in a row as there are for each.
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
         """
-        q, k, v = self._heads(x, queries)
-        if relative is not None:
-            q = relative.queries(q, queries)
-            k = relative.keys(k)
-            v = relative.values(v)
-        own = KeysValues(k, v)
-        if context is not None:
-            k = torch.cat([context.k, k], dim=2)
-            v = torch.cat([context.v, v], dim=2)
-        attended = attend(q, k, v, self.kernel)
-        if relative is not None:
-            attended = relative.results(attended, queries)
-        result = self.out(rearrange(attended, "b h n c -> b n (h c)"))
+        q, k, v = self._project(x, queries)
+        q = self._queries(q, queries, relative).transpose(1, 2)
+        own = self._keys_values(k, v, relative)
+        k, v = own if context is None else _join(context, own)
+        attended = attend(q, k, v, self.kernel).transpose(1, 2)
+        result = self._results(attended, queries, relative)
         return (result, own) if return_kv else result
 
-    def _heads(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values [b h n c]."""
-        q, k, v = (rearrange(t, "b n (h c) -> b n h c", c=self.d_head) for t in self._project(x, queries))
-        q = self._normalize(self.q_norm, q, v)
-        k = self._normalize(self.k_norm, k, v)
-        # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
-        return tuple(t.transpose(1, 2) for t in (q, k, v))
+    def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
+        """The keys and values of `x` alone."""
+        k, v = F.linear(x, self.qkv.weight[x.shape[-1] :]).chunk(2, dim=-1)
+        return self._keys_values(k, v, relative)
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values [b n d]."""
         if queries is None:
             return self.qkv(x).chunk(3, dim=-1)
         d = x.shape[-1]
         q = F.linear(x[:, queries], self.qkv.weight[:d])
         return q, *F.linear(x, self.qkv.weight[d:]).chunk(2, dim=-1)
 
-    @staticmethod
-    def _normalize(norm: nn.RMSNorm | None, heads: Tensor, like: Tensor) -> Tensor:
-        return heads if norm is None else norm(heads.float()).to(like.dtype)
+
+def _join(context: KeysValues, own: KeysValues) -> KeysValues:
+    """The context of a scene before the keys and values of every sequence of it."""
+    return KeysValues(*(_join_one(theirs, ours) for theirs, ours in zip(context, own, strict=True)))
+
+
+def _join_one(theirs: Float[Tensor, "s h m c"], ours: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h k c"]:
+    scenes = len(theirs)
+    ours = ours.unflatten(0, (scenes, -1))
+    theirs = theirs[:, None].expand(-1, ours.shape[1], -1, -1, -1)
+    return torch.cat([theirs, ours], dim=3).flatten(0, 1)
+
+
+class CrossAttention(MultiHead):
+    """Tokens attend to the context alone."""
+
+    q: nn.Linear
+    kv: nn.Linear
+
+    def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
+        super().__init__(d, d_head, use_qk_norm, q=d, kv=2 * d)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: KeysValues, relative: Relative | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Args: as those of `Attention`; all sequences of a scene are queries of one attention."""
+        scenes = len(context.k)
+        q = self._queries(self.q(x), None, relative)
+        together = q.unflatten(0, (scenes, -1)).flatten(1, 2).transpose(1, 2)
+        attended = attend(together, *context, self.kernel).transpose(1, 2)
+        return self._results(attended.reshape(q.shape), None, relative)
+
+    def keys_values(self, z: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
+        """The context that tokens `z` are for others; `relative` turns by the cameras of `z`."""
+        k, v = self.kv(z).chunk(2, dim=-1)
+        return self._keys_values(k, v, relative)
 
 
 class MLP(nn.Module):
@@ -159,8 +231,8 @@ class MLP(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm without bias, in the form that runs fastest here."""
 
-    def __init__(self, d: int) -> None:
-        super().__init__(d, bias=False)
+    def __init__(self, d: int, scaled: bool = True) -> None:
+        super().__init__(d, elementwise_affine=scaled, bias=False)
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Normalise every token."""
@@ -187,8 +259,12 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
         """All tokens, or only those in `queries`; the others then serve as keys and values alone.
 
+        Of NO_QUERIES come no tokens, and keys and values in any case.
+
         Args: as those of `Attention`.
         """
+        if queries == NO_QUERIES:
+            return x[:, queries], self.attn.keys_values(self.norm1(x), relative)
         attended = self.attn(self.norm1(x), queries, context, relative, return_kv)
         if return_kv:
             attended, own = attended
@@ -197,11 +273,46 @@ class Block(nn.Module):
         return (x, own) if return_kv else x
 
 
+class CrossBlock(nn.Module):
+    """t += a self(LN(t)); t += a cross(LN(t), context); t += a mlp(LN(t)), with the context's own norm and projection.
+
+    SVSM, "Scaling View Synthesis Transformers" (CVPR 2026).
+
+    Args:
+        scale: a.
+    """
+
+    def __init__(self, cfg: TransformerConfig, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        # Without weights, which the linear layers behind them have anyway: these are the published sizes.
+        self.norm1 = LayerNorm(cfg.d, scaled=False)
+        self.attn = Attention(cfg.d, cfg.d_head, cfg.use_qk_norm)
+        self.norm_cross = LayerNorm(cfg.d, scaled=False)
+        self.norm_context = LayerNorm(cfg.d, scaled=False)
+        self.cross = CrossAttention(cfg.d, cfg.d_head, cfg.use_qk_norm)
+        self.norm2 = LayerNorm(cfg.d, scaled=False)
+        self.mlp = MLP(cfg.d)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], *, context: KeysValues, relative: Relative | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """All tokens, with what `context_of` gave for the scene."""
+        x = x + self.scale * self.attn(self.norm1(x), relative=relative)
+        x = x + self.scale * self.cross(self.norm_cross(x), context, relative)
+        return x + self.scale * self.mlp(self.norm2(x))
+
+    def context_of(self, z: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
+        """This layer's keys and values of a scene's tokens."""
+        return self.cross.keys_values(self.norm_context(z), relative)
+
+
 class Transformer(Compilable, nn.ModuleList):
     """A stack of blocks.
 
     Args:
         n_layer: number of blocks, at least 1.
+        block: makes one of them.
     """
 
     # What a checkpointed group of so many layers saves for backward; everything is saved if it is 0.
@@ -210,8 +321,10 @@ class Transformer(Compilable, nn.ModuleList):
     # Precision of the tokens from block to block under autocast: float32, or that of the matmuls.
     residual_dtype: ResidualDtype = "fp32"
 
-    def __init__(self, cfg: TransformerConfig, n_layer: int) -> None:
-        super().__init__(Block(cfg) for _ in range(n_layer))
+    def __init__(
+        self, cfg: TransformerConfig, n_layer: int, block: Callable[[TransformerConfig], nn.Module] = Block
+    ) -> None:
+        super().__init__(block(cfg) for _ in range(n_layer))
         for index, block in enumerate(self):
             init_linears(block, block_init_std(cfg, index, n_layer))
 
@@ -281,7 +394,8 @@ def _run_group(
         kept = []
         for number, block in enumerate(blocks):
             chosen = queries if number == len(blocks) - 1 else None
-            x = block(x, chosen, None if context is None else context[number], relative, return_kv)
+            own_context = None if context is None else context[number]
+            x = block(x, **_given(queries=chosen, context=own_context, relative=relative, return_kv=return_kv))
             if return_kv:
                 x, own = x
                 kept.append(own)
@@ -290,6 +404,11 @@ def _run_group(
     if policy is None:
         return run(x)
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options that are not left out: a block need not know what is never asked of it."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def block_init_std(cfg: TransformerConfig, index: int, n_layer: int) -> float:

@@ -124,10 +124,16 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
 
 
 def _find_variants(state: Mapping[str, Any]) -> set[str]:
-    """The variants that have the first of their named parts among weights under published names."""
+    """The variants that have the first of their named parts among weights under published names.
+
+    Of several with the same names, only the first of the table.
+    """
     parts = {name.partition(".")[0] for name, value in state.items() if plain_fault(value) is None}
-    firsts = {name: next(iter(variant.lengths.values()), "") for name, variant in VARIANTS.items()}
-    return {name for name, first in firsts.items() if VARIANTS[name].published_parts.get(first, first) in parts}
+    owners: dict[str, str] = {}
+    for name, variant in VARIANTS.items():
+        first = next(iter(variant.lengths.values()), "")
+        owners.setdefault(variant.published_parts.get(first, first), name)
+    return {name for part, name in owners.items() if part in parts}
 
 
 def _read_lengths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:

@@ -22,7 +22,8 @@ DOORS = ("train", "inference", "preprocess_data")
 PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
 # Seconds that anything may take, on however busy a machine: ten times the usual and more.
 PATIENCE = 1800
-VARIANTS = ("decoder_only", "encoder_decoder")
+PUBLISHED = ("decoder_only", "encoder_decoder")
+VARIANTS = (*PUBLISHED, "prefix", "cross")
 # Of the toy set; frame 12 of scene0 is both input and target.
 INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
 
@@ -46,7 +47,8 @@ CONVOLUTIONS = {
 
 
 def class_name(variant: str) -> str:
-    return f"model.LVSM_scene_{variant}.Images2LatentScene"
+    """The published name of a published variant, the short one of another."""
+    return f"model.LVSM_scene_{variant}.Images2LatentScene" if variant in PUBLISHED else variant
 
 
 def small_config(variant: str, **transformer) -> ModelConfig:
@@ -131,7 +133,7 @@ def write_run(
 def small_overrides(variant: str) -> list[str]:
     """Overrides that shrink a published configuration to the size of a test."""
     both = ["encoder_n_layer=1", "decoder_n_layer=1", "n_latent_vectors=8"]
-    sizes = ["d=64", "d_head=32", *(["n_layer=2"] if variant == "decoder_only" else both)]
+    sizes = ["d=64", "d_head=32", *(["n_layer=2"] if variant in ("decoder_only", "prefix") else both)]
     tokenizers = [f"model.{t}.{s}" for t in ("image_tokenizer", "target_pose_tokenizer") for s in ("image_size=16",)]
     training = [
         "view_selector.min_frame_dist=8",

@@ -1,9 +1,9 @@
 """What tests plug into attention: further keys and values, and cameras that turn heads."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.transformer import KeysValues
+from model.transformer import KeysValues, normalize
 
 HEADS, CHANNELS = 2, 32
 
@@ -13,16 +13,16 @@ class TurnedByCameras:
 
     def __init__(self, b: int, n: int, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(5)
-        noise = torch.randn(b, 1, n, CHANNELS, CHANNELS, generator=generator, dtype=torch.float64)
+        noise = torch.randn(b, n, 1, CHANNELS, CHANNELS, generator=generator, dtype=torch.float64)
         matrix = torch.eye(CHANNELS) + 0.05 * noise
         self.matrix = matrix.to(dtype)
         self.inverse = matrix.inverse().to(dtype)
 
-    def queries(self, q: Tensor, tokens: slice | None) -> Tensor:
-        return _turn(_some(self.matrix.mT, tokens), q)
+    def queries(self, q: Tensor, norm: nn.RMSNorm | None, tokens: slice | None) -> Tensor:
+        return _turn(_some(self.matrix.mT, tokens), normalize(q, norm))
 
-    def keys(self, k: Tensor) -> Tensor:
-        return _turn(self.inverse, k)
+    def keys(self, k: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+        return _turn(self.inverse, normalize(k, norm))
 
     def values(self, v: Tensor) -> Tensor:
         return _turn(self.inverse, v)
@@ -32,7 +32,7 @@ class TurnedByCameras:
 
 
 def _some(matrices: Tensor, tokens: slice | None) -> Tensor:
-    return matrices if tokens is None else matrices[:, :, tokens]
+    return matrices if tokens is None else matrices[:, tokens]
 
 
 def _turn(matrices: Tensor, heads: Tensor) -> Tensor:

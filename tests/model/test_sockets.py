@@ -26,7 +26,7 @@ def heads(x):
 
 def turn(matrices, x):
     """Every token's head times the token's matrix, one token at a time."""
-    return torch.stack([x[:, :, i] @ matrices[:, 0, i].mT for i in range(x.shape[2])], dim=2)
+    return torch.stack([x[:, :, i] @ matrices[:, i, 0].mT for i in range(x.shape[2])], dim=2)
 
 
 def plain_attention(attn, x, queries, context, cameras):
