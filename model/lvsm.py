@@ -20,7 +20,7 @@ from geometry.relative import token_cameras
 from model.compilation import Compilable
 from model.encoded import Encoded
 from model.flops import Flops, linear_flops, stack_flops
-from model.prope import Prope
+from model.prope import prope
 from model.tokens import RAYS, Head, Rays, Tokenizer, TokenizerConfig, image_maps
 from model.transformer import (
     NO_QUERIES,
@@ -111,7 +111,7 @@ class LVSM(Compilable, nn.Module):
         """How the tokens of a sequence are turned, of its parts' cameras or of so many tokens without one."""
         if self.camera_encoding == "none":
             return None
-        return Prope(self.run(token_cameras, parts, self.patch_size, self.d_head))
+        return prope(self.run(token_cameras, parts, self.patch_size, self.d_head))
 
     def _decode(self, encoded: Encoded, targets: Cameras) -> Tensor:
         images = self.head(self.target_tokens(encoded, targets), targets.height, targets.width)
