@@ -71,10 +71,8 @@ def check_model_config(cfg: ModelConfig) -> None:
         raise InputError(
             f"transformer.d_head ({transformer.d_head}) must be a multiple of {PARTS} with camera_encoding=prope"
         )
-    if transformer.camera_encoding == "none" and cfg.rays != "plucker":
-        raise InputError(
-            f"rays is {cfg.rays}, so that only transformer.camera_encoding=prope would tell where cameras stand"
-        )
+    if transformer.camera_encoding != "prope" and cfg.rays in ("camera", "none"):
+        raise InputError(f"rays is {cfg.rays}, which tells of no pose: set transformer.camera_encoding=prope, too")
 
 
 def unread_keys(cfg: ModelConfig) -> list[str]:

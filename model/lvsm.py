@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -40,14 +40,15 @@ class ModelConfig:
     """The `model` section of a configuration file.
 
     `rays` is what tokenizers see of cameras: Plücker coordinates in the world, as published; directions in each
-    camera's own frame ("camera"); or nothing. The latter two leave poses to `transformer.camera_encoding`.
+    camera's own frame ("camera"); or nothing. The latter two leave poses to `transformer.camera_encoding`. "auto" is
+    what the weights were trained with, and "plucker" for new ones.
     """
 
     class_name: str = "model.LVSM_scene_decoder_only.Images2LatentScene"
     image_tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     target_pose_tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(in_channels=6))
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    rays: Rays = "plucker"
+    rays: Literal["auto", Rays] = "auto"
 
     @property
     def tokens_per_view(self) -> int:
@@ -70,14 +71,21 @@ class LVSM(Compilable, nn.Module):
         super().__init__()
         d = cfg.transformer.d
         p = cfg.image_tokenizer.patch_size
-        self.patch_size = p
-        self.d_head = cfg.transformer.d_head
-        self.image_tokenizer = Tokenizer(functools.partial(image_maps, RAYS[cfg.rays]), 9, d, p)
-        self.pose_tokenizer = Tokenizer(RAYS[cfg.rays], 6, d, p)
-        self.camera_encoding: CameraEncoding = cfg.transformer.camera_encoding
+        self.cfg = cfg
+        self.image_tokenizer = Tokenizer(9, d, p)
+        self.pose_tokenizer = Tokenizer(6, d, p)
+        encoding = cfg.transformer.camera_encoding
+        self.camera_encoding: CameraEncoding = "none" if encoding == "auto" else encoding
+        self.see("plucker" if cfg.rays == "auto" else cfg.rays)
         self.input_norm = LayerNorm(d)
         self.head = Head(d, p)
         init_linears(self)
+
+    def see(self, rays: Rays) -> None:
+        """Have the tokenizers see these rays from now on."""
+        self.rays = rays
+        self.image_tokenizer.maps = functools.partial(image_maps, RAYS[rays])
+        self.pose_tokenizer.maps = RAYS[rays]
 
     def encode(self, inputs: Views) -> Encoded:
         """Turn input views [b, v] (float images in [0, 1]) into what `decode` needs of a scene."""
@@ -111,7 +119,8 @@ class LVSM(Compilable, nn.Module):
         """How the tokens of a sequence are turned, of its parts' cameras or of so many tokens without one."""
         if self.camera_encoding == "none":
             return None
-        return prope(self.run(token_cameras, parts, self.patch_size, self.d_head))
+        sizes = self.cfg.transformer
+        return prope(self.run(token_cameras, parts, self.image_tokenizer.patch_size, sizes.d_head))
 
     def _decode(self, encoded: Encoded, targets: Cameras) -> Tensor:
         images = self.head(self.target_tokens(encoded, targets), targets.height, targets.width)

@@ -38,13 +38,13 @@ class Tokenizer(Compilable, nn.Module):
     """One linear layer from patches to tokens.
 
     Args:
-        maps: turns what `forward` is given, views or cameras [b, v], into maps [b v c h w].
-        channels: of these maps, `c`.
+        channels: of the maps that `maps`, set by whoever builds it, makes of views or cameras [b, v]: [b v c h w].
     """
 
-    def __init__(self, maps: Callable[[Any], Tensor], channels: int, d: int, patch_size: int) -> None:
+    maps: Callable[[Any], Tensor]
+
+    def __init__(self, channels: int, d: int, patch_size: int) -> None:
         super().__init__()
-        self.maps = maps
         self.patch_size = patch_size
         self.linear = nn.Linear(channels * patch_size**2, d, bias=False)
 

@@ -42,7 +42,8 @@ class TransformerConfig:
     """Sizes of the transformer; each variant says which of the lengths it reads.
 
     `camera_encoding` "prope" turns heads by the cameras of their tokens (Li et al., NeurIPS 2025); the published models
-    do without. A head then has a multiple of 8 channels.
+    do without. A head then has a multiple of 8 channels. "auto" is what the weights were trained with, and "none" for
+    new ones.
     """
 
     d: int = bounded(768, 1, 65_536)
@@ -54,7 +55,7 @@ class TransformerConfig:
     special_init: bool = True
     depth_init: bool = True
     use_qk_norm: bool = True
-    camera_encoding: CameraEncoding = "none"
+    camera_encoding: Literal["auto", CameraEncoding] = "auto"
 
 
 class KeysValues(NamedTuple):

@@ -113,7 +113,7 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
     heads = {shape[-1] for name, shape in shapes.items() if name.endswith("attn.q_norm.weight")}
     blocks = any(name.endswith("attn.fc.weight") for name in shapes)
     found: dict[str, set[Any]] = {
-        "class_name": _find_variants(state),
+        "class_name": find_variants(state),
         "d": norms,
         **_read_lengths(shapes),
         "patch_size": {_patch_size(shapes, *ends) for ends in _ENDS},
@@ -123,7 +123,7 @@ def read_sizes(state: Mapping[str, Any]) -> dict[str, int | bool | str]:
     return {key: next(iter(values)) for key, values in found.items() if len(values) == 1 and None not in values}
 
 
-def _find_variants(state: Mapping[str, Any]) -> set[str]:
+def find_variants(state: Mapping[str, Any]) -> set[str]:
     """The variants that have the first of their named parts among weights under published names.
 
     Of several with the same names, only the first of the table.
@@ -162,8 +162,8 @@ def _patch_size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, cha
 
 def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
     """The sizes in which weights differ from the model; of another variant, that alone."""
-    variants = _find_variants(given)
-    if variants and not variants & _find_variants(own):
+    variants = find_variants(given)
+    if variants and not variants & find_variants(own):
         other = min(variants)
         return [f"These are weights of the {other} variant: set model.class_name={other} or use its config"]
     mine = read_sizes(own)

@@ -1,0 +1,107 @@
+"""What weights compute beyond what their names and shapes say, and whether a model may compute it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from model import VARIANTS
+from model.lvsm import LVSM, ModelConfig
+from model.tokens import RAYS
+from model.weights import find_variants, load_published
+from utils.errors import InputError, MisfitError
+from utils.text import shown
+
+log = logging.getLogger("lvsm")
+
+# What a configuration calls the parts of a function, and what they may be.
+_KEYS = {"variant": "class_name", "camera_encoding": "transformer.camera_encoding", "rays": "rays"}
+_KNOWN = {"variant": tuple(VARIANTS), "camera_encoding": ("none", "prope"), "rays": tuple(RAYS)}
+
+
+@dataclass(frozen=True)
+class Function:
+    """The variant by its short name, and how cameras come in."""
+
+    variant: str
+    camera_encoding: str = "none"
+    rays: str = "plucker"
+
+    def differences(self, other: "Function") -> dict[str, tuple[str, str]]:
+        """What differs: the part's name, ours, the other's."""
+        theirs = asdict(other)
+        return {name: (ours, theirs[name]) for name, ours in asdict(self).items() if ours != theirs[name]}
+
+
+def function_of(model: LVSM) -> Function:
+    """What a model computes."""
+    variant = next(name for name, variant in VARIANTS.items() if variant is type(model))
+    return Function(variant, model.camera_encoding, model.rays)
+
+
+def with_function(cfg: ModelConfig, function: Function) -> ModelConfig:
+    """The configuration that asks for just this function."""
+    transformer = replace(cfg.transformer, camera_encoding=function.camera_encoding)
+    return replace(cfg, transformer=transformer, rays=function.rays)
+
+
+def stored_function(content: Mapping[str, Any], source: object) -> Function | None:
+    """What the weights in a checkpoint's content were trained to compute; None if they are of no known variant.
+
+    A checkpoint that does not say it, such as a published one, is faithful to the paper.
+
+    Raises:
+        InputError: it says what cannot be.
+    """
+    stored = content.get("function")
+    if stored is None:
+        variants = find_variants(content["model"])
+        return Function(min(variants)) if variants else None
+    if not isinstance(stored, Mapping) or stored.keys() != _KNOWN.keys():
+        raise InputError(f"{source}: function is {shown(stored)}, not {', '.join(_KNOWN)}: its file is damaged")
+    for name, known in _KNOWN.items():
+        if stored[name] not in known:
+            raise InputError(f"{source}: function.{name} is {shown(stored[name])}; known: {', '.join(known)}")
+    return Function(**stored)
+
+
+def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_other: str = "") -> None:
+    """Load the weights of a checkpoint's content, and have the model compute what they were trained to.
+
+    Args:
+        allow_other: why the model may go on to compute something else than the weights were trained to, if it may.
+
+    Raises:
+        InputError: the weights are broken.
+        MisfitError: they are of another model, or the model's configuration asks for another function.
+    """
+    load_published(model, content["model"], source)
+    stored = stored_function(content, source)
+    if stored is None:
+        return
+    asked = {name for name, key in _KEYS.items() if _value(model.cfg, key) != "auto"}
+    _adopt(model, stored, asked)
+    different = function_of(model).differences(stored)
+    if not different:
+        return
+    says = " and ".join(f"model.{_KEYS[name]}={theirs}" for name, (_, theirs) in different.items())
+    now = " and ".join(f"{ours}" for ours, _ in different.values())
+    if not allow_other:
+        raise MisfitError(
+            f"{source} was trained with {says}, which is {now} here, another function of the same weights: leave the "
+            "key out or change it; training.allow_other_function=true goes on nevertheless"
+        )
+    log.warning("%s was trained with %s, which is %s from here on (%s)", source, says, now, allow_other)
+
+
+def _adopt(model: LVSM, stored: Function, asked: set[str]) -> None:
+    if "camera_encoding" not in asked:
+        model.camera_encoding = stored.camera_encoding  # type: ignore[assignment]
+    if "rays" not in asked:
+        model.see(stored.rays)  # type: ignore[arg-type]
+
+
+def _value(cfg: Any, key: str) -> Any:
+    for name in key.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
