@@ -29,7 +29,7 @@ from evaluation.pages.comparison import write_comparison
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.results import check_scene_folders, write_results
 from model import build_model
-from model.weights import load_published
+from model.function import load_weights
 from setup import (
     Config,
     check_view_counts,
@@ -38,6 +38,7 @@ from setup import (
     owners,
     set_threads_and_precision,
     warn_of_other_values,
+    with_function_of,
 )
 from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
@@ -61,7 +62,7 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
     model = build_model(config.model, config.training.execution)
     content = read_checkpoint(path)
-    load_published(model, content["model"], path)
+    load_weights(model, content, path, config.training.restoring.allow_other_function)
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
     model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
@@ -92,6 +93,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     prepare_folder(Path(config.inference_out_dir), items, process)
     evaluator, files = build_evaluator(config, process, items)
+    config = with_function_of(config, evaluator.renderer.model)
     evaluated = evaluator.run(items)
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
@@ -129,7 +131,7 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
         renderer=renderer,
         metrics=metrics,
         read=items_reader(load, training.loader, process, training.process.patience),
-        run_id=identify_run(owners(config), files),
+        run_id=identify_run(owners(with_function_of(config, renderer.model)), files),
         patience=training.process.patience,
     )
     return evaluator, files

@@ -23,8 +23,9 @@ from data.views import Selection, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
-from model import ModelConfig, check_model_config, unread_keys
+from model import LVSM, ModelConfig, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
+from model.function import function_of, with_function
 from model.loss import LossConfig, term_weights
 from training.incidents import IncidentsConfig
 from training.metrics_log import MetricsLogConfig
@@ -182,6 +183,11 @@ def with_training(config: Config, **values: Any) -> Config:
     """The configuration with other values in its `training` section, by the names that users write."""
     training = distribute(TrainingConfig, flatten(config.training) | values)
     return dataclasses.replace(config, training=training)
+
+
+def with_function_of(config: Config, model: LVSM) -> Config:
+    """The configuration that says what the model computes, whatever it was built from."""
+    return dataclasses.replace(config, model=with_function(config.model, function_of(model)))
 
 
 def owners(config: Config) -> dict[str, Any]:

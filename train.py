@@ -9,6 +9,7 @@ The run folder is `training.checkpoint_dir`; running the same command again goes
 import datetime
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from evaluation.renderer import Renderer
 from evaluation.validation import Validation
 from model import LVSM, build_model, training_flops
 from model.flops import peak_flops
+from model.function import function_of
 from model.loss import build_loss
 from setup import (
     Config,
@@ -32,6 +34,7 @@ from setup import (
     set_threads_and_precision,
     warn_of_other_values,
     with_accumulation,
+    with_function_of,
 )
 from training.incidents import Incidents
 from training.metrics_log import MetricsLog, SampleCost
@@ -58,7 +61,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     Raises:
         InputError: data, weights or values that cannot be used.
     """
-    origin = {"config": config_text(config), "provenance": provenance()}
+    asked = config
     config = with_accumulation(config, process.world_size)
     cfg = config.training
     stop_signal = StopSignal(process)
@@ -67,6 +70,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     dataset = build_dataset(config)
     learner = build_learner(config, process)
     start = restore_run(config, process, learner)
+    origin = describe_origin(asked, learner.model)
     metrics_log = open_metrics_log(config, process, origin, start)
     if process.is_main:
         describe_training(cfg, process, learner.model, len(dataset.scenes))
@@ -123,6 +127,12 @@ def restore_run(config: Config, process: Process, learner: Learner) -> Start:
         scenes_per_update=scenes_per_update(cfg, process.world_size),
         check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also),
     )
+
+
+def describe_origin(config: Config, model: LVSM) -> dict[str, Any]:
+    """What the run's checkpoints say of it: its configuration, what its weights compute, and code and machine."""
+    text = config_text(with_function_of(config, model))
+    return {"config": text, "function": asdict(function_of(model)), "provenance": provenance()}
 
 
 def open_metrics_log(config: Config, process: Process, origin: dict[str, Any], start: Start) -> MetricsLog:

@@ -65,11 +65,11 @@ def stored_function(content: Mapping[str, Any], source: object) -> Function | No
     return Function(**stored)
 
 
-def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_other: str = "") -> None:
+def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_other: bool = False) -> None:
     """Load the weights of a checkpoint's content, and have the model compute what they were trained to.
 
     Args:
-        allow_other: why the model may go on to compute something else than the weights were trained to, if it may.
+        allow_other: the model may compute something else than they were trained to; a warning says what.
 
     Raises:
         InputError: the weights are broken.
@@ -84,14 +84,14 @@ def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_
     different = function_of(model).differences(stored)
     if not different:
         return
-    says = " and ".join(f"model.{_KEYS[name]}={theirs}" for name, (_, theirs) in different.items())
-    now = " and ".join(f"{ours}" for ours, _ in different.values())
+    trained = " and ".join(f"model.{_KEYS[name]}={theirs}" for name, (_, theirs) in different.items())
+    here = " and ".join(ours for ours, _ in different.values())
     if not allow_other:
         raise MisfitError(
-            f"{source} was trained with {says}, which is {now} here, another function of the same weights: leave the "
-            "key out or change it; training.allow_other_function=true goes on nevertheless"
+            f"{source} was trained with {trained}, here it is {here}, which computes another function of the same "
+            "weights: change the key, or set training.allow_other_function=true to go on all the same"
         )
-    log.warning("%s was trained with %s, which is %s from here on (%s)", source, says, now, allow_other)
+    log.warning("%s was trained with %s: as %s the same weights compute another function", source, trained, here)
 
 
 def _adopt(model: LVSM, stored: Function, asked: set[str]) -> None:

@@ -3,12 +3,14 @@
 import csv
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import train
 from model import LVSM, build_model
+from model.function import function_of
 from model.weights import published_state
 from setup import load_config
 from tests.helpers import PATIENCE, ROOT, small_overrides
@@ -50,7 +52,8 @@ def save_model(place: Path, variant: str = "decoder_only") -> LVSM:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    write_checkpoint(place / "checkpoints", 1, {"model": published_state(model)})
+    content = {"model": published_state(model), "function": asdict(function_of(model))}
+    write_checkpoint(place / "checkpoints", 1, content)
     return model.eval()
 
 

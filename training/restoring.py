@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model import LVSM
-from model.weights import load_published
+from model.function import load_weights
 from training.optim import load_optimizer
 from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
 from utils.distributed import Process
@@ -23,10 +23,15 @@ log = logging.getLogger("lvsm")
 
 @dataclass(frozen=True)
 class RestoringConfig:
-    """The checkpoint to start from, and whether only its weights count."""
+    """The checkpoint to start from, and whether only its weights count.
+
+    `allow_other_function` lets weights go on as another variant, or with cameras seen in another way, than they were
+    trained with, where they fit; starting anew from weights (`reset_training_state`) needs no leave.
+    """
 
     resume_ckpt: str = file_path("")
     reset_training_state: bool = False
+    allow_other_function: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def restore(
         InputError: checkpoints that are broken, of another model, or without training state though it is needed.
     """
 
-    loaded = _load_own(folder, process, model) or _load_named(cfg.resume_ckpt, process, model)
+    loaded = _load_own(cfg, folder, process, model) or _load_named(cfg, process, model)
     if loaded is None:
         return Start()
     if process.is_main:
@@ -94,11 +99,15 @@ class _Loaded:
     own: bool
 
 
-def _load_own(folder: Path, process: Process, model: LVSM) -> _Loaded | None:
+def _load_own(cfg: RestoringConfig, folder: Path, process: Process, model: LVSM) -> _Loaded | None:
     """Load the newest checkpoint of the run folder that can be used: the main process chooses, the others follow."""
 
     def load(content: dict[str, Any], path: Path) -> None:
-        _load_weights(model, content, path, True)
+        try:
+            load_weights(model, content, path, cfg.allow_other_function)
+        except MisfitError as error:
+            hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
+            raise MisfitError(f"{error}; {hint}") from None
 
     found = newest_readable(folder, load) if process.is_main else None
     path = process.broadcast(found and found[0])
@@ -111,25 +120,14 @@ def _load_own(folder: Path, process: Process, model: LVSM) -> _Loaded | None:
     return _Loaded(path, content, True)
 
 
-def _load_named(text: str, process: Process, model: LVSM) -> _Loaded | None:
+def _load_named(cfg: RestoringConfig, process: Process, model: LVSM) -> _Loaded | None:
     """Load the checkpoint that `training.resume_ckpt` names, if it names one."""
-    if not text:
+    if not cfg.resume_ckpt:
         return None
-    path = process.first_on_machine(lambda: find_checkpoint(text, "training.resume_ckpt"))
+    path = process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     content = read_checkpoint(path)
-    _load_weights(model, content, path, False)
+    load_weights(model, content, path, cfg.allow_other_function or cfg.reset_training_state)
     return _Loaded(path, content, False)
-
-
-def _load_weights(model: LVSM, state: dict[str, Any], path: Path, own: bool) -> None:
-    """Load a checkpoint's weights; where the run folder's `own` are of another model, the error tells of the folder."""
-    try:
-        load_published(model, state["model"], path)
-    except MisfitError as error:
-        if not own:
-            raise
-        hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
-        raise MisfitError(f"{error}; {hint}") from None
 
 
 def _log_resumed(state: TrainingState, path: Path, scenes_per_update: int) -> None:
