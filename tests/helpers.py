@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from geometry.cameras import Cameras, Views
-from model import LVSM, ModelConfig, build_model
+from model import LVSM, ModelConfig, build_model, find_variant
 from model.execution import ExecutionConfig
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
@@ -24,6 +24,8 @@ PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
 PATIENCE = 1800
 PUBLISHED = ("decoder_only", "encoder_decoder")
 VARIANTS = (*PUBLISHED, "prefix", "cross")
+# For `small_model`: every variant without cameras in attention and with them.
+MODELS = (*VARIANTS, *(f"{variant}+prope" for variant in VARIANTS))
 # Of the toy set; frame 12 of scene0 is both input and target.
 INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
 
@@ -51,20 +53,24 @@ def class_name(variant: str) -> str:
     return f"model.LVSM_scene_{variant}.Images2LatentScene" if variant in PUBLISHED else variant
 
 
-def small_config(variant: str, **transformer) -> ModelConfig:
+def small_config(variant: str, rays: str = "auto", **transformer) -> ModelConfig:
+    """Of one of `MODELS`."""
+    variant, _, encoding = variant.partition("+")
+    transformer = {"camera_encoding": encoding or "auto"} | transformer
     sizes = {"d": 64, "d_head": 32, "n_layer": 3, "encoder_n_layer": 2, "decoder_n_layer": 2, "n_latent_vectors": 12}
     return ModelConfig(
         class_name=class_name(variant),
         image_tokenizer=TokenizerConfig(image_size=16, patch_size=4),
         target_pose_tokenizer=TokenizerConfig(image_size=16, patch_size=4, in_channels=6),
         transformer=TransformerConfig(**(sizes | transformer)),
+        rays=rays,
     )
 
 
-def small_model(variant: str, seed: int = 0, execution: ExecutionConfig = PLAIN, **transformer) -> LVSM:
-    """A small model whose weights are large enough that every part of it matters."""
+def small_model(variant: str, seed: int = 0, execution: ExecutionConfig = PLAIN, **sizes) -> LVSM:
+    """A small model, of one of `MODELS`, whose weights are large enough that every part of it matters."""
     torch.manual_seed(seed)
-    model = build_model(small_config(variant, **transformer), execution)
+    model = build_model(small_config(variant, **sizes), execution)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.15)
     return model.eval()
@@ -132,8 +138,9 @@ def write_run(
 
 def small_overrides(variant: str) -> list[str]:
     """Overrides that shrink a published configuration to the size of a test."""
-    both = ["encoder_n_layer=1", "decoder_n_layer=1", "n_latent_vectors=8"]
-    sizes = ["d=64", "d_head=32", *(["n_layer=2"] if variant in ("decoder_only", "prefix") else both)]
+    lengths = {"n_layer": 2, "encoder_n_layer": 1, "decoder_n_layer": 1, "n_latent_vectors": 8}
+    own = [f"{key}={lengths[key]}" for key in find_variant(variant).lengths]
+    sizes = ["d=64", "d_head=32", *own]
     tokenizers = [f"model.{t}.{s}" for t in ("image_tokenizer", "target_pose_tokenizer") for s in ("image_size=16",)]
     training = [
         "view_selector.min_frame_dist=8",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from tests.helpers import ROOT, VARIANTS
+from tests.helpers import PUBLISHED, ROOT
 from tests.runs import training_command as command
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 GOLDEN = ROOT / "tests" / "golden.json"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_loss_curve(variant, scenes, tmp_path):
     options = ["training.train_steps=20", "training.warmup=5", "training.lr=3e-3"]
     train.main(command(scenes, tmp_path / "run", *options, variant=variant))

@@ -24,13 +24,15 @@ from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views, plucker
 from geometry.normalization import pose_normalization
 from geometry.paths import interpolate_path
+from geometry.relative import token_cameras
 from model import ModelConfig, build_model
 from model.loss import Loss, LossConfig
 from model.lvsm import TokenizerConfig
 from model.perceptual import PerceptualLoss
+from model.prope import prope
 from model.transformer import TransformerConfig
 from model.weights import load_published
-from tests.helpers import CONVOLUTIONS, ROOT, VARIANTS, class_name
+from tests.helpers import CONVOLUTIONS, PUBLISHED, ROOT, class_name
 from tests.processes import run
 
 REFERENCE = os.environ.get("LVSM_REFERENCE")
@@ -48,7 +50,7 @@ def tensors(path):
     return load_file(path)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=PUBLISHED)
 def parts(request):
     """The reference's record, its tensors, and our model with its weights."""
     record = json.loads((COMPONENTS / f"{request.param}.json").read_text())
@@ -62,6 +64,67 @@ def parts(request):
     model = build_model(cfg).eval()
     load_published(model, tensors(COMPONENTS / f"{request.param}.weights.safetensors"), request.param)
     return record, tensors(COMPONENTS / f"{request.param}.tensors.safetensors"), model
+
+
+@pytest.mark.parametrize(
+    ("variant", "camera_encoding", "name"),
+    [
+        ("prefix", "none", "render_prefix"),
+        ("prefix", "prope", "render_prefix_prope"),
+        ("decoder_only", "prope", "render_full_prope"),
+    ],
+)
+def test_renders_of_other_functions_of_the_same_weights(variant, camera_encoding, name):
+    record = json.loads((COMPONENTS / "decoder_only.json").read_text())
+    sizes = record["model"]
+    cfg = ModelConfig(
+        variant,
+        TokenizerConfig(**sizes["image_tokenizer"]),
+        TokenizerConfig(**sizes["target_pose_tokenizer"]),
+        TransformerConfig(**sizes["transformer"], camera_encoding=camera_encoding),
+    )
+    model = build_model(cfg).eval()
+    load_published(model, tensors(COMPONENTS / "decoder_only.weights.safetensors"), "decoder_only")
+    found = render((record, tensors(COMPONENTS / "decoder_only.tensors.safetensors"), model))
+    expected = tensors(COMPONENTS / "variants.safetensors")[name]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_attention_with_cameras():
+    """Queries, keys and values turned by PRoPE: self-attention, cross-attention, and targets over inputs and own."""
+    folder = FOLDER / "parity" / "prope"
+    t = tensors(folder / "prope.safetensors")
+    sizes = json.loads((folder / "prope.json").read_text())
+    turned = {name: prope_heads(t, name, sizes) for name in ("input", "target")}
+    results = {
+        "self_attention": ("input", attended(turned["input"], turned["input"])),
+        "cross_attention": ("target", attended(turned["target"], turned["input"])),
+    }
+    n = t["q_targets"].shape[2] // sizes["target_views"]
+    inputs, own = turned["input"], turned["target"]
+    each = []
+    for start in range(0, sizes["target_views"] * n, n):
+        some = slice(start, start + n)
+        keys = {part: torch.cat([inputs[part], own[part][:, some]], 1) for part in ("k", "v")}
+        each.append(attended({"q": own["q"][:, some]}, keys))
+    results["prefix_attention"] = ("target", torch.cat(each, 1))
+    for name, (place, result) in results.items():
+        back = turned[place]["turn"].results(result, None).transpose(1, 2)
+        torch.testing.assert_close(back, t[name], atol=1e-5, rtol=0)
+
+
+def prope_heads(t, name, sizes):
+    """The heads [b n h c] of some views, turned by their cameras."""
+    c2w = torch.linalg.inv(t[f"{name}_w2c"].double()).float()
+    cameras = Cameras(c2w, t[f"{name}_fxfycxcy"], sizes["image_height"], sizes["image_width"])
+    turn = prope(token_cameras([cameras], sizes["patch_size"], sizes["head_dim"]))
+    q, k, v = (t[f"{part}_{name}s"].transpose(1, 2) for part in "qkv")
+    return {"turn": turn, "q": turn.queries(q, None, None), "k": turn.keys(k, None), "v": turn.values(v)}
+
+
+def attended(of, over):
+    q, k, v = (heads.transpose(1, 2) for heads in (of["q"], over["k"], over["v"]))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def views_of(t):
@@ -202,7 +265,7 @@ def check_scores(record, out):
     assert averages["ssim"] == pytest.approx(record["mean_ssim"], abs=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_evaluation_end_to_end(variant, scenes, tmp_path):
     record, command = evaluation_command(variant, scenes, tmp_path)
     inference.main(command)
@@ -215,7 +278,7 @@ def test_evaluation_end_to_end(variant, scenes, tmp_path):
         assert np.abs(row - strip).max() < 0.5 / 255 + 1e-4
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_evaluation_end_to_end_with_two_processes(variant, scenes, tmp_path):
     record, command = evaluation_command(variant, scenes, tmp_path)
     result = run("inference.py", *command, processes=2)
@@ -223,7 +286,7 @@ def test_evaluation_end_to_end_with_two_processes(variant, scenes, tmp_path):
     check_scores(record, tmp_path)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_sample_and_render_end_to_end(variant, scenes):
     """The same, below the metrics: cameras, pixels and renders."""
     expected = tensors(END_TO_END / f"{variant}.expected.safetensors")

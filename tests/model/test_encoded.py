@@ -10,7 +10,7 @@ from torch import Tensor
 from geometry.cameras import Cameras
 from model import Encoded
 from model.transformer import KeysValues
-from tests.helpers import VARIANTS, random_cameras, random_views, small_model
+from tests.helpers import MODELS, random_cameras, random_views, small_model
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def test_moving_and_copying(everything):
     assert all(torch.equal(a, b) for a, b in zip(tensors(loaded), tensors(everything), strict=True))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_scenes_are_decoded_alone_as_together(variant):
     model, targets = small_model(variant), random_cameras(3, 2, seed=1)
     with torch.no_grad():

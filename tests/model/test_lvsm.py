@@ -11,7 +11,7 @@ from geometry.cameras import Views, plucker
 from model import ModelConfig, build_model
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig, block_init_std
-from tests.helpers import PLAIN, VARIANTS, class_name, random_cameras, random_views, small_config, small_model
+from tests.helpers import MODELS, PLAIN, PUBLISHED, class_name, random_cameras, random_views, small_config, small_model
 from utils.errors import InputError
 
 
@@ -86,7 +86,7 @@ def plain_render(model, views, camera):
     return plain_image(pixels, p, camera.height, camera.width)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_model_equals_the_formula(variant):
     model = small_model(variant)
     views, targets = random_views(2, 2), random_cameras(2, 3, seed=1)
@@ -98,7 +98,7 @@ def test_model_equals_the_formula(variant):
                 torch.testing.assert_close(renders[scene, target], expected, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_targets_never_see_one_another(variant):
     model, views = small_model(variant), random_views(1, 2)
     with torch.no_grad():
@@ -107,14 +107,14 @@ def test_targets_never_see_one_another(variant):
     torch.testing.assert_close(together[:, 2:3], alone, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_order_of_inputs_does_not_matter(variant):
     model, views, targets = small_model(variant), random_views(1, 3), random_cameras(1, 1, seed=1)
     with torch.no_grad():
         torch.testing.assert_close(model(views, targets), model(views[:, [2, 0, 1]], targets), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_decoding_in_chunks_changes_nothing(variant, chunk):
     model, views, targets = small_model(variant), random_views(2, 2), random_cameras(2, 5, seed=1)
@@ -124,7 +124,7 @@ def test_decoding_in_chunks_changes_nothing(variant, chunk):
     torch.testing.assert_close(whole, parts, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_last_block_shortcut_is_exact(variant):
     transformer = small_model(variant).get_submodule("transformer" if variant == "decoder_only" else "encoder")
     x = torch.randn(2, 11, 64, generator=torch.Generator().manual_seed(0))
@@ -133,7 +133,7 @@ def test_last_block_shortcut_is_exact(variant):
             torch.testing.assert_close(transformer(x, queries), transformer(x)[:, queries], atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_activation_checkpointing_changes_no_gradient(variant, every):
     gradients = []
@@ -146,7 +146,7 @@ def test_activation_checkpointing_changes_no_gradient(variant, every):
         torch.testing.assert_close(plain, checkpointed)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_other_view_counts_and_image_shapes(variant):
     model = small_model(variant)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_both_stacks_count_layers_from_zero_and_latents_are_truncated():
 
 def test_published_sizes():
     with torch.device("meta"):
-        counts = {v: sum(p.numel() for p in build_model(ModelConfig(class_name(v))).parameters()) for v in VARIANTS}
+        counts = {v: sum(p.numel() for p in build_model(ModelConfig(class_name(v))).parameters()) for v in PUBLISHED}
     # Written out: 24 blocks of 12 d² and norms, tokenizers of 9·64 and 6·64 channels, head of 3·64.
     block = 12 * 768**2 + 2 * 768 + 2 * 64
     ends = 768 * (9 * 64 + 6 * 64 + 3 * 64) + 2 * 768
@@ -207,7 +207,7 @@ def test_published_sizes():
     assert [round(count / 1e6) for count in counts.values()] == [171, 173]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_models_of_another_precision_run(variant):
     model, inputs, targets = small_model(variant), random_views(1, 2), random_cameras(1, 2, seed=1)
     expected = model(inputs, targets)
@@ -240,6 +240,9 @@ def test_train_and_eval_return_the_model():
         ({"image_tokenizer": TokenizerConfig(16, 8)}, "target_pose_tokenizer.patch_size"),
         ({"transformer": TransformerConfig(d=100)}, "transformer.d"),
         ({"transformer": TransformerConfig(n_layer=0)}, "transformer.n_layer"),
+        ({"transformer": TransformerConfig(d=60, d_head=12, camera_encoding="prope")}, "transformer.d_head"),
+        ({"rays": "camera"}, "rays is camera"),
+        ({"rays": "none", "transformer": TransformerConfig(camera_encoding="none")}, "rays is none"),
     ],
 )
 def test_contradicting_sizes_are_named(change, message):

@@ -20,13 +20,14 @@ _BLOCK = [
     "mlp.mlp.0.weight",
     "mlp.mlp.2.weight",
 ]
+_CROSS = ["cross.q.weight", "cross.kv.weight", "cross.out.weight", "cross.q_norm.weight", "cross.k_norm.weight"]
 _ENDS = [
     "image_tokenizer.1.weight",
     "target_pose_tokenizer.1.weight",
     "image_token_decoder.0.weight",
     "image_token_decoder.1.weight",
 ]
-PUBLISHED = {
+NAMES = {
     "decoder_only": {
         *_ENDS,
         "transformer_input_layernorm.weight",
@@ -39,11 +40,19 @@ PUBLISHED = {
         *(f"transformer_{stack}.{i}.{name}" for stack in ("encoder", "decoder") for i in range(2) for name in _BLOCK),
     },
 }
+# Ours alone: the prefix variant's are those of the decoder-only one.
+NAMES["prefix"] = NAMES["decoder_only"]
+NAMES["cross"] = {
+    *_ENDS,
+    "input_norm.weight",
+    *(f"encoder.{i}.{name}" for i in range(2) for name in _BLOCK),
+    *(f"decoder.{i}.{name}" for i in range(2) for name in [*_BLOCK, *_CROSS] if not name.startswith("norm")),
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_names_are_the_published_ones(variant):
-    assert set(published_names(small_model(variant)).values()) == PUBLISHED[variant]
+    assert set(published_names(small_model(variant)).values()) == NAMES[variant]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -129,8 +138,11 @@ def test_several_sizes_and_the_patch_size_come_in_one_line():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sizes_are_read_from_weights(variant):
-    layers = {"n_layer": 3} if variant == "decoder_only" else {"encoder_n_layer": 2, "decoder_n_layer": 2}
-    latents = {} if variant == "decoder_only" else {"n_latent_vectors": 12}
-    sizes = {"class_name": variant, "d": 64, "patch_size": 4, "use_qk_norm": True, "d_head": 32}
+    one = variant in ("decoder_only", "prefix")
+    layers = {"n_layer": 3} if one else {"encoder_n_layer": 2, "decoder_n_layer": 2}
+    latents = {"n_latent_vectors": 12} if variant == "encoder_decoder" else {}
+    # Names that two variants share are those of the published one.
+    named = "decoder_only" if one else variant
+    sizes = {"class_name": named, "d": 64, "patch_size": 4, "use_qk_norm": True, "d_head": 32}
     assert read_sizes(published_state(small_model(variant))) == sizes | layers | latents
     assert read_sizes({"surprise": torch.zeros(3), "step": 4}) == {}
