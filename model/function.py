@@ -7,7 +7,8 @@ from typing import Any
 
 from model import VARIANTS
 from model.lvsm import LVSM, ModelConfig
-from model.tokens import RAYS
+from model.tokens import RAYS, Rays
+from model.transformer import CameraEncoding
 from model.weights import find_variants, load_published
 from utils.errors import InputError, MisfitError
 from utils.text import shown
@@ -24,8 +25,8 @@ class Function:
     """The variant by its short name, and how cameras come in."""
 
     variant: str
-    camera_encoding: str = "none"
-    rays: str = "plucker"
+    camera_encoding: CameraEncoding = "none"
+    rays: Rays = "plucker"
 
     def differences(self, other: "Function") -> dict[str, tuple[str, str]]:
         """What differs: the part's name, ours, the other's."""
@@ -96,9 +97,9 @@ def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_
 
 def _adopt(model: LVSM, stored: Function, asked: set[str]) -> None:
     if "camera_encoding" not in asked:
-        model.camera_encoding = stored.camera_encoding  # type: ignore[assignment]
+        model.camera_encoding = stored.camera_encoding
     if "rays" not in asked:
-        model.see(stored.rays)  # type: ignore[arg-type]
+        model.see(stored.rays)
 
 
 def _value(cfg: Any, key: str) -> Any:
