@@ -6,7 +6,7 @@
         [--seeds 0 1] [--as_long prefix] [key=value ...]
 
 Every setting is trained with every seed for `training.train_steps` updates and scored on held-out scenes on the way.
-Those that `--as_long` names are trained again for as many updates as take the GPU as long as the first setting's: seconds
+Those that `--as_long` names are trained again for as many updates as take the GPU as long as the first does: seconds
 an update are measured beforehand, on a batch that is there, so that reading data does not count. Writes `quality.svg`,
 PSNR over GPU seconds, and `quality.json` to the folder; runs that are finished are not done again.
 """
