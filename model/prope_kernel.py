@@ -1,4 +1,4 @@
-"""The fast form of `model.prope.turn_plainly`: normalisation and turning in one pass over heads, forward and backward.
+"""The fast form of PRoPE's `turn_plainly`: normalisation and turning in one pass over the heads, forward and backward.
 
 A program takes some tokens with all their heads. The first half of a head's channels is loaded as groups of four, the
 rest as the two halves of its columns' and of its rows' channels.
@@ -157,7 +157,7 @@ def turn_fast(
     transposed: bool = False,
     back: bool = False,
 ) -> Tensor:
-    """The fast form of `model.prope.turn_plainly`."""
+    """The fast form of `turn_plainly`."""
     weight = None if norm is None else norm.weight
     eps = 0.0 if norm is None else float(norm.eps or 0.0)
     return turn_heads(x, weight, eps, matrices, cos, sin, transposed, back)

@@ -408,7 +408,7 @@ def test_training_says_where_network_weights_go(root, damage, overrides, culprit
         ("training.scheduler_type=cosin", ["training.scheduler_type", "'cosin'", "cosine"]),
         ("training.num_target_views=9", ["training.num_target_views", "9", "1 to 8"]),
         ("training.view_selector.max_frame_dist=3", ["training.view_selector", "min_frame_dist", "8", "3"]),
-        ("training.beta1=2", ["training.beta1", "2"]),
+        ("training.beta1=2", ["training.beta1", "2.0"]),
     ],
 )
 def test_training_names_a_value_that_cannot_be(root, override, culprits):
