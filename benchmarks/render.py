@@ -2,13 +2,15 @@
 
     python -m benchmarks.render [--config CONFIG ...] [key=value ...]
 
-Rows: batches of scenes for metrics (4 scenes, 2 inputs, 3 targets), a video of one scene, and the time of a single
-frame of a scene that is already encoded, with its kernels recorded.
+Rows: batches of scenes for metrics (4 scenes, 2 inputs, 3 targets) and a video of one scene; of a scene that is already
+encoded, eight targets at once, and a single frame with its kernels recorded, at 2, 4 and 8 inputs, with the memory that
+the encoded scene takes.
 """
 
+import functools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from data.dataset import Batch
 from evaluation.metrics import build_metrics
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.scoring import render_batch
-from model import decoding_flops, encoding_flops
+from model import VARIANTS, decoding_flops, encoding_flops
 from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import process_group
@@ -37,6 +39,9 @@ SCENES = 4
 INPUTS = 2
 TARGETS = 3
 FRAMES = 120
+# Inputs of the scenes that single frames are rendered of.
+ENCODED_INPUTS = (2, 4, 8)
+ENCODED_TARGETS = 8
 
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
@@ -45,11 +50,11 @@ def seeded_renderer(config: Config, device: torch.device) -> Renderer:
     return Renderer(model.to(device).eval(), config.training.precision, device)
 
 
-def evaluation_batch(config: Config) -> Batch:
+def evaluation_batch(config: Config, scenes: int = SCENES, inputs: int = INPUTS, targets: int = TARGETS) -> Batch:
     """Scenes of noise as an evaluation index gives them: inputs first, then the targets."""
-    cfg = with_training(config, num_views=INPUTS + TARGETS, num_target_views=TARGETS).training
-    batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, SCENES)
-    return replace(batch, num_inputs=INPUTS, targets=torch.arange(INPUTS, INPUTS + TARGETS).repeat(SCENES, 1))
+    cfg = with_training(config, num_views=inputs + targets, num_target_views=targets).training
+    batch = seeded_batch(cfg, config.model.image_tokenizer.image_size, scenes)
+    return replace(batch, num_inputs=inputs, targets=torch.arange(inputs, inputs + targets).repeat(scenes, 1))
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,14 @@ class Work:
     flops: float
     run: Callable[[], object]
     calls: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Its line of the table."""
         seconds = timed(self.run, self.calls, warmup=3)
         middle = statistics.median(seconds)
         row = {"work": self.name, "images/s": self.images / middle, "ms/image": 1000 * middle / self.images}
-        row |= {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle)}
+        row |= {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle), **self.notes}
         if torch.cuda.is_available():
             # Here, since recording the kernels of the next work may be what takes its memory.
             torch.cuda.reset_peak_memory_stats()
@@ -91,15 +97,30 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
     scene = inputs[:1]
     cameras = targets.cameras[:1]
     path = cameras[:, torch.arange(FRAMES) % TARGETS]
-    one = cameras[:, :1]
 
     def film() -> None:
         for _ in renderer.film(renderer.encode(scene), path):
             pass
 
     yield Work(f"video, {FRAMES} frames", FRAMES, encoding + FRAMES * decoding, film, calls)
-    frame = renderer.record(renderer.encode(scene), one)
-    yield Work("one frame", 1, decoding, lambda: frame(one), 20 * calls)
+    for count in ENCODED_INPUTS:
+        yield from encoded_works(config, renderer, count, calls)
+
+
+def encoded_works(config: Config, renderer: Renderer, num_inputs: int, calls: int) -> Iterator[Work]:
+    """Targets of a scene that is encoded already."""
+    batch = evaluation_batch(config, 1, num_inputs, ENCODED_TARGETS).to(renderer.device)
+    inputs, targets = batch.split()
+    encoded = renderer.encode(inputs)
+    notes = {"encoded MB/view": encoded.nbytes / num_inputs / 1e6}
+    decoding = decoding_flops(config.model, num_inputs).forward
+    several = functools.partial(renderer.render, encoded, targets.cameras)
+    name = f"encoded, {num_inputs} inputs"
+    work = f"{name}, {ENCODED_TARGETS} targets"
+    yield Work(work, ENCODED_TARGETS, ENCODED_TARGETS * decoding, several, 4 * calls, notes)
+    one = targets.cameras[:, :1]
+    frame = functools.partial(renderer.record(encoded, one), one)
+    yield Work(f"{name}, one frame", 1, decoding, frame, 20 * calls, notes)
 
 
 def measure(name: str, config: Config, calls: int) -> list[dict[str, Any]]:
@@ -110,9 +131,9 @@ def measure(name: str, config: Config, calls: int) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure the published variants, or those named."""
+    """Measure the variants at their published sizes, or the configurations named."""
     parser = benchmark_parser(__doc__)
-    published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in ("decoder_only", "encoder_decoder")]
+    published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in VARIANTS]
     parser.add_argument("--config", type=path_argument, action="append")
     parser.add_argument("--calls", type=int, default=5, help="videos a repeat; other work in proportion")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

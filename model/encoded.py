@@ -27,6 +27,11 @@ class Encoded:
             index = slice(start, start + 1)
         return _change(self, lambda tensor: tensor[index])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in _tensors(self))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Encoded":
         """The same scenes on another device."""
         return _change(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -2,11 +2,13 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, loader, loss_curve, preprocess, recipes, render, restart, train_step
+from benchmarks import agreement, loader, loss_curve, preprocess, quality, recipes, render, restart, train_step
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
 from utils.cli import run_main
@@ -69,13 +71,45 @@ def test_recipes(measured, tmp_path):
 
 def test_rendering(measured, monkeypatch):
     monkeypatch.setattr(render, "FRAMES", 9)
+    monkeypatch.setattr(render, "ENCODED_INPUTS", (2, 3))
     rows = measured(render, "--config", CONFIG, *small_overrides("decoder_only"), "--calls", 1)
-    assert [row["work"] for row in rows][2:] == ["video, 9 frames", "one frame"]
+    encoded = [f"encoded, {n} inputs, {what}" for n in (2, 3) for what in ("8 targets", "one frame")]
+    assert [row["work"] for row in rows][2:] == ["video, 9 frames", *encoded]
     for row in rows:
         assert row["images/s"] == pytest.approx(1000 / row["ms/image"])
-    # The film encodes its scene, the frame's is encoded: of the decoder-only variant both cost the same an image.
-    film, frame = (row["TFLOP/s"] / row["images/s"] for row in rows[2:])
-    assert film == pytest.approx(frame) and frame > 0
+    # The film encodes its scene, the others are encoded: of the decoder-only variant all cost the same an image.
+    film, several, frame = (row["TFLOP/s"] / row["images/s"] for row in rows[2:5])
+    assert film == pytest.approx(frame) == pytest.approx(several) and frame > 0
+    # Four tokens of 64 numbers a view, and cameras of 16 and 4.
+    assert [row["encoded MB/view"] for row in rows[3:]] == pytest.approx([4 * (4 * 64 + 20) / 1e6] * 4)
+
+
+def test_quality(measured, place):
+    held_out = ["--validation", place / "scenes" / "full_list.txt", "--index", place / "index.json"]
+    settings = ["--setting", "first:", "--setting", "other: model.class_name=prefix", "--as_long", "other"]
+    common = [*small_overrides("decoder_only"), f"training.dataset_path={place}/scenes/full_list.txt"]
+    run = ["--config", CONFIG, "--output_dir", place / "q", *held_out, "training.train_steps=3", *common]
+    rows = measured(quality, *run, *settings, "--seeds", 0, 1)
+    assert [(row["setting"], row["equal"]) for row in rows] == [
+        ("first", "updates"),
+        ("other", "updates"),
+        ("other", "GPU seconds"),
+    ]
+    first, other, as_long = rows
+    assert first["updates"] == other["updates"] == 3 and all(row["seeds"] == 2 for row in rows)
+    assert abs(as_long["GPU s"] - first["GPU s"]) <= as_long["GPU s/update"]
+    curves = json.loads((place / "q" / "quality.json").read_text())["curves"]
+    assert [curve["seed"] for curve in curves] == [0, 1] * 3
+    of_first = [curve["psnr"][-1] for curve in curves[:2]]
+    assert first["psnr"] == pytest.approx(sum(of_first) / 2) and first["spread"] == pytest.approx(
+        abs(np.diff(of_first)[0])
+    )
+    lines = ElementTree.parse(place / "q" / "quality.svg").getroot().findall("{*}polyline")
+    assert len(lines) == 6
+    # What is finished is read, not done again.
+    before = {path: path.stat().st_mtime_ns for path in (place / "q").rglob("ckpt_*.pt")}
+    assert measured(quality, *run, *settings, "--seeds", 0, 1) == rows and len(before) == 6
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_loading(measured, monkeypatch):

@@ -53,6 +53,11 @@ def test_a_number_gives_one_scene_that_can_be_decoded(everything):
     assert [len(scene) for scene in everything] == [1, 1, 1]
 
 
+def test_bytes_are_those_of_all_tensors(everything):
+    # Tokens [3 5 8], two layers of keys and values [3 2 5 4], cameras [3 2] of 16 and 4 numbers.
+    assert everything.nbytes == 4 * (120 + 2 * 2 * 120 + 6 * 20)
+
+
 def test_moving_and_copying(everything):
     assert {tensor.device.type for tensor in tensors(everything.to("meta"))} == {"meta"}
     copy = everything.clone()
