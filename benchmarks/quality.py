@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
     for setting in settings:
         counts = {"updates": updates}
         if setting.name in given.as_long:
-            counts["GPU seconds"] = round(updates * settings[0].seconds / setting.seconds)
+            counts["GPU seconds"] = max(1, round(updates * settings[0].seconds / setting.seconds))
         for kind, count in counts.items():
             places = [given.output_dir / f"{setting.name}_{count}_{seed}" for seed in given.seeds]
             runs = zip(places, given.seeds, strict=True)
