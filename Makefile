@@ -8,11 +8,13 @@ DEMO := demo_output
 demo: .venv/ready
 	PYTHON=$(RUN) OUT=$(DEMO) ./demo.sh
 
+# Without the check of every function's types and shapes, which `make test` has.
 check: .venv/dev
-	$(RUN) -m pytest -n 2 -m 'not slow'
+	$(RUN) -m pytest -n 2 -m 'not slow' -o addopts=-q
 
+# Three workers for two cores, since some tests wait.
 test: .venv/dev
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 3 --dist worksteal
 
 lint: .venv/dev
 	$(RUN) -m ruff check .

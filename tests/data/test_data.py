@@ -150,6 +150,7 @@ def test_batches_split_into_inputs_and_targets(tmp_path):
             assert torch.equal(targets.cameras.c2w[scene, i], batch.views.cameras.c2w[scene, view])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 4])
 def test_evaluation_covers_every_scene_once(tmp_path, world, size):

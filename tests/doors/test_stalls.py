@@ -141,6 +141,7 @@ def test_a_loader_process_that_dies_while_the_run_computes_is_told_as_well():
         raise RuntimeError("shapes do not fit")
 
 
+@pytest.mark.slow
 def test_data_that_does_not_come_is_an_error_in_the_end(scenes, monkeypatch):
     monkeypatch.setattr(TrainingDataset, "__getitem__", lambda _self, _number: time.sleep(1000))
     with refused("0.5 seconds", "training.distributed_timeout_minutes", error=TimeoutError):

@@ -438,6 +438,7 @@ def test_with_poses_normalised_by_the_inputs_a_render_depends_on_no_other_target
 TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2.0\n  square_crop: true\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "keys"),
     [

@@ -201,7 +201,7 @@ CLAIMS = [
     "decoder_only_equals_plain",
     "saves_statistics",
     "saves_matmuls",
-    "rounds_no_worse",
+    "encoded_once_equals_plain",
     "encoder_decoder_equals_plain",
     "takes_context_and_cameras",
     "copies_are_plain",

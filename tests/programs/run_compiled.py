@@ -58,18 +58,18 @@ def gradients(variant, execution, **transformer):
     return [images.detach(), *(p.grad for p in model.parameters())]
 
 
-def check_equals_plain(variant, cases):
+def check_equals_plain(variant, cases, **sizes):
     """Images and gradients of a variant, with so much saved of groups of so many layers."""
-    plain = gradients(variant, PLAIN)
+    plain = gradients(variant, PLAIN, **sizes)
     for share, every in cases:
-        found = gradients(variant, ExecutionConfig(every, share, compile="on"))
+        found = gradients(variant, ExecutionConfig(every, share, compile="on"), **sizes)
         for ours, theirs in zip(found, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def decoder_only_equals_plain():
     """Whatever is checkpointed and kept."""
-    check_equals_plain("decoder_only", [(0.0, 0), (0.0, 1), (0.5, 1), (1.0, 2)])
+    check_equals_plain("decoder_only", [(0.0, 0), (0.5, 1), (1.0, 2)])
 
 
 def encoder_decoder_equals_plain():
@@ -77,9 +77,10 @@ def encoder_decoder_equals_plain():
     check_equals_plain("encoder_decoder", [(0.5, 1)])
 
 
-def rounds_no_worse():
-    """Matmuls of 16-bit numbers take other ways through GELU and the norms."""
-    check_rounding(lambda execution: gradients("decoder_only", execution))
+def encoded_once_equals_plain():
+    """The variants that encode once, with cameras in attention."""
+    for variant in ("prefix+prope", "cross+prope"):
+        check_equals_plain(variant, [(0.5, 1)], n_layer=2, encoder_n_layer=1)
 
 
 def check_rounding(results):
@@ -94,7 +95,7 @@ def check_rounding(results):
 
 
 def generates_code():
-    """Of one layer, which has all that compiled code writes otherwise."""
+    """Of one layer, which has all that compiled code writes otherwise, as GELU and norms of 16 bits."""
     check_rounding(layer_gradients)
 
 
@@ -205,7 +206,7 @@ def serves_every_use():
 def fits_no_buckets():
     """Blocks compiled whole under DDP with buckets smaller than a block."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    for every in (0, 1, 2):
+    for every in (0, 2):
         model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on")).train()
         parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)
         parallel(random_views(1, 2), random_cameras(1, 2, seed=1)).sum().backward()
@@ -216,13 +217,14 @@ def fits_no_buckets():
 GROUPS = (
     (
         LOWERING,
-        (decoder_only_equals_plain, saves_statistics, saves_matmuls, rounds_no_worse, encoder_decoder_equals_plain),
+        (decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (copies_are_plain,)),
     (FRONT, (counts_graphs_of_shapes,)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),
+    (FRONT, (encoded_once_equals_plain,)),
     (INDUCTOR, (generates_code,)),
     (INDUCTOR, (goes_on_without_a_compiler,)),
 )
