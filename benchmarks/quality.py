@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import train
 from benchmarks.common import benchmark_parser, show
 from benchmarks.train_step import measure
@@ -74,7 +76,7 @@ def read_settings(config: Path, texts: Iterable[str], common: Sequence[str], fol
 
 def gpu_seconds(config: Config) -> float:
     """How long the kernels of an update run; on a CPU, how long an update takes."""
-    row = measure(config, profile=True)
+    row = measure(config, profile=torch.cuda.is_available())
     kernels = [value for key, value in row.items() if key.endswith(" ms")]
     return sum(kernels) / 1000 or row["s/update"]
 

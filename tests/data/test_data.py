@@ -119,6 +119,7 @@ def test_ranks_share_the_samples_of_one_process(tmp_path):
     assert loader.position == 8
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_a_position_resumes(tmp_path):
     path = write_toy_set(tmp_path)
     plain, loader = batches(path, 4)
@@ -131,6 +132,7 @@ def test_workers_change_nothing_and_a_position_resumes(tmp_path):
     assert loader.position == 8
 
 
+@pytest.mark.slow
 def test_a_worker_names_the_bad_frame_in_one_line(tmp_path):
     path = write_toy_set(tmp_path, scenes=1)
     for image in (tmp_path / "images" / "scene0").iterdir():

@@ -166,7 +166,7 @@ def test_renders_and_gradients_are_those_of_the_formula(name):
         assert (a - b).norm() < 1e-4 * b.norm() + 1e-5, key
 
 
-@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("name", ["prefix+prope", "cross+prope"])
 def test_what_is_computed_again_changes_no_gradient(name, every):
     gradients = []

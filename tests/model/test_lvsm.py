@@ -11,7 +11,17 @@ from geometry.cameras import Views, plucker
 from model import ModelConfig, build_model
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig, block_init_std
-from tests.helpers import MODELS, PLAIN, PUBLISHED, class_name, random_cameras, random_views, small_config, small_model
+from tests.helpers import (
+    MODELS,
+    PLAIN,
+    PUBLISHED,
+    VARIANTS,
+    class_name,
+    random_cameras,
+    random_views,
+    small_config,
+    small_model,
+)
 from utils.errors import InputError
 
 
@@ -133,7 +143,7 @@ def test_last_block_shortcut_is_exact(variant):
             torch.testing.assert_close(transformer(x, queries), transformer(x)[:, queries], atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "prefix+prope"])
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_activation_checkpointing_changes_no_gradient(variant, every):
     gradients = []
