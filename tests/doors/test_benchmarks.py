@@ -88,7 +88,7 @@ def test_quality(measured, place):
     held_out = ["--validation", place / "scenes" / "full_list.txt", "--index", place / "index.json"]
     settings = ["--setting", "first:", "--setting", "other: model.class_name=prefix", "--as_long", "other"]
     common = [*small_overrides("decoder_only"), f"training.dataset_path={place}/scenes/full_list.txt"]
-    run = ["--config", CONFIG, "--output_dir", place / "q", *held_out, "training.train_steps=3", *common]
+    run = ["--config", CONFIG, "--output_dir", place / "q", *held_out, *common, "training.train_steps=3"]
     rows = measured(quality, *run, *settings, "--seeds", 0, 1)
     assert [(row["setting"], row["equal"]) for row in rows] == [
         ("first", "updates"),
