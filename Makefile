@@ -12,9 +12,8 @@ demo: .venv/ready
 check: .venv/dev
 	$(RUN) -m pytest -n 2 -m 'not slow' -o addopts=-q
 
-# Three workers for two cores, since some tests wait.
 test: .venv/dev
-	$(RUN) -m pytest -n 3 --dist worksteal
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: .venv/dev
 	$(RUN) -m ruff check .
