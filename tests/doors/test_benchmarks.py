@@ -146,5 +146,5 @@ def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch)
     small = [*small_overrides("decoder_only"), "model.transformer.n_layer=1", "training.batch_size_per_gpu=1"]
     run = ["training.train_steps=60", "training.checkpoint_every=5", f"training.dataset_path={scenes}"]
     places = ["--config", CONFIG, "--output_dir", tmp_path / "runs"]
-    (row,) = measured(restart, *places, "--one_gpu", *small, *run)
+    (row,) = measured(restart, *places, "--one_gpu", "--processes", 1, *small, *run)
     assert row["exit codes"] == [0, 0] and row["starts"] == 2 and row["largest weight difference"] == 0
