@@ -220,7 +220,7 @@ GROUPS = (
         (decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
-    (LOWERING, (copies_are_plain,)),
+    (FRONT, (copies_are_plain,)),
     (FRONT, (counts_graphs_of_shapes,)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),

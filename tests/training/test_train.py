@@ -60,6 +60,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
     assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
 
 
+def test_two_processes_resume_with_cameras_in_attention(scenes, tmp_path):
+    cameras = ["model.transformer.camera_encoding=prope", "model.rays=camera"]
+    for folder, stops in (("whole", [2]), ("resumed", [1, 2])):
+        for steps in stops:
+            given = command(scenes, tmp_path / folder, *cameras, f"training.train_steps={steps}", variant="prefix")
+            result = run("train.py", *given, processes=2)
+            assert result.returncode == 0, result.stderr
+    whole, resumed = (weights(tmp_path / folder, 2) for folder in ("whole", "resumed"))
+    assert largest_difference(whole, resumed) == 0
+
+
 def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
     caplog.set_level("INFO", "lvsm")
     train.main(command(scenes, tmp_path / "run"))
