@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
 # The normal distribution's upper tail for a >= 0: density(a) * polynomial(1 / (1 + _P a)), within 7.5e-8
 # (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.2.17).
 _P = 0.2316419
@@ -24,7 +24,7 @@ def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     Compiled for 16-bit numbers its error function is a polynomial that differs by less than they can tell; the usual
     one takes the GPU longer than reading and writing.
     """
-    if x.dtype not in _HALF or not torch.compiler.is_compiling():
+    if x.dtype not in HALF or not torch.compiler.is_compiling():
         return F.gelu(x)
     return _Gelu.apply(x)
 
@@ -66,7 +66,7 @@ def layer_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, "d"] | None, eps:
     """
     if not torch.compiler.is_compiling():
         return F.layer_norm(x, x.shape[-1:], weight, None, eps)
-    wide = x.float() if x.dtype in _HALF else x
+    wide = x.float() if x.dtype in HALF else x
     variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
     normalized = (wide - mean) * torch.rsqrt(variance + eps)
     normalized = normalized if weight is None else normalized * weight

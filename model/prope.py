@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.relative import PARTS, TokenCameras
-
-_HALF = (torch.bfloat16, torch.float16)
+from model.fused import HALF
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def turn_plainly(
         transposed: by the transposed matrices.
         back: by the angles of the other sign.
     """
-    heads = x.float() if x.dtype in _HALF else x
+    heads = x.float() if x.dtype in HALF else x
     if norm is not None:
         heads = norm(heads)
     projected, *placed = heads.split([heads.shape[-1] // 2, *[heads.shape[-1] // 4] * 2], dim=-1)

@@ -41,6 +41,31 @@ def _channels(G, GP: tl.constexpr):
 
 
 @triton.jit
+def _load_heads(x, start, four, rest, four_mask, rest_mask, G):
+    """Heads in float32: the groups of four, the first halves of columns and rows, their second halves."""
+    u = tl.load(x + start + four, four_mask, 0.0).to(tl.float32)
+    a = tl.load(x + start + rest, rest_mask, 0.0).to(tl.float32)
+    b = tl.load(x + start + rest + G, rest_mask, 0.0).to(tl.float32)
+    return u, a, b
+
+
+@triton.jit
+def _load_angles(cos, sin, token, angle, mask, G, BACK: tl.constexpr):
+    """Cosines and sines of the tokens' angles, of the other sign if BACK."""
+    c = tl.load(cos + token * 2 * G + angle, mask, 0.0)
+    s = tl.load(sin + token * 2 * G + angle, mask, 0.0)
+    if BACK:
+        s = -s
+    return c, s
+
+
+@triton.jit
+def _sum_channels(four, rest):
+    """Sums over the channels of every head [T, H, 1, 1]."""
+    return (tl.sum(tl.sum(four, 3), 2) + tl.sum(tl.sum(rest, 3), 2))[:, :, None, None]
+
+
+@triton.jit
 def _row(four, matrices, row, within, ROW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """One row of the tokens' matrices times groups of four [T, H, G]."""
     j = tl.arange(0, 4)[None, None, None, :]
@@ -67,23 +92,19 @@ def _forward(
     row, token, head, source, within, real = _places(n, stride_b, stride_n, stride_h, H, T, HP)
     four, grouped, rest, angle, placed = _channels(G, GP)
     target = (row * H + head) * (8 * G)
-    u = tl.load(x + source + four, within & real & grouped, 0.0).to(tl.float32)
-    a = tl.load(x + source + rest, within & real & placed, 0.0).to(tl.float32)
-    b = tl.load(x + source + rest + G, within & real & placed, 0.0).to(tl.float32)
+    four_mask = within & real & grouped
+    rest_mask = within & real & placed
+    u, a, b = _load_heads(x, source, four, rest, four_mask, rest_mask, G)
     if NORM:
-        squares = tl.sum(tl.sum(u * u, 3), 2) + tl.sum(tl.sum(a * a + b * b, 3), 2)
-        scale = tl.rsqrt(squares / (8 * G) + eps)[:, :, None, None]
+        scale = tl.rsqrt(_sum_channels(u * u, a * a + b * b) / (8 * G) + eps)
         u = u * scale * tl.load(weight + four, grouped, 0.0)
         a = a * scale * tl.load(weight + rest, placed, 0.0)
         b = b * scale * tl.load(weight + rest + G, placed, 0.0)
     turned = _by_matrices(u, matrices, row, within, T, HP, GP, TRANSPOSED)
-    c = tl.load(cos + token * 2 * G + angle, within & placed, 0.0)
-    s = tl.load(sin + token * 2 * G + angle, within & placed, 0.0)
-    if BACK:
-        s = -s
-    tl.store(y + target + four, turned, within & real & grouped)
-    tl.store(y + target + rest, c * a + s * b, within & real & placed)
-    tl.store(y + target + rest + G, c * b - s * a, within & real & placed)
+    c, s = _load_angles(cos, sin, token, angle, within & placed, G, BACK)
+    tl.store(y + target + four, turned, four_mask)
+    tl.store(y + target + rest, c * a + s * b, rest_mask)
+    tl.store(y + target + rest + G, c * b - s * a, rest_mask)
 
 
 @triton.jit
@@ -96,22 +117,16 @@ def _backward(
     row, token, head, source, within, real = _places(n, stride_b, stride_n, stride_h, H, T, HP)
     four, grouped, rest, angle, placed = _channels(G, GP)
     target = (row * H + head) * (8 * G)
-    u = tl.load(x + source + four, within & real & grouped, 0.0).to(tl.float32)
-    a = tl.load(x + source + rest, within & real & placed, 0.0).to(tl.float32)
-    b = tl.load(x + source + rest + G, within & real & placed, 0.0).to(tl.float32)
-    outer_u = tl.load(outer + target + four, within & real & grouped, 0.0).to(tl.float32)
-    outer_a = tl.load(outer + target + rest, within & real & placed, 0.0).to(tl.float32)
-    outer_b = tl.load(outer + target + rest + G, within & real & placed, 0.0).to(tl.float32)
-    c = tl.load(cos + token * 2 * G + angle, within & placed, 0.0)
-    s = tl.load(sin + token * 2 * G + angle, within & placed, 0.0)
-    if BACK:
-        s = -s
+    four_mask = within & real & grouped
+    rest_mask = within & real & placed
+    u, a, b = _load_heads(x, source, four, rest, four_mask, rest_mask, G)
+    outer_u, outer_a, outer_b = _load_heads(outer, target, four, rest, four_mask, rest_mask, G)
+    c, s = _load_angles(cos, sin, token, angle, within & placed, G, BACK)
     # What reaches the heads before they were turned, then before they were normalised.
     du = _by_matrices(outer_u, matrices, row, within, T, HP, GP, not TRANSPOSED)
     da = c * outer_a - s * outer_b
     db = c * outer_b + s * outer_a
-    squares = tl.sum(tl.sum(u * u, 3), 2) + tl.sum(tl.sum(a * a + b * b, 3), 2)
-    scale = tl.rsqrt(squares / (8 * G) + eps)[:, :, None, None]
+    scale = tl.rsqrt(_sum_channels(u * u, a * a + b * b) / (8 * G) + eps)
     sums = dweight + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (8 * G)
     tl.store(sums + four, tl.sum(tl.sum(du * u * scale, 1, True), 0, True), grouped)
     tl.store(sums + rest, tl.sum(tl.sum(da * a * scale, 1, True), 0, True), placed)
@@ -119,11 +134,10 @@ def _backward(
     du = du * tl.load(weight + four, grouped, 0.0)
     da = da * tl.load(weight + rest, placed, 0.0)
     db = db * tl.load(weight + rest + G, placed, 0.0)
-    along = tl.sum(tl.sum(du * u, 3), 2) + tl.sum(tl.sum(da * a + db * b, 3), 2)
-    shrink = along[:, :, None, None] * scale * scale / (8 * G)
-    tl.store(dx + target + four, scale * (du - u * shrink), within & real & grouped)
-    tl.store(dx + target + rest, scale * (da - a * shrink), within & real & placed)
-    tl.store(dx + target + rest + G, scale * (db - b * shrink), within & real & placed)
+    shrink = _sum_channels(du * u, da * a + db * b) * scale * scale / (8 * G)
+    tl.store(dx + target + four, scale * (du - u * shrink), four_mask)
+    tl.store(dx + target + rest, scale * (da - a * shrink), rest_mask)
+    tl.store(dx + target + rest + G, scale * (db - b * shrink), rest_mask)
 
 
 def _sizes(x: Tensor) -> dict[str, int]:
@@ -174,7 +188,7 @@ def turn_heads(
     transposed: bool,
     back: bool,
 ) -> Tensor:
-    """`turn_fast` with the weight of the norm, or none."""
+    """`turn_fast` as an operator that compilers and autograd know; `weight` is that of the norm, if there is one."""
     x = _dense_heads(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _forward[_grid(x)](
