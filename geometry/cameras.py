@@ -36,14 +36,6 @@ class Cameras:
         """All leading dimensions as one."""
         return replace(self, c2w=self.c2w.reshape(-1, 4, 4), fxfycxcy=self.fxfycxcy.reshape(-1, 4))
 
-    def repeat(self, times: int) -> "Cameras":
-        """Every scene's cameras as those of so many scenes in a row."""
-        return replace(
-            self,
-            c2w=self.c2w.repeat_interleave(times, dim=0),
-            fxfycxcy=self.fxfycxcy.repeat_interleave(times, dim=0),
-        )
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Cameras":
         """The same cameras on another device."""
         c2w = self.c2w.to(device, non_blocking=non_blocking)

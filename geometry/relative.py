@@ -45,15 +45,17 @@ def token_cameras(parts: Sequence[Cameras | int], patch_size: int, d_head: int) 
     """What turns the tokens of a sequence that consists of `parts`.
 
     Args:
-        parts: cameras [b, v], whose tokens cover `patch_size`² pixels and come view by view, row by row; or a number
-            of tokens without a camera, which are turned by the identity.
+        parts: cameras [s, v], whose tokens cover `patch_size`² pixels and come view by view, row by row; or a number
+            of tokens without a camera, which are turned by the identity. Where parts are of different numbers
+            of scenes, the cameras of one scene of the fewer serve several scenes in a row of the others.
         d_head: channels of a head, a multiple of 8.
     """
-    cameras = next(part for part in parts if isinstance(part, Cameras))
-    b = len(cameras.c2w)
+    cameras = [part for part in parts if isinstance(part, Cameras)]
+    b = max(part.shape[0] for part in cameras)
+    device = cameras[0].c2w.device
     angles = d_head // PARTS
     turns = [
-        _identity(part, b, angles, cameras.c2w.device) if isinstance(part, int) else _of_views(part, patch_size, angles)
+        _identity(part, b, angles, device) if isinstance(part, int) else _of_views(part, b, patch_size, angles)
         for part in parts
     ]
     return TokenCameras(
@@ -70,14 +72,14 @@ def _identity(tokens: int, b: int, angles: int, device: torch.device) -> TokenCa
     return TokenCameras(matrix, matrix, zeros + 1, zeros)
 
 
-def _of_views(cameras: Cameras, patch_size: int, angles: int) -> TokenCameras:
+def _of_views(cameras: Cameras, b: int, patch_size: int, angles: int) -> TokenCameras:
     rows = cameras.height // patch_size
     columns = cameras.width // patch_size
     place = patch_angles(rows, columns, angles, cameras.c2w.device).repeat(cameras.shape[1], 1)
-    n = rows * columns
+    each = {"t": b // cameras.shape[0], "n": rows * columns}
     return TokenCameras(
-        repeat(projections(cameras), "b v i j -> b (v n) i j", n=n),
-        repeat(inverse_projections(cameras), "b v i j -> b (v n) i j", n=n),
+        repeat(projections(cameras), "s v i j -> (s t) (v n) i j", **each),
+        repeat(inverse_projections(cameras), "s v i j -> (s t) (v n) i j", **each),
         place.cos(),
         place.sin(),
     )

@@ -167,7 +167,7 @@ class DecoderOnly(LVSM):
         """The target's tokens after the stack."""
         target = self.pose_tokenizer(targets)
         sequence = self.run(_join_inputs_first, self.input_norm, encoded.tokens, target)
-        relative = self._relative(encoded.cameras.repeat(targets.shape[1]), _one_by_one(targets))
+        relative = self._relative(encoded.cameras, _one_by_one(targets))
         # Counted from the end, so that the number of inputs changes nothing about it.
         return self.transformer(sequence, queries=slice(-target.shape[2], None), relative=relative)
 

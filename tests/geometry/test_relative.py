@@ -59,3 +59,13 @@ def test_tokens_come_view_by_view_and_those_without_a_camera_are_left_alone():
         assert (some.projection == projections(cameras)[:, view, None]).all()
         assert (some.inverse == inverse_projections(cameras)[:, view, None]).all()
         assert torch.equal(some.cos, angles.cos()) and torch.equal(some.sin, angles.sin())
+
+
+def test_a_scene_serves_all_of_its_targets_in_a_row():
+    inputs, targets = random_cameras(2, 3), random_cameras(6, 1, seed=1)
+    found = token_cameras([inputs, targets], patch_size=4, d_head=16)
+    for sequence in range(6):
+        alone = token_cameras([inputs[sequence // 3, None], targets[sequence, None]], patch_size=4, d_head=16)
+        assert torch.equal(found.projection[sequence], alone.projection[0])
+        assert torch.equal(found.inverse[sequence], alone.inverse[0])
+        assert torch.equal(found.cos, alone.cos) and torch.equal(found.sin, alone.sin)
