@@ -167,16 +167,18 @@ class Attention(MultiHead):
 
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
-        k, v = F.linear(x, self.qkv.weight[x.shape[-1] :]).chunk(2, dim=-1)
+        k, v = self._project_kv(x)
         return self._keys_values(k, v, relative)
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
         """Queries, keys and values [b n d]."""
         if queries is None:
             return self.qkv(x).chunk(3, dim=-1)
-        d = x.shape[-1]
-        q = F.linear(x[:, queries], self.qkv.weight[:d])
-        return q, *F.linear(x, self.qkv.weight[d:]).chunk(2, dim=-1)
+        q = F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]])
+        return q, *self._project_kv(x)
+
+    def _project_kv(self, x: Tensor) -> tuple[Tensor, ...]:
+        return F.linear(x, self.qkv.weight[x.shape[-1] :]).chunk(2, dim=-1)
 
 
 def _join(context: KeysValues, own: KeysValues) -> KeysValues:
@@ -326,8 +328,8 @@ class Transformer(Compilable, nn.ModuleList):
         self, cfg: TransformerConfig, n_layer: int, block: Callable[[TransformerConfig], nn.Module] = Block
     ) -> None:
         super().__init__(block(cfg) for _ in range(n_layer))
-        for index, block in enumerate(self):
-            init_linears(block, block_init_std(cfg, index, n_layer))
+        for index, layer in enumerate(self):
+            init_linears(layer, block_init_std(cfg, index, n_layer))
 
     def checkpoint_groups(self, layers_per_group: int, share: float) -> None:
         """Save only `share` of the activations of each group of layers for backward; 0 layers: save everything."""
