@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from model import VARIANTS
 from model.lvsm import LVSM, ModelConfig
@@ -17,7 +17,7 @@ log = logging.getLogger("lvsm")
 
 # What a configuration calls the parts of a function, and what they may be.
 _KEYS = {"variant": "class_name", "camera_encoding": "transformer.camera_encoding", "rays": "rays"}
-_KNOWN = {"variant": tuple(VARIANTS), "camera_encoding": ("none", "prope"), "rays": tuple(RAYS)}
+_KNOWN = {"variant": tuple(VARIANTS), "camera_encoding": get_args(CameraEncoding), "rays": tuple(RAYS)}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_
     stored = stored_function(content, source)
     if stored is None:
         return
-    asked = {name for name, key in _KEYS.items() if _value(model.cfg, key) != "auto"}
-    _adopt(model, stored, asked)
+    _adopt(model, stored)
     different = function_of(model).differences(stored)
     if not different:
         return
@@ -89,20 +88,15 @@ def load_weights(model: LVSM, content: Mapping[str, Any], source: object, allow_
     here = " and ".join(ours for ours, _ in different.values())
     if not allow_other:
         raise MisfitError(
-            f"{source} was trained with {trained}, here it is {here}, which computes another function of the same "
-            "weights: change the key, or set training.allow_other_function=true to go on all the same"
+            f"{source} was trained with {trained}, but here it is {here}: the same weights would compute something "
+            "else. Change the key, or set training.allow_other_function=true to go on all the same"
         )
-    log.warning("%s was trained with %s: as %s the same weights compute another function", source, trained, here)
+    log.warning("%s was trained with %s: with %s the same weights compute something else", source, trained, here)
 
 
-def _adopt(model: LVSM, stored: Function, asked: set[str]) -> None:
-    if "camera_encoding" not in asked:
+def _adopt(model: LVSM, stored: Function) -> None:
+    """Have the model compute what was stored where its configuration leaves it open."""
+    if model.cfg.transformer.camera_encoding == "auto":
         model.camera_encoding = stored.camera_encoding
-    if "rays" not in asked:
+    if model.cfg.rays == "auto":
         model.see(stored.rays)
-
-
-def _value(cfg: Any, key: str) -> Any:
-    for name in key.split("."):
-        cfg = getattr(cfg, name)
-    return cfg

@@ -25,8 +25,8 @@ log = logging.getLogger("lvsm")
 class RestoringConfig:
     """The checkpoint to start from, and whether only its weights count.
 
-    `allow_other_function` lets weights go on as another variant, or with cameras seen in another way, than they were
-    trained with, where they fit; starting anew from weights (`reset_training_state`) needs no leave.
+    `allow_other_function` lets a run go on from weights that were trained as another variant, or with cameras seen in
+    another way, if they fit. `reset_training_state`, which starts anew from weights, always does.
     """
 
     resume_ckpt: str = file_path("")
