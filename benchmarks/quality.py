@@ -6,17 +6,17 @@
         [--seeds 0 1] [--as_long prefix] [key=value ...]
 
 Every setting is trained with every seed for `training.train_steps` updates and scored on held-out scenes on the way.
-Those that `--as_long` names are trained again for as many updates as take the GPU as long as the first does: GPU
-seconds an update, those in which its kernels run, are measured beforehand. Writes `quality.svg`, PSNR over GPU seconds,
-and `quality.json` to the folder; runs that are finished are not done again.
+Settings named by `--as_long` are trained once more, for the GPU time that the first setting took. GPU time is that in
+which kernels run; what an update takes of it is measured beforehand. The folder gets `quality.svg`, PSNR over GPU
+seconds, and `quality.json`. Runs that are finished are not done again.
 """
 
+import argparse
 import html
 import json
-import logging
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from typing import Any
 import torch
 
 import train
-from benchmarks.common import benchmark_parser, show
+from benchmarks.common import benchmark_parser, last_lines, show
 from benchmarks.train_step import measure
 from setup import Config, read_config
 from utils.checkpoint import checkpoint_name
 from utils.cli import path_argument, run_main
+from utils.errors import InputError
 from utils.files import write_json, write_text
-
-log = logging.getLogger("lvsm")
 
 # Scores of a run on the way to its end.
 _SCORES = 10
@@ -61,16 +60,23 @@ class Curve:
 
 
 def read_settings(config: Path, texts: Iterable[str], common: Sequence[str], folder: Path) -> list[Setting]:
-    """Settings as the command line gives them, each measured once and for all runs of the folder."""
-    costs = folder / "seconds.json"
-    known: dict[str, float] = json.loads(costs.read_text()) if costs.exists() else {}
+    """Settings as the command line gives them, each measured once and for all runs of the folder.
+
+    Raises:
+        InputError: the folder holds a setting of the same name with other overrides.
+    """
+    path = folder / "settings.json"
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     settings = []
     for text in texts:
         name, _, own = text.partition(":")
+        overrides = [*common, *own.split()]
         if name not in known:
-            known[name] = gpu_seconds(read_config(config, [*common, *own.split()]))
-            write_json(costs, known)
-        settings.append(Setting(name, own.split(), known[name]))
+            known[name] = {"overrides": overrides, "seconds": gpu_seconds(read_config(config, overrides))}
+            write_json(path, known)
+        if known[name]["overrides"] != overrides:
+            raise InputError(f"{path}: {name} has other overrides there: name it otherwise, or another --output_dir")
+        settings.append(Setting(name, own.split(), known[name]["seconds"]))
     return settings
 
 
@@ -93,8 +99,7 @@ def train_one(config: Path, folder: Path, setting: Setting, seed: int, updates: 
 
 def read_curve(folder: Path, setting: Setting, seed: int, updates: int) -> Curve:
     """The scores in a run folder."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scored = {line["step"]: line for line in lines if "validation/psnr" in line}
+    scored = {line["step"]: line for line in last_lines(folder) if "validation/psnr" in line}
     steps = sorted(scored)
     psnr = [scored[step]["validation/psnr"] for step in steps]
     ssim = [scored[step]["validation/ssim"] for step in steps]
@@ -117,71 +122,102 @@ def summarize(setting: Setting, curves: Sequence[Curve], kind: str) -> dict[str,
     }
 
 
-def picture(curves: Sequence[Curve], width: int = 760, height: int = 420) -> str:
+@dataclass(frozen=True)
+class Axes:
+    """The part of a picture that curves are drawn in, in its pixels, and what its sides stand for."""
+
+    right: float
+    low: int
+    high: int
+    left: int = 50
+    top: int = 15
+    width: int = 530
+    height: int = 360
+
+    def x(self, seconds: float) -> str:
+        """Where so many GPU seconds are."""
+        return f"{self.left + self.width * seconds / self.right:.1f}"
+
+    def y(self, psnr: float) -> str:
+        """Where so many dB are."""
+        return f"{self.top + self.height * (self.high - psnr) / (self.high - self.low):.1f}"
+
+
+def picture(curves: Sequence[Curve]) -> str:
     """PSNR over GPU seconds as SVG, a line for each run, a colour for each setting."""
-    right = max(curve.seconds for curve in curves)
     values = [value for curve in curves for value in curve.psnr]
-    low = math.floor(min(values))
-    high = math.ceil(max(values))
-    left, top, w, h = 50, 15, width - 230, height - 60
-
-    def place(seconds: float, psnr: float) -> str:
-        return f"{left + w * seconds / right:.1f},{top + h * (high - psnr) / (high - low):.1f}"
-
+    axes = Axes(max(curve.seconds for curve in curves), math.floor(min(values)), math.ceil(max(values)))
     names = list(dict.fromkeys(curve.setting for curve in curves))
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">']
-    parts.append(f'<rect width="{width}" height="{height}" fill="#fff"/>')
-    for psnr in range(low, high + 1):
-        y = top + h * (high - psnr) / (high - low)
-        parts.append(f'<line x1="{left}" x2="{left + w}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" font-size="12" text-anchor="end">{psnr}</text>')
-    for tick in range(5):
-        x = left + w * tick / 4
-        parts.append(
-            f'<text x="{x:.1f}" y="{top + h + 18}" font-size="12" text-anchor="middle">{right * tick / 4:.0f}</text>'
-        )
-    parts.append(f'<text x="{left + w / 2}" y="{height - 8}" font-size="12" text-anchor="middle">GPU seconds</text>')
-    parts.append(f'<text x="{left}" y="{top - 3}" font-size="12">PSNR, dB</text>')
-    for curve in curves:
-        colour = _COLOURS[names.index(curve.setting) % len(_COLOURS)]
-        points = (
-            place(curve.seconds * step / curve.updates, psnr)
-            for step, psnr in zip(curve.steps, curve.psnr, strict=True)
-        )
-        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-    for number, name in enumerate(names):
-        y = top + 12 + 18 * number
-        colour = _COLOURS[number % len(_COLOURS)]
-        parts.append(f'<rect x="{left + w + 14}" y="{y - 9}" width="12" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{left + w + 32}" y="{y}" font-size="12">{html.escape(name)}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
+    lines = [draw_curve(curve, axes, colours[curve.setting]) for curve in curves]
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 420" font-family="sans-serif" font-size="12">'
+    ground = '<rect width="760" height="420" fill="#fff"/>'
+    return "\n".join([head, ground, *draw_axes(axes), *lines, *draw_names(axes, colours), "</svg>\n"])
+
+
+def draw_axes(axes: Axes) -> Iterator[str]:
+    """A line for every dB, numbers for both directions, and what they are."""
+    end = axes.left + axes.width
+    below = axes.top + axes.height
+    for psnr in range(axes.low, axes.high + 1):
+        y = axes.y(psnr)
+        yield f'<line x1="{axes.left}" x2="{end}" y1="{y}" y2="{y}" stroke="#ddd"/>'
+        yield f'<text x="{axes.left - 8}" y="{y}" dy="4" text-anchor="end">{psnr}</text>'
+    for part in range(5):
+        seconds = axes.right * part / 4
+        yield f'<text x="{axes.x(seconds)}" y="{below + 18}" text-anchor="middle">{seconds:.3g}</text>'
+    yield f'<text x="{axes.left + axes.width / 2}" y="{below + 37}" text-anchor="middle">GPU seconds</text>'
+    yield f'<text x="{axes.left}" y="{axes.top - 3}">PSNR, dB</text>'
+
+
+def draw_curve(curve: Curve, axes: Axes, colour: str) -> str:
+    """The scores of a run, by the GPU time of its updates."""
+    times = [curve.seconds * step / curve.updates for step in curve.steps]
+    points = " ".join(f"{axes.x(time)},{axes.y(psnr)}" for time, psnr in zip(times, curve.psnr, strict=True))
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def draw_names(axes: Axes, colours: Mapping[str, str]) -> Iterator[str]:
+    """What the colours stand for, beside the curves."""
+    x = axes.left + axes.width + 14
+    for number, (name, colour) in enumerate(colours.items()):
+        y = axes.top + 12 + 18 * number
+        yield f'<rect x="{x}" y="{y - 9}" width="12" height="10" fill="{colour}"/>'
+        yield f'<text x="{x + 18}" y="{y}">{html.escape(name)}</text>'
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = benchmark_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=path_argument, required=True)
+    add("--output_dir", type=path_argument, required=True, help="gets a run folder for each")
+    add("--setting", action="append", required=True, metavar='"NAME: key=value ..."')
+    add("--validation", type=path_argument, required=True, help="the list of held-out scenes")
+    add("--index", type=path_argument, required=True, help="the views of these scenes")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--as_long", nargs="+", default=[], metavar="NAME", help="also train these for the GPU time of the first")
+    add("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args(argv)
+    names = [text.partition(":")[0] for text in given.setting]
+    for name in given.as_long:
+        if name not in names:
+            raise InputError(
+                f"--as_long names {name}, which is no --setting: {', '.join(names)} (key=value comes before)"
+            )
+    return given
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, train and score every setting."""
-    parser = benchmark_parser(__doc__)
-    parser.add_argument("--config", type=path_argument, required=True)
-    parser.add_argument("--output_dir", type=path_argument, required=True, help="gets a run folder for each")
-    parser.add_argument("--setting", action="append", required=True, metavar='"NAME: key=value ..."')
-    parser.add_argument("--validation", type=path_argument, required=True, help="the list of held-out scenes")
-    parser.add_argument("--index", type=path_argument, required=True, help="the views of these scenes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--as_long",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="also train these for the GPU time of the first setting",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_intermixed_args(argv)
+    given = parse(argv)
     held_out = [f"training.validation_path={given.validation}", f"training.validation_index={given.index}"]
     common = [*given.overrides, *held_out]
     given.output_dir.mkdir(parents=True, exist_ok=True)
     settings = read_settings(given.config, given.setting, given.overrides, given.output_dir)
     updates = read_config(given.config, given.overrides).training.optim.train_steps
     rows = []
-    curves = []
+    curves: list[Curve] = []
     for setting in settings:
         counts = {"updates": updates}
         if setting.name in given.as_long:

@@ -110,6 +110,10 @@ def test_quality(measured, place):
     before = {path: path.stat().st_mtime_ns for path in (place / "q").rglob("ckpt_*.pt")}
     assert measured(quality, *run, *settings, "--seeds", 0, 1) == rows and before
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    with refused("settings.json", "other"):
+        measured(quality, *run, *settings[:2], "--setting", "other: model.class_name=cross")
+    with refused("--as_long", "nobody", "first, other"):
+        measured(quality, *run, *settings, "nobody")
 
 
 def test_loading(measured, monkeypatch):
