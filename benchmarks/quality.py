@@ -163,11 +163,17 @@ def draw_axes(axes: Axes) -> Iterator[str]:
         y = axes.y(psnr)
         yield f'<line x1="{axes.left}" x2="{end}" y1="{y}" y2="{y}" stroke="#ddd"/>'
         yield f'<text x="{axes.left - 8}" y="{y}" dy="4" text-anchor="end">{psnr}</text>'
-    for part in range(5):
-        seconds = axes.right * part / 4
-        yield f'<text x="{axes.x(seconds)}" y="{below + 18}" text-anchor="middle">{seconds:.3g}</text>'
+    step = tick_step(axes.right)
+    for tick in range(int(axes.right / step) + 1):
+        yield f'<text x="{axes.x(tick * step)}" y="{below + 18}" text-anchor="middle">{tick * step:g}</text>'
     yield f'<text x="{axes.left + axes.width / 2}" y="{below + 37}" text-anchor="middle">GPU seconds</text>'
     yield f'<text x="{axes.left}" y="{axes.top - 3}">PSNR, dB</text>'
+
+
+def tick_step(length: float) -> float:
+    """The largest of 1, 2 or 5 times a power of ten that is at most a quarter of an axis's length."""
+    power = 10 ** math.floor(math.log10(length / 4))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= length / 4)
 
 
 def draw_curve(curve: Curve, axes: Axes, colour: str) -> str:

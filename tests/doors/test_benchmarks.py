@@ -84,6 +84,11 @@ def test_rendering(measured, monkeypatch):
     assert [row["encoded MB/view"] for row in rows[3:]] == pytest.approx([4 * (4 * 64 + 20) / 1e6] * 4)
 
 
+@pytest.mark.parametrize(("length", "step"), [(19.7, 2), (20.1, 5), (8, 2), (4, 1), (0.13, 0.02), (3999, 500)])
+def test_ticks_are_round_numbers(length, step):
+    assert quality.tick_step(length) == pytest.approx(step)
+
+
 def test_quality(measured, place):
     held_out = ["--validation", place / "scenes" / "full_list.txt", "--index", place / "index.json"]
     settings = ["--setting", "first:", "--setting", "other: model.class_name=prefix", "--as_long", "other"]
