@@ -54,10 +54,10 @@ def stored_function(content: Mapping[str, Any], source: object) -> Function | No
     Raises:
         InputError: it says what cannot be.
     """
-    stored = content.get("function")
-    if stored is None:
+    if "function" not in content:
         variants = find_variants(content["model"])
         return Function(min(variants)) if variants else None
+    stored = content["function"]
     if not isinstance(stored, Mapping) or stored.keys() != _KNOWN.keys():
         raise InputError(f"{source}: function is {shown(stored)}, not {', '.join(_KNOWN)}: its file is damaged")
     for name, known in _KNOWN.items():

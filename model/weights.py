@@ -66,16 +66,25 @@ def published_state(model: LVSM) -> dict[str, Tensor]:
 def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> None:
     """Load weights stored under published names into `model`; nothing may be missing, unknown or misshapen.
 
+    Args and errors are those of `fitting_state`; where it raises, the model is unchanged.
+    """
+    given = fitting_state(model, state, source)
+    model.load_state_dict({name: given[published] for name, published in published_names(model).items()})
+
+
+def fitting_state(model: LVSM, state: Mapping[str, Any], source: object) -> dict[str, Tensor]:
+    """The weights in `state`, under the published names of `model`, if they are all that it has.
+
     Args:
         state: published names -> tensors; `loss_computer.*` is ignored, what wrappers put into names is taken out.
         source: where the weights come from, for error messages.
 
     Raises:
-        InputError: names the tensor that is not plain, finite numbers. The model is unchanged.
+        InputError: names the tensor that is not plain, finite numbers.
         MisfitError: names the sizes that differ, with both numbers; where they agree, the keys that are missing,
-            unknown or of the wrong shape. The model is unchanged.
+            unknown or of the wrong shape.
     """
-    given = _without_wrappers(state, source)
+    given = without_wrappers(state, source)
     own = published_state(model)
     for name in sorted(own.keys() & given.keys()):
         if fault := plain_fault(given[name]):
@@ -87,11 +96,15 @@ def load_published(model: LVSM, state: Mapping[str, Any], source: object) -> Non
         # As the model will have them, since a number may fit into the file's type alone.
         if fault := tensor_fault(value.to(own[name].dtype)):
             raise InputError(f"{source}: {name} {fault}: its training diverged, take an earlier checkpoint")
-    model.load_state_dict({name: given[published] for name, published in published_names(model).items()})
+    return given
 
 
-def _without_wrappers(state: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """The weights under the names that they have in the bare model."""
+def without_wrappers(state: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Weights under the names that they have in the bare model; `loss_computer.*` is left out.
+
+    Raises:
+        InputError: a name stands there twice.
+    """
     given: dict[str, Any] = {}
     for full, value in state.items():
         name = _WRAPPERS.sub("", str(full))

@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import preprocess_data
 import setup
 import train
 from data.scene import read_scene
+from model.function import Function
 from tests.fuzz_damage import (
     ALIASES,
     IMAGES,
@@ -258,6 +259,32 @@ class Case:
 
         return action
 
+    def spoil_header(self, path: Path) -> Callable[[], str]:
+        """Damage the JSON at the beginning of a safetensors file, or that in its metadata."""
+
+        def action() -> str:
+            if not path.is_file() or path.is_symlink():
+                return "nothing"
+            content = path.read_bytes()
+            end = 8 + int.from_bytes(content[:8], "little")
+            try:
+                header = json.loads(content[8:end])
+                function = [json.loads(header["__metadata__"]["function"])]
+            except (ValueError, LookupError, TypeError, RecursionError):  # damaged before
+                return "nothing"
+            if self.rng.random() < 0.5:
+                words = damage_tree(function, self.rng, JSON_VALUES)
+                header["__metadata__"]["function"] = json_text(function[0])
+                text = json.dumps(header)
+            else:
+                holder = [header]
+                words = damage_tree(holder, self.rng, JSON_VALUES)
+                text = json_text(holder[0])
+            path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[end:])
+            return f"{words} in its header"
+
+        return action
+
 
 def _deep(depth: int) -> list[Any]:
     value: list[Any] = []
@@ -400,7 +427,7 @@ def weights_case(case: Case) -> Door:
     path = case.path("given", case.rng.choice(["weights.pt", "weights.pt", "weights.safetensors"]))
     path.parent.mkdir()
     write_weights(source, path, case.rng)
-    tensors = case.spoil_tensors(path) if path.suffix == ".pt" else case.spoil_bytes(path)
+    tensors = case.spoil_tensors(path) if path.suffix == ".pt" else case.spoil_header(path)
     case.do(*[tensors] * 4, case.spoil_bytes(path), case.spoil_file(path))
     if case.rng.random() < 0.5:
         return evaluate_door(f"training.checkpoint_dir=given/{path.name}")
@@ -411,7 +438,7 @@ def write_weights(source: Path, path: Path, rng: random.Random) -> None:
     """Weights in one of the forms in which they are passed around."""
     weights = torch.load(source)["model"]
     if path.suffix == ".safetensors":
-        save_file(weights, path)
+        save_file(weights, path, metadata={"function": json.dumps(asdict(Function("decoder_only")))})
         return
     prefix = rng.choice(["", "", "module.", "_orig_mod.", "module._orig_mod."])
     weights = {prefix + name: value for name, value in weights.items()}

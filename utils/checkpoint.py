@@ -1,5 +1,6 @@
 """Checkpoint files: which one is meant, reading without executing anything, writing whole or not at all."""
 
+import json
 import logging
 import re
 import threading
@@ -12,10 +13,10 @@ import torch
 
 from utils.errors import InputError, MisfitError
 from utils.fields import bounded, file_path
-from utils.files import atomic_path, remove_stale
+from utils.files import atomic_path, parse_json, remove_stale
 from utils.hub import fetch_from_hub, is_hub_address
 from utils.random_state import random_state_fault
-from utils.tensor_file import TensorFileError, read_tensors
+from utils.tensor_file import TensorFileError, read_metadata, read_tensors, write_safetensors
 from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
@@ -24,6 +25,9 @@ _NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 _SUFFIXES = (".pt", ".safetensors")
 # Under which of its names a checkpoint holds weights.
 _WEIGHTS_NAMES = ("model", "state_dict")
+# What a safetensors file keeps of a checkpoint in its metadata, and in which form.
+_TEXTS = ("config",)
+_JSON = ("function",)
 # Names that a message lists.
 _SHOWN = 4
 # Beyond what any run counts.
@@ -130,7 +134,8 @@ def newest_readable(
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU; only tensors and plain values are accepted.
 
-    A state dict by itself, or under the name "state_dict", becomes the "model" of a checkpoint.
+    A state dict by itself, or under the name "state_dict", becomes the "model" of a checkpoint. What a safetensors file
+    says of itself stands beside it, as `write_weights` wrote it.
 
     Raises:
         InputError: the file is missing, damaged or no checkpoint; the message says what it is instead.
@@ -138,6 +143,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     named = printable(str(path))
     try:
         content = read_tensors(path)
+        metadata = read_metadata(path)
     except FileNotFoundError:
         raise InputError(f"checkpoint not found: {named}") from None
     except (OSError, TensorFileError) as error:
@@ -146,7 +152,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = _with_model(content)
     if state is None:
         raise InputError(f"not a checkpoint: {named}: {_held_instead(content)}: name a file of weights")
-    return state
+    return state | _described(metadata, named)
+
+
+def _described(metadata: Mapping[str, str], named: str) -> dict[str, Any]:
+    """What metadata say of weights, as a checkpoint has it."""
+    said: dict[str, Any] = {name: metadata[name] for name in _TEXTS if name in metadata}
+    for name in (name for name in _JSON if name in metadata):
+        try:
+            said[name] = parse_json(metadata[name])
+        except ValueError as error:
+            reason = printable(str(error), 120)
+            raise InputError(f"{named}: {name} in its metadata is not JSON ({reason}): its file is damaged") from None
+    return said
 
 
 def _held_instead(content: object) -> str:
@@ -211,6 +229,11 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         OSError: the disk is full or not writable; the folder is then as it was.
     """
     path = folder / checkpoint_name(step)
+    _save(path, state)
+    return path
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(dict(state), file)
@@ -219,7 +242,22 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-    return path
+
+
+def write_weights(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint's weights, what they compute and the configuration of their training as one file.
+
+    Its suffix decides the form: `.safetensors`, with texts in its metadata, or `.pt`.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left then.
+    """
+    kept = {name: state[name] for name in ("model", *_TEXTS, *_JSON) if name in state}
+    if path.suffix == ".safetensors":
+        metadata = {name: kept[name] if name in _TEXTS else json.dumps(kept[name]) for name in kept if name != "model"}
+        write_safetensors(path, kept["model"], metadata)
+    else:
+        _save(path, kept)
 
 
 class CheckpointWriter:

@@ -259,13 +259,23 @@ def read_json(path: Path, what: str) -> Any:
         InputError: the file is missing, unreadable, not JSON, nested beyond reason, or names a key twice in an object.
     """
     try:
-        return json.loads(read_text(path), parse_int=_parse_integer, object_pairs_hook=_unique_keys)
+        return parse_json(read_text(path))
     except FileNotFoundError:
         raise InputError(f"{what} not found: {printable(str(path))}") from None
-    except RecursionError:
-        raise InputError(f"{what} cannot be read: {printable(str(path))}: it is nested too deep") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{what} cannot be read: {printable(str(path))}: {printable(str(error), 300)}") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, nested beyond reason, or names a key twice in an object.
+    """
+    try:
+        return json.loads(text, parse_int=_parse_integer, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _parse_integer(digits: str) -> int:

@@ -1,8 +1,10 @@
-"""Files of tensors (`torch.save`, safetensors): read without executing anything, each fault told apart."""
+"""Files of tensors (`torch.save`, safetensors): read without executing anything, each fault told apart; written."""
 
 import pickle
 import re
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 from utils.errors import DamagedError
-from utils.files import open_regular
+from utils.files import atomic_path, open_regular
 from utils.text import printable, shown
 from utils.torch_archive import ARCHIVE_START, LEGACY_MAGIC, OtherFileError, TorchArchive
 
@@ -61,8 +63,7 @@ def read_tensors(path: Path) -> Any:
         OSError: there is no such file, or not a regular one.
         TensorFileError: it is damaged, or not such a file.
     """
-    with open_regular(path) as file:
-        head = file.read(_HEAD)
+    head = _read_head(path)
     if fault := _fault_of_start(head):
         raise TensorFileError(fault)
     if _is_safetensors(head):
@@ -77,6 +78,39 @@ def read_tensors(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=archive)
     except Exception as error:  # what is damaged fails in as many ways as there are bytes in it
         raise TensorFileError(_reason(error)) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself: texts by name. Any other file says nothing.
+
+    Raises:
+        OSError: there is no such file, or not a regular one.
+        TensorFileError: it is damaged.
+    """
+    if not _is_safetensors(_read_head(path)):
+        return {}
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and texts that say what they are, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    from safetensors.torch import save
+
+    # The format asks for tensors that share no memory.
+    apart = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    content = save(apart, {"format": "pt", **metadata})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _read_head(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(_HEAD)
 
 
 def _fault_of_start(head: bytes) -> str | None:
@@ -103,13 +137,20 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    with _open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """The open file; raises TensorFileError where the package is missing or what is read inside is damaged."""
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError:
         raise TensorFileError("it is a safetensors file: `pip install safetensors`") from None
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise TensorFileError(f"it is a truncated or damaged safetensors file ({_brief(error)}): {_AGAIN}") from None
 

@@ -1,6 +1,7 @@
 """Bad input on the command lines: one line that names the culprit, and nothing half written."""
 
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import inference
 import preprocess_data
@@ -30,6 +32,8 @@ from utils.lpips_network import VGG16_URL
 SELECTION = {"context": [0, 9], "target": [6, 5]}
 CHECKPOINT = checkpoint_name(1)
 WEIGHTS = f"{{root}}/decoder_only/{CHECKPOINT}"
+SAFETENSORS = "{root}/decoder_only/x.safetensors"
+NORM = "transformer_blocks.1.norm2.weight"
 RESET = "training.reset_training_state=true"
 # Where the weights of the loss's and the metrics' networks are looked for.
 VGG19_FILE = "{root}/torch/hub/checkpoints/imagenet-vgg-verydeep-19.mat"
@@ -205,6 +209,26 @@ def remove_weights(root):
     weights(root).unlink()
 
 
+def as_safetensors(
+    root, function='{"variant": "decoder_only", "camera_encoding": "none", "rays": "plucker"}', **changes
+):
+    """Put a safetensors file in the place of the weights, with tensors changed (or left out, for None)."""
+    state = torch.load(weights(root))["model"] | changes
+    tensors = {name: value for name, value in state.items() if value is not None}
+    weights(root).unlink()
+    save_file(tensors, root / "decoder_only" / "x.safetensors", metadata={"function": function})
+
+
+def cut_safetensors(root):
+    as_safetensors(root)
+    path = root / "decoder_only" / "x.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def safetensors_with(**changes):
+    return functools.partial(as_safetensors, **changes)
+
+
 def add_training_state(optimizer):
     def damage(root):
         torch.save(torch.load(weights(root)) | {"optimizer": optimizer, "step": 1, "samples": 2}, weights(root))
@@ -339,6 +363,18 @@ def test_training_goes_round_frames_that_were_lost(root):
             ["training.resume_ckpt={root}/decoder_only"],
             [f"{{root}}/decoder_only/{CHECKPOINT}", "weights alone", RESET],
             id="weights alone",
+        ),
+        pytest.param(
+            as_safetensors,
+            ["training.resume_ckpt={root}/decoder_only"],
+            [SAFETENSORS, "weights alone", RESET],
+            id="safetensors",
+        ),
+        pytest.param(
+            cut_safetensors,
+            ["training.resume_ckpt={root}/decoder_only", RESET],
+            [SAFETENSORS, "safetensors"],
+            id="truncated safetensors",
         ),
         pytest.param(
             None, ["training.resume_ckpt={root}/nothing"], ["{root}/nothing", "training.resume_ckpt"], id="wrong path"
@@ -524,6 +560,32 @@ def test_view_counts_that_agree_with_the_index_are_accepted(root):
         ),
         pytest.param(scramble_weights, [], [WEIGHTS, "cannot be read"], id="scrambled"),
         pytest.param(spoil_weights, [], [WEIGHTS, "image_tokenizer.1.weight", "not finite"], id="not a number"),
+        pytest.param(cut_safetensors, [], [SAFETENSORS, "safetensors"], id="truncated safetensors"),
+        pytest.param(safetensors_with(function="{"), [], [SAFETENSORS, "function"], id="metadata that are not JSON"),
+        pytest.param(safetensors_with(function="null"), [], [SAFETENSORS, "function"], id="metadata without a value"),
+        pytest.param(
+            safetensors_with(function='{"variant": "prefix", "camera_encoding": "none", "rays": "plucker"}'),
+            [],
+            [SAFETENSORS, "model.class_name=prefix", "decoder_only"],
+            id="metadata of another variant",
+        ),
+        pytest.param(
+            safetensors_with(function='{"variant": "nope", "camera_encoding": "none", "rays": "plucker"}'),
+            [],
+            [SAFETENSORS, "function.variant", "'nope'"],
+            id="metadata of an unknown variant",
+        ),
+        pytest.param(safetensors_with(**{NORM: None}), [], [SAFETENSORS, NORM], id="a tensor is missing"),
+        pytest.param(
+            safetensors_with(**{NORM: torch.ones(3)}), [], [SAFETENSORS, NORM], id="a tensor of another shape"
+        ),
+        pytest.param(safetensors_with(other=torch.ones(3)), [], [SAFETENSORS, "other"], id="a tensor too many"),
+        pytest.param(
+            safetensors_with(**{NORM: torch.full((64,), torch.inf, dtype=torch.float16)}),
+            [],
+            [SAFETENSORS, NORM, "not finite"],
+            id="an infinite half",
+        ),
     ],
 )
 def test_evaluation_names_a_bad_checkpoint(root, damage, overrides, culprits):

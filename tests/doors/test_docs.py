@@ -52,7 +52,7 @@ def test_named_files_and_modules_exist(page):
     for path in re.findall(r"(?<![\w/.-])((?:[\w-]+/)*[\w-]+\.(?:py|yaml|sh|sbatch))\b", text):
         if not path.startswith(MADE) and path not in OWN:
             assert any(f"/{known}".endswith(f"/{path}") for known in FILES), path
-    for module in re.findall(r"python -m ((?:data|benchmarks|tests)[\w.]*)", text):
+    for module in re.findall(r"python -m ((?:data|model|benchmarks|tests)[\w.]*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 

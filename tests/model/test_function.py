@@ -8,7 +8,7 @@ import torch
 
 import inference
 import train
-from model import build_model
+from model import build_model, convert
 from model.function import Function, function_of, load_weights, stored_function, with_function
 from model.weights import published_state
 from tests.helpers import MODELS, VARIANTS, random_cameras, random_views, small_config, small_model
@@ -74,7 +74,9 @@ def test_a_contradiction_is_refused_in_one_line_unless_it_is_allowed(source, tar
     assert "file.pt" in told and f"model.{key}={trained}" in told and here in told
 
 
-@pytest.mark.parametrize("function", [7, {}, {"variant": "prefix"}, {"variant": "prefix", "camera_encoding": "none"}])
+@pytest.mark.parametrize(
+    "function", [None, 7, {}, {"variant": "prefix"}, {"variant": "prefix", "camera_encoding": "none"}]
+)
 def test_a_damaged_function_is_named(function):
     with pytest.raises(InputError, match=r"file\.pt: function"):
         stored_function({"model": {}, "function": function}, "file.pt")
@@ -135,3 +137,18 @@ def test_an_evaluation_takes_the_function_from_the_checkpoint(place):
     with pytest.raises(MisfitError, match="class_name"):
         inference.main(evaluation_command(place, out="other"))
     inference.main([*other, "training.allow_other_function=true"])
+
+
+def test_an_evaluation_reads_safetensors_as_it_reads_checkpoints(place):
+    run = place / "checkpoints"
+    save_model(place, "prefix")
+    content = stored(run, 1)
+    write_checkpoint(run, 1, content | {"function": content["function"] | {"camera_encoding": "prope"}})
+    (place / "weights").mkdir()
+    convert.main([str(run), str(place / "weights" / "x.safetensors"), "--dtype", "float32"])
+    named = [("run", run), ("folder", place / "weights"), ("file", place / "weights" / "x.safetensors")]
+    for out, path in named:
+        inference.main(evaluation_command(place, f"training.checkpoint_dir={path}", variant="prefix", out=out))
+    results = [json.loads((place / out / "results.json").read_text()) for out, _ in named]
+    assert results[0]["averages"] == results[1]["averages"] == results[2]["averages"]
+    assert {run["provenance"]["config"]["model"]["transformer"]["camera_encoding"] for run in results} == {"prope"}

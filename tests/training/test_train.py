@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import train
+from model import convert
 from model.function import Function, with_function
 from setup import load_config
 from tests.helpers import ROOT, VARIANTS
@@ -166,6 +167,18 @@ def test_fine_tuning_takes_weights_alone(scenes, tmp_path):
     state = read_checkpoint(tmp_path / "second" / checkpoint_name(2))
     assert state["step"] == 2 and state["samples"] == 4
     assert largest_difference(state["model"], weights(tmp_path / "first", 2)) < 1e-6
+
+
+def test_training_starts_anew_from_half_precision_weights(scenes, tmp_path):
+    train.main(command(scenes, tmp_path / "first"))
+    source = tmp_path / "x.safetensors"
+    convert.main([str(tmp_path / "first"), str(source)])
+    fresh = ["training.reset_training_state=true", f"training.resume_ckpt={source}", "training.lr=1e-30"]
+    train.main(command(scenes, tmp_path / "second", *fresh))
+    state = read_checkpoint(tmp_path / "second" / checkpoint_name(2))
+    assert state["step"] == 2 and {value.dtype for value in state["model"].values()} == {torch.float32}
+    halves = {name: value.half().float() for name, value in weights(tmp_path / "first", 2).items()}
+    assert largest_difference(state["model"], halves) < 1e-6
 
 
 def test_a_changed_weight_decay_holds_after_resuming(scenes, tmp_path):

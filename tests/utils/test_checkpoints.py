@@ -3,6 +3,7 @@
 import argparse
 import copy
 import datetime
+import errno
 import gzip
 import io
 import json
@@ -30,7 +31,14 @@ from tests.processes import run_fresh
 from tests.runs import build
 from tests.runs import training_command as command
 from training.optim import OptimConfig, build_optimizer, clip_and_step, load_optimizer
-from utils.checkpoint import checkpoint_name, find_checkpoint, newest_readable, read_checkpoint, training_state
+from utils.checkpoint import (
+    checkpoint_name,
+    find_checkpoint,
+    newest_readable,
+    read_checkpoint,
+    training_state,
+    write_weights,
+)
 from utils.errors import InputError
 from utils.random_state import random_state, random_state_fault, seed_everything, set_random_state
 from utils.tensor_file import NumpyValue, read_tensors
@@ -308,6 +316,43 @@ def test_safetensors_are_read_whatever_their_name(tmp_path, name):
     for damaged in (whole[:-4], whole[:40], whole.replace(b"F32", b"F99"), whole + b"more"):
         (tmp_path / name).write_bytes(damaged)
         assert "safetensors" in refusal(tmp_path / name)
+
+
+def test_safetensors_say_of_themselves_what_a_checkpoint_says(tmp_path):
+    state = {
+        "model": WEIGHTS,
+        "function": {"variant": "prefix", "rays": ["camera"]},
+        "config": "model: {}\n",
+        "step": 3,
+    }
+    for name in ("x.safetensors", "x.pt"):
+        write_weights(tmp_path / name, state)
+        found = read_checkpoint(tmp_path / name)
+        assert found.keys() == {"model", "function", "config"} and found["function"] == state["function"]
+        assert found["config"] == "model: {}\n" and torch.equal(found["model"]["b"], WEIGHTS["b"])
+        with refused(tmp_path / name, "weights alone", "training.reset_training_state=true"):
+            training_state(found, tmp_path / name)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "function", ["", "{", "prefix", "[" * 100_000, '{"a": 1, "a": 2}', "9" * 5000, "\x1b[2J", "\ud7ff"]
+)
+def test_metadata_that_are_not_json_are_named(tmp_path, function):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(WEIGHTS, tmp_path / "x.safetensors", metadata={"function": function})
+    check_names(refusal(tmp_path / "x.safetensors"), "function")
+
+
+def test_a_full_disk_leaves_no_half_of_a_safetensors_file(tmp_path, monkeypatch):
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OSError) as caught:
+        write_weights(tmp_path / "x.safetensors", {"model": WEIGHTS})
+    assert caught.value.filename == str(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_safetensors_without_the_package_say_what_to_install(tmp_path, monkeypatch):
