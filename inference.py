@@ -26,21 +26,17 @@ from evaluation.identity import hash_files, identify_run
 from evaluation.items import Item, check_saved_cameras, find_items, items_reader
 from evaluation.metrics import build_metrics
 from evaluation.pages.comparison import write_comparison
-from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.results import check_scene_folders, write_results
-from model import build_model
-from model.function import load_weights
 from setup import (
     Config,
     check_view_counts,
     load_config,
+    load_renderer,
     output_folder,
     owners,
     set_threads_and_precision,
-    warn_of_other_values,
     with_function_of,
 )
-from utils.checkpoint import find_checkpoint, read_checkpoint
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, describe_device, device_name, only_run, process_group
 from utils.files import remove_stale
@@ -50,23 +46,6 @@ from utils.sections import flatten
 from utils.text import counted
 
 log = logging.getLogger("lvsm")
-
-
-def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
-    """The configured model with the weights of `training.checkpoint_dir`, and the file they came from.
-
-    Raises:
-        InputError: no checkpoint, an unreadable one, or one of another model.
-    """
-    named = config.training.checkpoint.checkpoint_dir
-    path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
-    model = build_model(config.model, config.training.execution)
-    content = read_checkpoint(path)
-    load_weights(model, content, path, config.training.restoring.allow_other_function)
-    if process.is_main:
-        warn_of_other_values(config, content.get("config"), path)
-    model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
-    return Renderer(model, config.training.precision, process.device), path
 
 
 def choose_items(config: Config, overridden: set[str]) -> tuple[list[Item], dict[str, str]]:

@@ -21,22 +21,23 @@ from data.dataset import DataConfig
 from data.loader import LoaderConfig
 from data.views import Selection, check_view_config
 from evaluation.evaluator import EvaluationConfig
+from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.validation import ValidationConfig
 from geometry.paths import check_video_config
-from model import LVSM, ModelConfig, check_model_config, unread_keys
+from model import LVSM, ModelConfig, build_model, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
-from model.function import function_of, with_function
+from model.function import function_of, load_weights, with_function
 from model.loss import LossConfig, term_weights
 from training.incidents import IncidentsConfig
 from training.metrics_log import MetricsLogConfig
 from training.optim import OptimConfig
 from training.restoring import RestoringConfig
 from training.trainer import TrainerConfig
-from utils.checkpoint import CheckpointConfig
+from utils.checkpoint import CheckpointConfig, find_checkpoint, read_checkpoint
 from utils.cli import path_argument
 from utils.config_file import parse_overrides, read_kept_yaml, read_yaml
 from utils.config_values import read_values
-from utils.distributed import ProcessConfig
+from utils.distributed import Process, ProcessConfig
 from utils.errors import InputError
 from utils.fields import file_path
 from utils.hub import is_hub_address
@@ -44,10 +45,11 @@ from utils.parallel import cores_of_process
 from utils.precision import PrecisionConfig, set_tf32
 from utils.sections import Composed, check_values, distribute, flat_type, flatten, is_section, keys_of, leaves
 from utils.text import printable, shown
+from viewer.config import ViewerConfig
 
 log = logging.getLogger("lvsm")
 
-_SECTIONS = ("model", "training", "inference")
+_SECTIONS = ("model", "training", "inference", "viewer")
 # What other projects call our keys.
 _OTHER_NAMES = {
     "learning_rate": "training.lr",
@@ -118,6 +120,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    viewer: ViewerConfig = field(default_factory=ViewerConfig)
     inference_out_dir: str = file_path("./experiments/evaluation")
 
 
@@ -269,9 +272,12 @@ def _check_values(config: Config) -> None:
         ("training.checkpoint_dir", config.training.checkpoint.checkpoint_dir),
         ("inference.view_idx_file_path", config.inference.evaluation.view_idx_file_path),
         ("inference_out_dir", config.inference_out_dir),
+        ("viewer.out_dir", config.viewer.out_dir),
     ):
         if not path.strip():
             raise InputError(f"{key} is empty: name a file or folder")
+    if not config.viewer.host.strip():
+        raise InputError("viewer.host is empty: name an address, 127.0.0.1 for this machine alone")
     evaluation = config.inference.evaluation
     if evaluation.compute_metrics and not evaluation.metrics:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
@@ -372,6 +378,23 @@ def output_folder(text: str, key: str) -> Path:
     if folder.resolve() in {Path(folder.resolve().anchor), Path("~").expanduser().resolve()}:
         raise InputError(f"{key} is {shown(text)}, not a folder of its own: name one that may be filled with files")
     return folder
+
+
+def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
+    """The configured model with the weights of `training.checkpoint_dir`, and the file they came from.
+
+    Raises:
+        InputError: no checkpoint, an unreadable one, or one of another model.
+    """
+    named = config.training.checkpoint.checkpoint_dir
+    path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
+    model = build_model(config.model, config.training.execution)
+    content = read_checkpoint(path)
+    load_weights(model, content, path, config.training.restoring.allow_other_function)
+    if process.is_main:
+        warn_of_other_values(config, content.get("config"), path)
+    model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
+    return Renderer(model, config.training.precision, process.device), path
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

@@ -67,6 +67,11 @@ class CameraTransform:
         poses = self.normalization(np.linalg.inv(w2c))
         return Cameras(_float32(poses), _float32(self.crop.intrinsics(fxfycxcy)), self.height, self.width)
 
+    def inverse(self, cameras: Cameras) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
+        """w2c and intrinsics, as scene metadata gives them, of cameras [n] of the sample."""
+        c2w = self.normalization.inverse(cameras.c2w.double().cpu().numpy())
+        return np.linalg.inv(c2w), self.crop.stored_intrinsics(cameras.fxfycxcy.double().cpu().numpy())
+
 
 @dataclass(frozen=True)
 class Batch:

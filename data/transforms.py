@@ -92,6 +92,10 @@ class Crop:
         """Intrinsics of the image before as those of the image after: a 3-D point stays on its pixel."""
         return fxfycxcy * self.scale - self.offset
 
+    def stored_intrinsics(self, fxfycxcy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Intrinsics of the image after as those of the image before."""
+        return (fxfycxcy + self.offset) / self.scale
+
 
 def _needed(size: int, resized: int, start: int, stop: int) -> tuple[int, int, int, int]:
     """The source pixels [a, b) that pixels [start, stop) of the resized line come from, and what [a, b) becomes.

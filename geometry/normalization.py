@@ -40,6 +40,12 @@ class Normalization:
         normalized[:, :3, 3] /= self.scale
         return normalized
 
+    def inverse(self, normalized: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "v 4 4"]:
+        """Cameras of the new frame in the old one."""
+        c2w = normalized.copy()
+        c2w[:, :3, 3] *= self.scale
+        return np.linalg.inv(self.to_mean) @ c2w
+
 
 def pose_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_factor: float) -> Normalization:
     """The change of frame that puts the mean camera of `reference` at the origin and fits positions into a box.

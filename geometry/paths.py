@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.interpolate import CubicSpline
+from scipy.spatial.transform import Rotation, RotationSpline, Slerp
 
 from geometry.cameras import Cameras, orient
 from geometry.normalization import mean_camera
@@ -108,6 +109,23 @@ def through_path(cameras: Cameras, num_frames: int, loop: bool = True, order: bo
     stops = _stops(cameras, order)
     stops += stops[-2::-1] if loop else []
     return _pass_through(cameras, stops, np.linspace(0.0, len(stops) - 1, num_frames))
+
+
+def spline_path(cameras: Cameras, num_frames: int) -> Cameras:
+    """A smooth path of `num_frames` poses through the cameras [k], every leg as long in time as any other.
+
+    Positions follow a natural cubic spline, rotations a spline of continuous angular acceleration, intrinsics straight
+    lines, so that they do not overshoot; as many poses as cameras are the cameras themselves.
+    """
+    c2w, fxfycxcy = _arrays(cameras)
+    if len(c2w) == 1:
+        return cameras[[0] * num_frames]
+    places = np.arange(len(c2w), dtype=float)
+    times = np.linspace(0.0, len(c2w) - 1, num_frames)
+    path = np.tile(np.eye(4), (num_frames, 1, 1))
+    path[:, :3, :3] = RotationSpline(places, Rotation.from_matrix(c2w[:, :3, :3]))(times).as_matrix()
+    path[:, :3, 3] = CubicSpline(places, c2w[:, :3, 3], bc_type="natural")(times)
+    return _like(cameras, path, _linear(times, fxfycxcy))
 
 
 def _stops(cameras: Cameras, order: bool) -> list[int]:

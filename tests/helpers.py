@@ -17,8 +17,8 @@ from model.transformer import TransformerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 # Folders and scripts of the product.
-ROOMS = ("geometry", "model", "data", "training", "evaluation", "utils")
-DOORS = ("train", "inference", "preprocess_data")
+ROOMS = ("geometry", "model", "data", "training", "evaluation", "viewer", "utils")
+DOORS = ("train", "inference", "preprocess_data", "view")
 PLAIN = ExecutionConfig(grad_checkpoint_every=0, compile="off")
 # Seconds that anything may take, on however busy a machine: ten times the usual and more.
 PATIENCE = 1800

@@ -97,7 +97,7 @@ def test_an_empty_value_is_empty():
         ("training.patch_size", 1, ["training.patch_size", "model.image_tokenizer.patch_size"]),
         ("training.save_every", 1, ["training.save_every", "training.checkpoint_every"]),
         ("model.n_layers", 1, ["model.n_layers", "model.transformer.n_layer"]),
-        ("training.zzz", 1, ["training.zzz", "model, training, inference, inference_out_dir"]),
+        ("training.zzz", 1, ["training.zzz", "model, training, inference, viewer, inference_out_dir"]),
         ("model.transfomer.d", 1, ["model.transfomer", "model.transformer"]),
         ("training.lr", "fast", ["training.lr", "'fast'"]),
         ("training.batch_size_per_gpu", 2.5, ["training.batch_size_per_gpu", "'2.5'"]),
@@ -202,6 +202,7 @@ NAMES = {
     "training.view_sampler",
     "training.wandb_exp_name",
     "training.wandb_project",
+    "viewer.host",
 }
 
 
@@ -321,7 +322,14 @@ def test_paths_in_a_file_are_expanded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "key",
-    ["training.checkpoint_dir", "training.dataset_path", "inference.view_idx_file_path", "inference_out_dir"],
+    [
+        "training.checkpoint_dir",
+        "training.dataset_path",
+        "inference.view_idx_file_path",
+        "inference_out_dir",
+        "viewer.host",
+        "viewer.out_dir",
+    ],
 )
 @pytest.mark.parametrize("text", ["", "  "])
 def test_an_empty_path_is_refused(key, text):

@@ -1,7 +1,8 @@
-"""Imports run one way: benchmarks, doors, setup, {training, evaluation}, {model, data}, geometry, utils."""
+"""Imports run one way: benchmarks, doors, setup, {training, viewer}, evaluation, {model, data}, geometry, utils."""
 
 import ast
 import functools
+import re
 
 import pytest
 
@@ -13,9 +14,10 @@ ALLOWED = {
     "geometry": {"geometry", "utils"},
     "data": {"data", "geometry", "utils"},
     "model": {"model", "geometry", "utils"},
-    "setup": {"model", "data", "evaluation", "training", "geometry", "utils"},
+    "setup": {"model", "data", "evaluation", "training", "viewer", "geometry", "utils"},
     "evaluation": {"evaluation", "model", "data", "geometry", "utils"},
     "training": {"training", "model", "data", "geometry", "utils"},
+    "viewer": {"viewer", "evaluation", "model", "data", "geometry", "utils"},
     **dict.fromkeys(DOORS, INNER),
     "benchmarks": {"benchmarks", *DOORS, *INNER},
 }
@@ -44,6 +46,12 @@ def test_attention_lives_in_one_place():
     files = [path for room in ALLOWED for path in (ROOT / room).glob("**/*.py")]
     users = [path for path in files if ".scaled_dot_product_attention(" in path.read_text(encoding="utf-8")]
     assert users == [ROOT / "model" / "transformer.py"]
+
+
+def test_viser_is_imported_in_one_place():
+    files = [path for room in ALLOWED for path in [*(ROOT / room).glob("**/*.py"), *ROOT.glob(f"{room}.py")]]
+    users = [path for path in files if re.search(r"^\s*(import|from) viser\b", path.read_text("utf-8"), re.MULTILINE)]
+    assert users and {path.parent for path in users} == {ROOT / "viewer"}
 
 
 @functools.cache
