@@ -21,11 +21,13 @@ from typing import Any
 
 from data.dataset import ViewLoader
 from evaluation.compare import compare_runs, missing_pictures
+from evaluation.copying import NearestInput
 from evaluation.evaluator import Evaluator
 from evaluation.identity import hash_files, identify_run
 from evaluation.items import Item, check_saved_cameras, find_items, items_reader
 from evaluation.metrics import build_metrics
 from evaluation.pages.comparison import write_comparison
+from evaluation.renderer import Predictor, Renderer
 from evaluation.results import check_scene_folders, write_results
 from setup import (
     Config,
@@ -72,7 +74,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     prepare_folder(Path(config.inference_out_dir), items, process)
     evaluator, files = build_evaluator(config, process, items)
-    config = with_function_of(config, evaluator.renderer.model)
+    config = as_predicted(config, evaluator.renderer)
     evaluated = evaluator.run(items)
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
@@ -100,7 +102,7 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
     tokenizer = config.model.image_tokenizer
     names = cfg.metrics if cfg.compute_metrics else []
     metrics = process.first_on_machine(lambda: build_metrics(names, process.device, tokenizer.image_size))
-    renderer, checkpoint = load_renderer(config, process)
+    renderer, checkpoint = choose_predictor(config, process)
     files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
     load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
     evaluator = Evaluator(
@@ -110,13 +112,29 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
         renderer=renderer,
         metrics=metrics,
         read=items_reader(load, training.loader, process, training.process.patience),
-        run_id=identify_run(owners(with_function_of(config, renderer.model)), files),
+        run_id=identify_run(owners(as_predicted(config, renderer)), files),
         patience=training.process.patience,
     )
     return evaluator, files
 
 
-def hash_inputs(config: Config, checkpoint: Path, items: list[Item]) -> dict[str, Any]:
+def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None]:
+    """What gives the images, and the file that its weights came from, if it has any.
+
+    Raises:
+        InputError: no checkpoint, an unreadable one, or one of another model.
+    """
+    if config.inference.evaluation.predictor == "nearest_input":
+        return NearestInput(process.device), None
+    return load_renderer(config, process)
+
+
+def as_predicted(config: Config, predictor: Predictor) -> Config:
+    """The configuration that says what the model computes, if there is one."""
+    return with_function_of(config, predictor.model) if isinstance(predictor, Renderer) else config
+
+
+def hash_inputs(config: Config, checkpoint: Path | None, items: list[Item]) -> dict[str, Any]:
     """The hashes of the index, the checkpoint and, for a video, its cameras."""
     cfg = config.inference.evaluation
     video = cfg.render_video_config if cfg.render_video else None

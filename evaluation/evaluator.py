@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from evaluation.identity import identify_scene
 from evaluation.items import Item, ReadItems, cameras_file
 from evaluation.metrics import METRICS, Metric
 from evaluation.pages.report import SceneRecord
-from evaluation.renderer import Renderer
+from evaluation.renderer import Predictor
 from evaluation.scene_files import (
     METRICS_FILE,
     PICTURE_FILES,
@@ -51,7 +51,10 @@ _WRITERS = 8
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated and written; the published files have all keys but the last three."""
+    """What is evaluated and written; the published files have all keys but the last four.
+
+    `predictor` is what gives the images: the model, or copies of the nearest input views, which need no weights.
+    """
 
     compute_metrics: bool = True
     generate_website: bool = True
@@ -61,6 +64,7 @@ class EvaluationConfig:
     metrics: list[str] = some_of(["psnr", "ssim", "lpips"], lambda: METRICS)
     allow_missing: bool = False
     nearest_input: bool = False
+    predictor: Literal["model", "nearest_input"] = "model"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Evaluator:
         process: Process,
         out_dir: Path,
         *,
-        renderer: Renderer,
+        renderer: Predictor,
         metrics: dict[str, Metric],
         read: ReadItems,
         run_id: str,

@@ -1,5 +1,6 @@
 """A model that renders: precision, chunks, recorded kernels, films."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -19,8 +20,38 @@ _TARGETS_AT_ONCE = 8
 _WARM_UP = 3
 
 
+class Predictor(ABC):
+    """What gives images of target cameras: a model, or what it is compared with."""
+
+    device: torch.device
+
+    @abstractmethod
+    def encode(self, inputs: Views) -> Encoded:
+        """What is kept of the scenes' inputs [b, v]."""
+
+    @abstractmethod
+    def render(self, encoded: Encoded, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+        """Images of the target cameras [b, t]."""
+
+    def stream(self, encoded: Encoded, targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
+        """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
+        for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
+            yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
+
+    def film(self, encoded: Encoded, targets: Cameras) -> Iterator[UInt8[np.ndarray, "c h w 3"]]:
+        """8-bit frames of one scene from target cameras [1, t], `c` at a time, the next ones rendered meanwhile."""
+        before = None
+        for images in self.stream(encoded, targets):
+            begun = start_to_uint8(images[0])
+            if before is not None:
+                yield before()
+            before = begun
+        if before is not None:
+            yield before()
+
+
 @dataclass(frozen=True)
-class Renderer:
+class Renderer(Predictor):
     """A model with the precision it renders in."""
 
     model: LVSM
@@ -63,22 +94,6 @@ class Renderer:
             return result
 
         return play
-
-    def stream(self, encoded: Encoded, targets: Cameras) -> Iterator[Float[Tensor, "b c 3 h w"]]:
-        """Images of any number of target cameras [b, t], `c` at a time and the last time fewer."""
-        for start in range(0, targets.shape[1], _TARGETS_AT_ONCE):
-            yield self.render(encoded, targets[:, start : start + _TARGETS_AT_ONCE])
-
-    def film(self, encoded: Encoded, targets: Cameras) -> Iterator[UInt8[np.ndarray, "c h w 3"]]:
-        """8-bit frames of one scene from target cameras [1, t], `c` at a time, the next ones rendered meanwhile."""
-        before = None
-        for images in self.stream(encoded, targets):
-            begun = start_to_uint8(images[0])
-            if before is not None:
-                yield before()
-            before = begun
-        if before is not None:
-            yield before()
 
 
 def round_matmul_weights(model: LVSM, cfg: PrecisionConfig) -> LVSM:

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data.dataset import Batch
+from evaluation.copying import copy_nearest
 from evaluation.metrics import Metric, psnr, score
-from evaluation.renderer import Renderer
+from evaluation.renderer import Predictor
 from geometry.cameras import Views
 from model import Encoded
 from utils.distributed import Process
@@ -28,7 +29,7 @@ class Rendered:
     scores: dict[str, Tensor]
 
 
-def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch, timer: Timer | None = None) -> Rendered:
+def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, timer: Timer | None = None) -> Rendered:
     """Render the targets of a batch and score them; `timer` gets the seconds of `render` and `metrics`.
 
     Raises:
@@ -51,7 +52,7 @@ def render_batch(renderer: Renderer, metrics: dict[str, Metric], batch: Batch, t
 
 
 def average_scores(
-    renderer: Renderer, metrics: dict[str, Metric], batches: Iterable[Batch], process: Process
+    renderer: Predictor, metrics: dict[str, Metric], batches: Iterable[Batch], process: Process
 ) -> dict[str, float]:
     """Means over scenes of the scenes' means, over the shares of all processes; each calls it with its own.
 
@@ -77,6 +78,5 @@ def nearest_input_psnr(inputs: Views, targets: Views, same: Bool[Tensor, "b t v"
     """
     distances = torch.cdist(targets.cameras.c2w[..., :3, 3], inputs.cameras.c2w[..., :3, 3])
     distances = distances.masked_fill(same, torch.inf)
-    rows = torch.arange(len(distances), device=distances.device)[:, None]
-    copies = inputs.images[rows, distances.argmin(-1)]
+    copies = copy_nearest(inputs.images, distances)
     return psnr(copies.flatten(0, 1), targets.images.flatten(0, 1)).view(distances.shape[:2])

@@ -18,6 +18,7 @@ from PIL import Image
 import inference
 from data.views import Selection
 from evaluation import evaluator
+from evaluation.copying import NearestInput
 from evaluation.evaluator import Evaluator
 from evaluation.identity import identify_run
 from evaluation.metrics import psnr, ssim
@@ -504,6 +505,33 @@ def test_copying_the_nearest_input_never_copies_the_target():
     same = torch.tensor([[[nearest == 0, nearest == 1]]])
     expected = psnr(views.images[0, 1 - nearest][None], views.images[0, 2][None])
     torch.testing.assert_close(nearest_input_psnr(views[:, :2], targets, same)[0], expected)
+
+
+def test_copying_is_evaluated_like_a_model_without_weights(place):
+    extras = ["inference.predictor=nearest_input", "inference.nearest_input=true", "inference.render_video=true"]
+    nowhere = f"training.checkpoint_dir={place}/nothing"
+    inference.main(command(place, nowhere, *extras, "inference.render_video_config.num_frames=3"))
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert results["averages"]["psnr"] == pytest.approx(results["averages"]["psnr_nearest_input"])
+    assert "checkpoint" not in results["provenance"] and results["averages"]["psnr"] < 50
+    for scene in ("scene0", "scene1", "scene2"):
+        inputs = np.asarray(Image.open(place / "out" / scene / "input.png"))
+        picture = np.asarray(Image.open(place / "out" / scene / "gt_vs_pred.png"))
+        copies = np.split(picture[picture.shape[0] // 2 :], 3, axis=1)
+        # Frames 0 and 12 of a camera that slides evenly; frame 12 of scene0 is an input itself.
+        chosen = [int(frame > 6 and (scene, frame) != ("scene0", 12)) for frame in INDEX[scene]["target"]]
+        for copy, number in zip(copies, chosen, strict=True):
+            assert np.array_equal(copy, np.split(inputs, 2, axis=1)[number])
+
+
+def test_a_film_of_copies_shows_the_nearer_input():
+    inputs = random_views(1, 2)
+    copying = NearestInput(torch.device("cpu"))
+    encoded = copying.encode(inputs)
+    frames = torch.cat(list(copying.stream(encoded, inputs.cameras)), 1)
+    assert torch.equal(frames, inputs.images)
+    assert torch.equal(copying.render(encoded, inputs.cameras), inputs.images.flip(1))
+    assert next(copying.film(encoded[0], inputs.cameras)).shape == (1, 16, 24, 3)
 
 
 def test_selections_are_plain(place):

@@ -6,6 +6,7 @@ import pytest
 
 import inference
 import train
+from model import convert
 from tests.messages import check_error_line, check_names, refused
 from tests.processes import run
 from tests.runs import evaluation_command as command
@@ -132,9 +133,11 @@ def test_what_was_fetched_before_is_evaluated_without_a_network(place, cache):
     check_error_line(done, "training.checkpoint_dir", "hf://coast01/LVSM/other.pt", "HF_HUB_OFFLINE")
 
 
-def test_training_may_start_from_an_address(place, monkeypatch):
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_training_may_start_from_an_address(place, monkeypatch, suffix):
     save_model(place)
-    (file,) = (place / "checkpoints").iterdir()
+    file = place / f"fetched{suffix}"
+    convert.main([str(place / "checkpoints"), str(file)])
     asked = []
     monkeypatch.setattr(checkpoint, "fetch_from_hub", lambda *arguments: asked.append(arguments) or file)
     fresh = ["training.reset_training_state=true", f"training.resume_ckpt={ADDRESS}", "training.train_steps=1"]
