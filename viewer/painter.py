@@ -17,6 +17,8 @@ from viewer.worker import Worker
 _STILL = 0.2
 # Seconds over which pictures are counted.
 _RECENT = 2.0
+# Pictures of which the middle one says how long the model takes.
+_MEDIAN_OF = 15
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,20 @@ class Look:
 
 
 class Rates:
-    """How long the model takes for a picture, and how many are sent a second."""
+    """How long the model takes for a picture, and how many are sent a second.
+
+    Attributes:
+        model_seconds: of the last pictures.
+    """
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=15)
-        self._sent: deque[float] = deque(maxlen=100)
+        self.model_seconds: deque[float] = deque(maxlen=200)
+        self._sent: deque[float] = deque(maxlen=200)
 
-    def rendered(self, seconds: float) -> None:
-        """The model took so long for a picture."""
-        self._seconds.append(seconds)
+    def clear(self) -> None:
+        """Forget what was."""
+        self.model_seconds.clear()
+        self._sent.clear()
 
     def sent(self) -> None:
         """A picture was sent."""
@@ -58,7 +65,7 @@ class Rates:
 
     def __str__(self) -> str:
         recent = [moment for moment in list(self._sent) if moment > time.monotonic() - _RECENT]
-        taken = list(self._seconds)
+        taken = list(self.model_seconds)[-_MEDIAN_OF:]
         model = f"{1000 * float(np.median(taken)):.0f} ms" if taken else "–"
         pictures = f"{(len(recent) - 1) / (recent[-1] - recent[0]):.0f}" if len(recent) > 2 else "–"
         return f"model {model} · {pictures} pictures/s"
@@ -103,7 +110,7 @@ class Painter:
         preview = look.session.preview if moves else None
         start = time.perf_counter()
         pixels = (preview or look.session.render)(look.camera)
-        self.rates.rendered(time.perf_counter() - start)
+        self.rates.model_seconds.append(time.perf_counter() - start)
         self._encoder.wish(self, lambda: self._finish(pixels, look))
         if preview:
             self._model.wish(self, self._paint, after=_STILL)

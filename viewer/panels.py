@@ -34,7 +34,7 @@ _STEPS = 20
 _POINTS = 16
 
 
-def bounded_number(value: Any, least: float, most: float) -> float:
+def bounded_number(value: Any, least: int | float, most: int | float) -> int | float:
     """A number that a client sent, brought into its range.
 
     Raises:

@@ -106,6 +106,9 @@ class Served:
             log.exception("client %d gets no window", client.client_id)
             return
         log.info("client %d came; %d here", client.client_id, len(self.windows))
+        if client.client_id not in self.server.get_clients():
+            # It left while its window was made.
+            self._close(client)
 
     def _close(self, client: viser.ClientHandle) -> None:
         window = self.windows.pop(client.client_id, None)

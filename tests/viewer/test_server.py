@@ -1,0 +1,305 @@
+"""The viewer over its protocol, without a browser: several clients, and what they may send."""
+
+import logging
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import DataConfig, ViewLoader
+from data.scene import read_cameras, read_scene_list
+from evaluation.renderer import Renderer
+from geometry.paths import VideoConfig
+from tests.helpers import PATIENCE, small_model, write_toy_set
+from tests.messages import refused
+from tests.runs import wait_for
+from utils.precision import PrecisionConfig
+from viewer.config import ViewerConfig
+from viewer.geometry import letterbox, to_world
+from viewer.headless import HeadlessClient
+from viewer.server import Served, check_address, find_scenes
+from viewer.session import Sessions
+
+pytestmark = pytest.mark.slow
+
+# Of JPEG, on pictures of a random model, in levels of 255.
+_LOSS = 12
+
+
+@pytest.fixture
+def served(tmp_path):
+    scenes = read_scene_list(write_toy_set(tmp_path / "scenes"))
+    renderer = Renderer(small_model("prefix+prope"), PrecisionConfig(use_amp=False), torch.device("cpu"))
+    sessions = Sessions(renderer, ViewLoader(DataConfig(), 16, 4))
+    cfg = ViewerConfig(port=0, input_frames=[0, 12], out_dir=str(tmp_path / "out"), jpeg_quality=100)
+    with Served(cfg, VideoConfig(fps=10), sessions, scenes) as served:
+        yield served
+
+
+def here(served, frame):
+    """Orientation and place, in the window's world, of a frame of the first scene."""
+    wxyz, position = to_world(served.viewer.first.camera_of(frame).c2w.double().numpy())
+    return {"wxyz": wxyz, "position": position}
+
+
+def window_of(served, client):
+    """The window of a client that has just come."""
+    known = set(served.windows.values())
+    client.stand(**here(served, 0))
+    wait_for(lambda: set(served.windows.values()) - known)
+    (window,) = set(served.windows.values()) - known
+    client.last_picture(0.5, PATIENCE)
+    return window
+
+
+def expected(window):
+    """What the client is to see: the scene through its lens, letterboxed."""
+    look = window.painter.latest
+    return letterbox(look.session.render(look.camera), look.camera, look.viewpoint)
+
+
+def check_sees(window, client):
+    picture = client.last_picture(0.5, PATIENCE)
+    assert np.abs(picture.astype(int) - expected(window)).mean() < _LOSS
+    return picture
+
+
+def control(client, label, kind="Gui"):
+    """The identity of the control of a label, which may have come only in part yet."""
+
+    def found():
+        return [
+            message["uuid"]
+            for message in list(client.messages)
+            if message["type"].startswith(kind) and message.get("props", {}).get("label") == label
+        ]
+
+    wait_for(found)
+    return found()[-1]
+
+
+def press(client, label, value=True):
+    client.send("GuiUpdateMessage", uuid=control(client, label), updates={"value": value})
+
+
+def notices(client):
+    return [
+        message["props"]["body"] for message in list(client.messages) if message["type"] == "NotificationShowMessage"
+    ]
+
+
+def test_every_client_has_a_pose_and_a_scene_of_its_own(served):
+    with HeadlessClient(served.address) as one, HeadlessClient(served.address, 700, 900) as two:
+        first, second = window_of(served, one), window_of(served, two)
+        one.stand(**here(served, 3))
+        seen = check_sees(first, one)
+        assert seen.shape == (512, 819, 3) and second.viewpoint().c2w[0, 3] != first.viewpoint().c2w[0, 3]
+        press(one, "Go to", "Next")
+        wait_for(lambda: first.number == 1)
+        assert second.number == 0 and second.session is served.viewer.first
+        one.stand(**here(served, 5))
+        two.stand(**here(served, 5))
+        a, b = check_sees(first, one), check_sees(second, two)
+        assert a.shape != b.shape == (512, 398, 3)
+
+
+def test_a_client_that_returns_is_a_new_one(served):
+    with HeadlessClient(served.address) as one:
+        window_of(served, one)
+        for _ in range(3):
+            with HeadlessClient(served.address) as other:
+                other.stand(**here(served, 0))
+                # Gone at once, or when the first picture is there.
+                other.next_picture(PATIENCE)
+            wait_for(lambda: len(served.windows) == 1)
+        with HeadlessClient(served.address) as other:
+            again = window_of(served, other)
+            other.stand(**here(served, 7))
+            check_sees(again, other)
+
+
+def test_the_latest_pose_wins(served, monkeypatch):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        rendered = []
+        paint = window.painter._paint
+        monkeypatch.setattr(window.painter, "_paint", lambda: (rendered.append(window.painter.latest), paint()))
+        release = threading.Event()
+        held = threading.Thread(target=lambda: served.viewer.model.run(release.wait))
+        held.start()
+        for frame in range(13):
+            client.stand(**here(served, frame))
+        last = here(served, 13)
+        client.stand(**last)
+        wait_for(lambda: np.allclose(window.viewpoint().c2w[:3, 3] * 4, last["position"]))
+        wait_for(lambda: np.allclose(window.painter.latest.viewpoint.c2w[:3, 3] * 4, last["position"]))
+        client.drain()
+        release.set()
+        held.join()
+        check_sees(window, client)
+        assert [np.allclose(look.viewpoint.c2w[:3, 3] * 4, last["position"]) for look in rendered] == [True]
+
+
+NONSENSE = [
+    {"wxyz": [math.nan] * 4},
+    {"position": [math.inf, 0, 0]},
+    {"wxyz": [0, 0, 0, 0]},
+    {"wxyz": [1, 0]},
+    {"fov": 0.0},
+    {"image_width": 0},
+    {"image_height": 2**40},
+]
+GARBAGE = ["text", b"", b"\xc1", b"\x80", b"\x81\xa4type\xa9NoMessage", b"\x93\x01\x02\x03", bytes(range(256))]
+
+
+def test_nonsense_harms_nobody(served, caplog):
+    with HeadlessClient(served.address) as good:
+        window = window_of(served, good)
+        pose = {"wxyz": [1.0, 0, 0, 0], "position": [0.0, 0, 0], "fov": 1.0, "image_width": 640, "image_height": 480}
+        pose |= {"near": 0.01, "far": 100.0, "look_at": [0.0, 0, 1], "up_direction": [0.0, -1, 0]}
+        with HeadlessClient(served.address) as bad:
+            spoiled = window_of(served, bad)
+            with caplog.at_level(logging.WARNING):
+                for wrong in NONSENSE:
+                    bad.send("ViewerCameraMessage", **(pose | wrong))
+                bad.send("ShareUrlRequest")
+                for label, value in [("Frames", "../../x"), ("Frames", 7), ("How many", math.nan), ("How many", 10**9)]:
+                    press(bad, label, value)
+                press(bad, "Frame", -5)
+                press(bad, "Number", 10**6)
+                bad.send("GuiUpdateMessage", uuid=control(bad, "Frame"), updates={"no_such_property": 1})
+                bad.send("GuiUpdateMessage", uuid=control(good, "Frame"), updates={"value": 5})
+                bad.stand(**here(served, 4))
+                # It is listened to again once it says what can be.
+                wait_for(lambda: spoiled.number == 2)
+                check_sees(spoiled, bad)
+        for content in GARBAGE:
+            with HeadlessClient(served.address) as bad, caplog.at_level(logging.WARNING):
+                bad.stand(**here(served, 0))
+                bad.send_raw(content)
+                with pytest.raises(ConnectionError):
+                    while True:
+                        bad.next_jpeg(PATIENCE)
+        wait_for(lambda: len(served.windows) == 1)
+        good.stand(**here(served, 9))
+        check_sees(window, good)
+        assert served.server._share_tunnel is None and window.session is served.viewer.first
+        assert [record for record in caplog.records if record.exc_info or "\n" in record.getMessage()] == []
+        assert any("orientation" in record.getMessage() for record in caplog.records)
+
+
+def test_inputs_are_changed_and_the_client_stays_where_it_is(served):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        client.stand(**here(served, 4))
+        check_sees(window, client)
+        before = window.session
+        stood = before.transform.normalization.inverse(window.viewpoint().c2w[None])
+        press(client, "Frames", "0, 6 13")
+        press(client, "Encode anew")
+        wait_for(lambda: window.session is not before)
+        wait_for(lambda: not window._opening.locked())
+        assert window.session.inputs == (0, 6, 13)
+        poses = [message for message in client.messages if message["type"] == "SetCameraPositionMessage"]
+        place = np.eye(4)
+        place[:3, 3] = np.array(poses[-1]["position"]) / 4
+        again = window.session.transform.normalization.inverse(place[None])
+        np.testing.assert_allclose(again[0, :3, 3], stood[0, :3, 3], atol=1e-5)
+        shares = [
+            message["updates"].get("value") for message in client.messages if message["type"] == "GuiUpdateMessage"
+        ]
+        assert 100 in shares
+        press(client, "Frames", "0, 99")
+        press(client, "Encode anew")
+        wait_for(lambda: any("frame 99" in body for body in notices(client)))
+        assert window.session.inputs == (0, 6, 13)
+
+
+def test_the_truth_stands_beside_the_render(served):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        press(client, "Frame", 5)
+        press(client, "Stand there")
+        wait_for(lambda: "Frame 5, not an input" in window.compare_panel._score.content)
+        score = window.compare_panel._score.content
+        assert 0 < float(score.split("**")[1].split()[0]) < 40
+        press(client, "Frame", 12)
+        wait_for(lambda: "Frame 12, an input" in window.compare_panel._score.content)
+
+
+def test_a_path_is_laid_saved_loaded_and_filmed(served):
+    out = served.viewer.out_dir
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        press(client, "Render film")
+        wait_for(lambda: any("two keyframes" in body for body in notices(client)))
+        for frame in (0, 6, 13):
+            client.stand(**here(served, frame))
+            check_sees(window, client)
+            press(client, "Add keyframe")
+            wait_for(lambda frame=frame: len(window.path_panel._keyframes) == (0, 6, 13).index(frame) + 1)
+        press(client, "Seconds", 1.0)
+        press(client, "Save path")
+        wait_for(
+            lambda: list(out.glob("*.json")) and any("saved" in body or ".json" in body for body in notices(client))
+        )
+        (file,) = out.glob("*.json")
+        w2c, _ = read_cameras(file, (48, 32))
+        assert len(w2c) == 10
+        scene = window.session.scene
+        np.testing.assert_allclose(w2c[[0, -1]], scene.w2c[[0, 13]], atol=1e-4)
+        press(client, "Keyframes", "Remove all")
+        wait_for(lambda: not window.path_panel._keyframes)
+        upload(client, "Load path", file.read_bytes(), "../../../etc/passwd")
+        wait_for(lambda: len(window.path_panel._keyframes) == 10)
+        upload(client, "Load path", b'{"frames": [{"w2c": 3}]}', "x.json")
+        wait_for(lambda: any("uploaded.json" in body and "frame 0" in body for body in notices(client)))
+        press(client, "Render film")
+        wait_for(lambda: list(out.glob("*.mp4")))
+        wait_for(lambda: any(message["type"] == "FileTransferStartDownload" for message in client.messages))
+        assert sorted(path.suffix for path in out.iterdir()) == [".json", ".json", ".mp4"]
+
+
+def upload(client, label, content, name):
+    button = control(client, label)
+    kind = {"transfer_uuid": f"transfer {time.monotonic()}", "source_component_uuid": button}
+    size = {"part_count": 1, "size_bytes": len(content)}
+    client.send("FileTransferStartUpload", **kind, **size, filename=name, mime_type="application/json")
+    client.send("FileTransferPart", **kind, part_index=0, content=content)
+
+
+def test_a_screenshot_is_the_picture_as_it_was_painted(served):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        client.stand(**here(served, 4))
+        check_sees(window, client)
+        press(client, "Screenshot")
+
+        def sent():
+            return [message for message in list(client.messages) if message["type"] == "FileTransferStartDownload"]
+
+        wait_for(sent)
+        assert sent()[0]["filename"].startswith("scene0-") and sent()[0]["filename"].endswith(".png")
+        assert not served.viewer.out_dir.exists()
+
+
+def test_a_port_that_is_taken_is_named(served):
+    port = served.server.get_port()
+    with refused("viewer.port", port, "viewer.host"):
+        check_address(ViewerConfig(port=port))
+    with refused("viewer.host", "'no.such.host.invalid'"):
+        check_address(ViewerConfig(host="no.such.host.invalid"))
+
+
+def test_scenes_are_one_or_a_list(tmp_path):
+    path = write_toy_set(tmp_path)
+    assert find_scenes(ViewerConfig(scene=str(path)), "nowhere") == find_scenes(ViewerConfig(), str(path))
+    one = tmp_path / "metadata" / "scene1.json"
+    assert find_scenes(ViewerConfig(scene=str(one)), "nowhere") == [one]
+    with refused("viewer.scene", tmp_path):
+        find_scenes(ViewerConfig(scene=str(tmp_path)), "nowhere")
+    with refused("viewer.scene", tmp_path / "none.txt"):
+        find_scenes(ViewerConfig(scene=str(tmp_path / "none.txt")), "nowhere")
