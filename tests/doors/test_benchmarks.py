@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, loader, loss_curve, preprocess, quality, recipes, render, restart, train_step
+from benchmarks import agreement, loader, loss_curve, preprocess, quality, recipes, render, restart, train_step, viewer
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
 from utils.cli import run_main
@@ -82,6 +82,12 @@ def test_rendering(measured, monkeypatch):
     assert film == pytest.approx(frame) == pytest.approx(several) and frame > 0
     # Four tokens of 64 numbers a view, and cameras of 16 and 4.
     assert [row["encoded MB/view"] for row in rows[3:]] == pytest.approx([4 * (4 * 64 + 20) / 1e6] * 4)
+
+
+def test_from_pose_to_picture(measured):
+    (row,) = measured(viewer, "--config", CONFIG, *small_overrides("decoder_only"), "--poses", 5)
+    assert 0 < row["model ms"] < row["median ms"] <= row["p95 ms"]
+    assert row["pictures/s"] > 0 and row["while moving"] == "full size"
 
 
 @pytest.mark.parametrize(("length", "step"), [(19.7, 2), (20.1, 5), (8, 2), (4, 1), (0.13, 0.02), (3999, 500)])
