@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.scene import Scene, read_scene, read_scene_list
-from data.transforms import Crop, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
+from data.transforms import Crop, fast_decoder, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
 from data.views import (
     SAMPLERS,
     LostFramesError,
@@ -187,6 +187,10 @@ class ViewLoader:
     image_size: int
     patch_size: int
     fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fast:
+            fast_decoder()  # here, once, rather than in every loader process
 
     def __call__(self, scene: Scene, selection: Selection) -> Batch:
         """Read the frames of a selection.

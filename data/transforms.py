@@ -3,6 +3,7 @@
 import functools
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
@@ -214,6 +214,14 @@ def has_fast_lanczos() -> bool:
     return True
 
 
+@functools.cache
+def fast_decoder() -> Callable[[UInt8[Tensor, "n"]], UInt8[Tensor, "3 h w"]]:
+    """torchvision's decoder of the bytes of an image; raises RuntimeError for what it cannot read."""
+    from torchvision.io import ImageReadMode, decode_image  # slow to import, and few commands need it
+
+    return functools.partial(decode_image, mode=ImageReadMode.RGB)
+
+
 def read_pixels(path: Path, where: str, notes: dict[str, str] | None = None) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
@@ -228,8 +236,7 @@ def read_pixels(path: Path, where: str, notes: dict[str, str] | None = None) -> 
             _note_unused(image, where, notes)
             plain = is_plain(image, content)
         if plain:
-            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            return torchvision.io.decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
+            return fast_decoder()(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     except (*IMAGE_ERRORS, RuntimeError):
         pass  # `read_image` says what is wrong, or reads it after all
     return torch.from_numpy(to_planes(read_image(path, where, notes)))

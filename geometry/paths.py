@@ -7,8 +7,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import CubicSpline
-from scipy.spatial.transform import Rotation, RotationSpline, Slerp
 
 from geometry.cameras import Cameras, orient
 from geometry.normalization import mean_camera
@@ -117,6 +115,9 @@ def spline_path(cameras: Cameras, num_frames: int) -> Cameras:
     Positions follow a natural cubic spline, rotations a spline of continuous angular acceleration, intrinsics straight
     lines, so that they do not overshoot; as many poses as cameras are the cameras themselves.
     """
+    from scipy.interpolate import CubicSpline  # slow to import and needed only here
+    from scipy.spatial.transform import Rotation, RotationSpline
+
     c2w, fxfycxcy = _arrays(cameras)
     if len(c2w) == 1:
         return cameras[[0] * num_frames]
@@ -134,6 +135,8 @@ def _stops(cameras: Cameras, order: bool) -> list[int]:
 
 def _pass_through(cameras: Cameras, stops: Sequence[int], times: Float[np.ndarray, " n"]) -> Cameras:
     """Poses at `times`, camera `stops[i]` standing at time i: rotation by slerp (the short way), the rest linear."""
+    from scipy.spatial.transform import Rotation, Slerp  # slow to import
+
     c2w, fxfycxcy = (values[[*stops, *stops[:1]]] for values in _arrays(cameras))  # a lone camera has a leg, too
     places = np.arange(len(c2w), dtype=float)
     path = np.tile(np.eye(4), (len(times), 1, 1))

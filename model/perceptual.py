@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,6 +30,8 @@ _OFF = "or set training.perceptual_loss_weight=0"
 
 def _vgg19_features() -> nn.Sequential:
     """torchvision's `vgg19().features[:32]` with average pooling, weights not yet set."""
+    import torchvision  # slow to import and needed only here
+
     # Built on the meta device, since the classifier that comes along is most of the network.
     with torch.device("meta"):
         features = torchvision.models.vgg19(weights=None).features[:32]

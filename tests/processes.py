@@ -23,8 +23,11 @@ from tests.helpers import DOORS, PATIENCE, ROOT
 
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
+# What programs import where they need it, and most that tests run do.
+SLOW_TO_IMPORT = ("torch._dynamo", "torchvision", "scipy.spatial.transform")
+
 _servers = multiprocessing.get_context("forkserver")
-_servers.set_forkserver_preload(["tests.programs.preload", *DOORS])
+_servers.set_forkserver_preload(["tests.programs.preload", *DOORS, *SLOW_TO_IMPORT])
 
 
 class Program:

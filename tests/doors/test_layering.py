@@ -21,25 +21,41 @@ ALLOWED = {
     **dict.fromkeys(DOORS, INNER),
     "benchmarks": {"benchmarks", *DOORS, *INNER},
 }
+# They take a second or more, and few commands need them: who calls them imports them, not the file.
+SLOW_TO_IMPORT = {"lpips", "scipy", "skimage", "torchvision", "wandb"}
 
 
-def rooms(path):
-    """The project's rooms that a file imports, wherever in it."""
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(nodes, path):
+    """The packages and rooms that statements of a file import."""
+    found = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            imported |= {name.name.split(".")[0] for name in node.names}
+            found |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            imported.add((node.module or "").split(".")[0])
-    return imported & ALLOWED.keys()
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def files_of(room):
+    return sorted((ROOT / room).glob("**/*.py")) or [ROOT / f"{room}.py"]
 
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_a_room_imports_only_what_it_may(room):
-    files = sorted((ROOT / room).glob("**/*.py")) or [ROOT / f"{room}.py"]
-    for path in files:
-        assert rooms(path) <= ALLOWED[room], path
+    for path in files_of(room):
+        assert imported(ast.walk(parse(path)), path) & ALLOWED.keys() <= ALLOWED[room], path
+
+
+def test_no_command_waits_for_packages_that_it_does_not_need():
+    for path in (path for room in INNER | set(DOORS) for path in files_of(room)):
+        # The viewer and the synthetic rooms need theirs in any case.
+        needed = {"scipy", "skimage"} if {"viewer", "synthetic"} & set(path.parts) else set()
+        assert imported(parse(path).body, path) & SLOW_TO_IMPORT <= needed, path
 
 
 def test_attention_lives_in_one_place():
@@ -56,7 +72,7 @@ def test_viser_is_imported_in_one_place():
 
 @functools.cache
 def parsed_tests():
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "tests").glob("**/*.py"))}
+    return {path: parse(path) for path in sorted((ROOT / "tests").glob("**/*.py"))}
 
 
 def test_tests_share_helpers_not_one_another():
