@@ -8,6 +8,8 @@ import os
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # Of compiled code the numbers matter, not the speed: without vector instructions it compiles faster.
 os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "0"}
+# Few graphs are compiled twice: to remember what became of their operations takes longer than to find out.
+os.environ |= {"TORCH_FAKE_TENSOR_DISPATCH_CACHE": "0"}
 
 # What rooms import that takes long. Imported first: the hook that checks types ignores compiled files below a room.
 PACKAGES = ("beartype", "torchvision", "av", "cv2", "einops", "skimage")

@@ -69,12 +69,12 @@ def check_equals_plain(variant, cases, **sizes):
 
 def decoder_only_equals_plain():
     """Whatever is checkpointed and kept."""
-    check_equals_plain("decoder_only", [(0.0, 0), (0.5, 1), (1.0, 2)])
+    check_equals_plain("decoder_only", [(0.0, 0), (0.75, 1), (1.0, 2)], n_layer=2)
 
 
 def encoder_decoder_equals_plain():
-    """With two stacks."""
-    check_equals_plain("encoder_decoder", [(0.5, 1)])
+    """With two stacks, of other numbers of tokens."""
+    check_equals_plain("encoder_decoder", [(0.5, 1)], encoder_n_layer=1, decoder_n_layer=1)
 
 
 def encoded_once_equals_plain():
@@ -109,10 +109,10 @@ def layer_gradients(execution):
 
 
 def saved(execution):
-    """Shapes of what a forward pass of the decoder-only variant saves for backward."""
+    """Shapes of what a forward pass of two layers, the last one shortened, saves for backward."""
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
-        forward("decoder_only", execution)
+        forward("decoder_only", execution, n_layer=2)
     return shapes
 
 
@@ -120,14 +120,14 @@ def saves_statistics():
     """Means and variances stay for backward, also where all else is computed again."""
     shapes = saved(ExecutionConfig(1, 0.0, compile="on"))
     # Of two sequences of 72 tokens, two norms a block; the last block's second norm sees 24 of them.
-    assert sum(shape == (2, 72, 1) for shape in shapes) >= 2 * 5, shapes
+    assert sum(shape == (2, 72, 1) for shape in shapes) >= 2 * 3, shapes
 
 
 def saves_matmuls():
-    """A group of three layers saves what three single layers save."""
+    """A group of two layers saves what two single layers save."""
     # The hidden layers of MLPs, of two sequences of 72 tokens; the last block's sees 24.
-    hidden = [(144, 256), (2, 72, 256)]
-    for every, share, count in ((3, 0.0, 0), (3, 1.0, 2), (1, 1.0, 2)):
+    hidden = [(144, 256), (2, 72, 256), (48, 256), (2, 24, 256)]
+    for every, share, count in ((2, 0.0, 0), (2, 1.0, 2), (1, 1.0, 2)):
         shapes = saved(ExecutionConfig(every, share, compile="on"))
         assert sum(shape in hidden for shape in shapes) == count, (every, share, shapes)
 
@@ -182,7 +182,7 @@ def copies_are_plain():
 def counts_graphs_of_shapes():
     """Tokenizers, sequences, head, blocks and the shortened last block, for fixed and for free sizes; then none."""
     model = small_model("decoder_only", execution=replace(PLAIN, compile="on"))
-    shapes = ((1, 2, 3), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (2, 4, 2), (4, 5, 1), (6, 6, 4), (7, 3, 5))
+    shapes = ((1, 2, 3), (2, 4, 2), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (4, 5, 1), (6, 6, 4), (7, 3, 5))
     counts = []
     for b, v, t in shapes:
         with torch.no_grad():
@@ -207,7 +207,7 @@ def fits_no_buckets():
     """Blocks compiled whole under DDP with buckets smaller than a block."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     for every in (0, 2):
-        model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on")).train()
+        model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on"), n_layer=2).train()
         parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)
         parallel(random_views(1, 2), random_cameras(1, 2, seed=1)).sum().backward()
     dist.destroy_process_group()
@@ -220,8 +220,7 @@ GROUPS = (
         (decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
-    (FRONT, (copies_are_plain,)),
-    (FRONT, (counts_graphs_of_shapes,)),
+    (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),
     (FRONT, (encoded_once_equals_plain,)),
