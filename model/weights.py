@@ -11,7 +11,7 @@ from model import VARIANTS
 from model.lvsm import LVSM
 from utils.errors import InputError, MisfitError
 from utils.tensors import plain_fault, tensor_fault
-from utils.text import printable, shown
+from utils.text import counted, printable, shown
 
 _SHARED = {
     r"^image_tokenizer\.linear\.": "image_tokenizer.1.",
@@ -38,10 +38,10 @@ _ENDS = (
 )
 _SECTIONS = {"patch_size": "model.image_tokenizer"}
 _UNITS = {
-    "d": "channels",
-    "d_head": "channels a head",
-    "patch_size": "pixels a patch side",
-    "n_latent_vectors": "latents",
+    "d": "channel",
+    "d_head": "channel",
+    "patch_size": "pixel",
+    "n_latent_vectors": "latent",
 }
 
 
@@ -189,10 +189,10 @@ def _disagreements(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[
     ]
 
 
-def _phrase(key: str, value: object) -> str:
+def _phrase(key: str, value: Any) -> str:
     if key == "use_qk_norm":
         return "query and key norms" if value else "no query and key norms"
-    return f"{value} {_UNITS.get(key, 'layers')}"
+    return counted(value, _UNITS.get(key, "layer"))
 
 
 def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:

@@ -29,8 +29,8 @@ from model.execution import (
 from model.saving import SavePolicy, plan_saving
 from model.transformer import _PREFERENCES, Block, CrossBlock, Transformer
 from tests.helpers import PLAIN, PUBLISHED, VARIANTS, random_cameras, random_views, small_model
+from tests.messages import refused
 from tests.processes import run, run_fresh
-from utils.errors import InputError
 from utils.sections import check_values, flatten
 
 
@@ -100,17 +100,17 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "culprits"),
     [
-        ({"keep_activations": 1.5}, "training.keep_activations is 1.5"),
-        ({"attention_backend": "xformers"}, "training.attention_backend is 'xformers'; known: auto, cudnn"),
-        ({"compile": "yes"}, "training.compile is 'yes'; known: auto, on, off"),
-        ({"residual_dtype": "bf16"}, "training.residual_dtype is 'bf16'; known: fp32, amp"),
-        ({"grad_checkpoint_every": -1}, "training.grad_checkpoint_every is -1"),
+        ({"keep_activations": 1.5}, ["training.keep_activations", 1.5]),
+        ({"attention_backend": "xformers"}, ["training.attention_backend", "'xformers'", "auto", "cudnn"]),
+        ({"compile": "yes"}, ["training.compile", "'yes'", "auto", "on", "off"]),
+        ({"residual_dtype": "bf16"}, ["training.residual_dtype", "'bf16'", "fp32", "amp"]),
+        ({"grad_checkpoint_every": -1}, ["training.grad_checkpoint_every", -1]),
     ],
 )
-def test_impossible_choices_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
+def test_impossible_choices_are_refused(values, culprits):
+    with refused(*culprits):
         check_values(ExecutionConfig, flatten(ExecutionConfig()) | values, "training.")
 
 
