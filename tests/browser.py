@@ -39,13 +39,16 @@ SWITCHES = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+# The switch to leave out, and those to add, for WebGL without a GPU.
+WEBGL = ["--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 SIZE = 32
 
 
-def start_browser(profile: Path) -> Driver:
+def start_browser(profile: Path, with_webgl: bool = False) -> Driver:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for switch in (*SWITCHES, f"--user-data-dir={profile}"):
+    switches = [switch for switch in SWITCHES if switch not in WEBGL[:1]] + WEBGL[1:] if with_webgl else SWITCHES
+    for switch in (*switches, f"--user-data-dir={profile}"):
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return Driver(options=options, service=Service(str(CHROMEDRIVER)))

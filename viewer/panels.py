@@ -213,9 +213,9 @@ class ComparePanel:
 
     def go_to(self, frame: int) -> None:
         """Stand at the camera of a frame, and compare."""
+        self._frame.value = frame
         session = self._window.session
         truth = self._window.viewer.model.run(lambda: self._window.viewer.sessions.truth(session, frame))
-        self._frame.value = frame
         self._window.stand_at(truth.cameras)
         self.compare()
 
@@ -345,11 +345,14 @@ class PathPanel:
             raise InputError("a film is being rendered: wait until it is done")
         try:
             window = self._window
-            file = write_path(window.viewer.out_dir, window.session, self._keyframes, self._frames())
+            session = window.session
+            file = write_path(window.viewer.out_dir, session, self._keyframes, self._frames())
             self._film.disabled = True
             self._progress.visible = True
             film = file.with_suffix(".mp4")
-            frames, count = film_frames(window.viewer.sessions.renderer, window.session, file)
+            renderer = window.viewer.sessions.renderer
+            # All that touches the GPU is done in one thread: another one's work spoils kernels that are recorded.
+            frames, count = window.viewer.model.run(lambda: film_frames(renderer, session, file))
             write_video(film, self._in_background(frames, count), window.viewer.fps)
             window.notify("Film rendered", f"{film.name}, in the viewer's folder")
             if not window.closed:

@@ -222,8 +222,10 @@ def test_the_truth_stands_beside_the_render(served):
     with HeadlessClient(served.address) as client:
         window = window_of(served, client)
         press(client, "Frame", 5)
-        press(client, "Stand there")
         wait_for(lambda: "Frame 5, not an input" in window.compare_panel._score.content)
+        press(client, "Stand there")
+        camera = window.session.camera_of(5)
+        wait_for(lambda: window._anchor is not None and torch.equal(window._anchor.c2w, camera.c2w))
         score = window.compare_panel._score.content
         assert 0 < float(score.split("**")[1].split()[0]) < 40
         press(client, "Frame", 12)

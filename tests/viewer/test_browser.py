@@ -1,0 +1,141 @@
+"""The viewer in a real browser: the page loads, picture and cameras appear, keys and buttons do what they say."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.dataset import DataConfig, ViewLoader
+from data.scene import read_scene_list
+from evaluation.renderer import Renderer
+from geometry.paths import VideoConfig
+from tests.browser import NEEDS_BROWSER, ActionChains, By, emulate, find, start_browser, wait
+from tests.helpers import small_model, write_toy_set
+from tests.runs import wait_for
+from utils.precision import PrecisionConfig
+from viewer.config import ViewerConfig
+from viewer.geometry import letterbox
+from viewer.server import Served
+from viewer.session import Sessions
+
+pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
+
+# Of JPEG and of the browser's own scaling, in levels of 255, on average.
+_LOSS = 12
+# The colour of the inputs' cameras, as the window shows it.
+_YELLOW = np.array([230, 205, 98])
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    driver = start_browser(tmp_path_factory.mktemp("profile"), with_webgl=True)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def served(tmp_path):
+    scenes = read_scene_list(write_toy_set(tmp_path / "scenes"))
+    renderer = Renderer(small_model("prefix"), PrecisionConfig(use_amp=False), torch.device("cpu"))
+    sessions = Sessions(renderer, ViewLoader(DataConfig(), 16, 4))
+    cfg = ViewerConfig(port=0, input_frames=[0, 12], out_dir=str(tmp_path / "out"), jpeg_quality=100)
+    with Served(cfg, VideoConfig(), sessions, scenes) as served:
+        yield served
+
+
+@pytest.fixture
+def window(driver, served):
+    """The window of the browser, once its picture is there; the test fails on errors in the console."""
+    driver.get_log("browser")
+    emulate(driver, 1280, 800)
+    driver.get(f"http://{served.address}")
+    wait(driver, "document.querySelector('canvas') !== null")
+    wait_for(lambda: served.windows)
+    (window,) = served.windows.values()
+    wait_for(lambda: shows(driver, window))
+    yield window
+    errors = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+    driver.get("about:blank")
+
+
+def seen(driver):
+    """The pixels of the canvas."""
+    picture = np.asarray(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"))
+    box = find(driver, "canvas").rect
+    left, top = round(box["x"]), round(box["y"])
+    return picture[top : top + round(box["height"]), left : left + round(box["width"])]
+
+
+def shows(driver, window):
+    """Whether the browser shows the picture of where its camera stands, in its place."""
+    look = window.painter.latest
+    if look is None:
+        return False
+    shown = seen(driver)
+    expected = letterbox(look.session.render(look.camera), look.camera, look.viewpoint)
+    expected = np.asarray(Image.fromarray(expected).resize(shown.shape[1::-1]))
+    # Away from the cameras and from what viser tells in a corner.
+    rows, columns = slice(shown.shape[0] // 2, None), slice(shown.shape[1] // 3, None)
+    near = np.abs(shown.astype(int) - expected)[rows, columns]
+    return np.median(near) < _LOSS
+
+
+def yellow(driver):
+    """How many pixels have the colour of the inputs' cameras."""
+    return int((np.abs(seen(driver).astype(int) - _YELLOW).max(-1) < 30).sum())
+
+
+def press(driver, label):
+    def found():
+        return [button for button in driver.find_elements(By.TAG_NAME, "button") if button.text == label]
+
+    wait_for(found)
+    found()[0].click()
+
+
+def test_picture_and_cameras_appear(driver, window):
+    assert window.viewpoint().width < 1280
+    # The window is as large as it says, and the picture fills its height.
+    assert seen(driver).shape[:2] == (window.viewpoint().height, window.viewpoint().width)
+    # Further back, the inputs' cameras are in sight, with their images.
+    hold(driver, "s", 1.0)
+    wait_for(lambda: window.viewpoint().c2w[2, 3] < -0.2 and shows(driver, window))
+    with_cameras = yellow(driver)
+    window.markers.shown = False
+    window.look()
+    wait_for(lambda: yellow(driver) < with_cameras - 60)
+
+
+def hold(driver, key, seconds):
+    ActionChains(driver).key_down(key).pause(seconds).key_up(key).perform()
+
+
+def test_keys_move_and_lead_back(driver, window):
+    here = window.viewpoint().c2w
+    hold(driver, "d", 0.5)
+    wait_for(lambda: window.viewpoint().c2w[0, 3] > here[0, 3] + 0.02 and shows(driver, window))
+    ActionChains(driver).send_keys("k").perform()
+    wait_for(lambda: len(window.path_panel._keyframes) == 1)
+    ActionChains(driver).send_keys("r").perform()
+    wait_for(lambda: np.allclose(window.viewpoint().c2w, here, atol=1e-3) and shows(driver, window))
+    assert torch.equal(window.painter.latest.camera.c2w, window.session.lens.c2w)
+
+
+def test_buttons_and_a_click_on_a_camera(driver, window):
+    press(driver, "Next")
+    wait_for(lambda: window.number == 1)
+    press(driver, "Encode anew")
+    wait_for(lambda: not window._opening.locked() and shows(driver, window))
+    press(driver, "Stand there")
+    wait_for(lambda: "dB" in find(driver, "body").text)
+
+
+def test_the_picture_keeps_its_shape_in_every_window(driver, window):
+    for width, height in [(700, 900), (1400, 500)]:
+        emulate(driver, width, height)
+        wait_for(lambda: shows(driver, window))
+        viewpoint = window.viewpoint()
+        assert seen(driver).shape[:2] == (viewpoint.height, viewpoint.width)
