@@ -5,7 +5,9 @@
         inference.render_video=true inference_out_dir=./experiments/evaluation/test
 
 Inputs and targets are those of the evaluation index (`inference.view_idx_file_path`); every scene is evaluated
-exactly once, whatever the number of processes and the batch size (`training.batch_size_per_gpu`).
+exactly once, whatever the number of processes and the batch size (`training.batch_size_per_gpu`). Without an index,
+`inference.view_idx_file_path=auto` spreads the inputs over each scene's cameras, and `inference.input_frames=[0,12]`
+names them; the other frames are targets.
 
     python inference.py --compare RUN_A RUN_B [RUN_C ...] [--output DIR]
 
@@ -24,7 +26,7 @@ from evaluation.compare import compare_runs, missing_pictures
 from evaluation.copying import NearestInput
 from evaluation.evaluator import Evaluator
 from evaluation.identity import hash_files, identify_run
-from evaluation.items import Item, check_saved_cameras, find_items, items_reader
+from evaluation.items import Item, check_saved_cameras, find_items, items_reader, own_items
 from evaluation.metrics import build_metrics
 from evaluation.pages.comparison import write_comparison
 from evaluation.renderer import Predictor, Renderer
@@ -58,11 +60,23 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[Item], dict
             the index.
     """
     cfg = config.inference.evaluation
-    outside = config.training.data.allow_outside_images
-    index = Path(cfg.view_idx_file_path)
-    items, missing = find_items(index, Path(config.training.data.dataset_path), cfg.allow_missing, outside)
-    for path, selection in items:
-        check_view_counts(config, overridden, selection, f"{index}, scene {path.stem}")
+    data = config.training.data
+    outside = data.allow_outside_images
+    scenes = Path(data.dataset_path)
+    if cfg.chooses_views:
+        items, missing = own_items(
+            scenes,
+            data.num_input_views,
+            cfg.input_frames,
+            filmed=cfg.render_video,
+            allow_missing=cfg.allow_missing,
+            allow_outside=outside,
+        )
+    else:
+        index = Path(cfg.view_idx_file_path)
+        items, missing = find_items(index, scenes, cfg.allow_missing, outside)
+        for path, selection in items:
+            check_view_counts(config, overridden, selection, f"{index}, scene {path.stem}")
     if cfg.render_video and cfg.render_video_config.traj_type == "through":
         check_saved_cameras(Path(cfg.render_video_config.cameras_path), items, outside)
     return items, missing
@@ -135,10 +149,11 @@ def as_predicted(config: Config, predictor: Predictor) -> Config:
 
 
 def hash_inputs(config: Config, checkpoint: Path | None, items: list[Item]) -> dict[str, Any]:
-    """The hashes of the index, the checkpoint and, for a video, its cameras."""
+    """The hashes of the index, if there is one, the checkpoint and, for a video, its cameras."""
     cfg = config.inference.evaluation
     video = cfg.render_video_config if cfg.render_video else None
-    return hash_files(Path(cfg.view_idx_file_path), checkpoint, video, items)
+    index = None if cfg.chooses_views else Path(cfg.view_idx_file_path)
+    return hash_files(index, checkpoint, video, items)
 
 
 def describe_run(config: Config, process: Process) -> dict[str, Any]:

@@ -146,6 +146,57 @@ SAMPLERS: dict[str, ViewSampler] = {
 }
 
 
+def spread_inputs(scene: Scene, count: int) -> list[int]:
+    """Usable frames [count] whose cameras lie apart, in their order: each is the one farthest from those before it.
+
+    The first is the camera farthest from the mean one. Distances are those of camera centres as shares of the scene's
+    extent, plus angles between viewing directions as shares of half a turn.
+
+    Raises:
+        InputError: the scene has fewer usable frames.
+    """
+    usable = [frame for frame in range(len(scene)) if scene.fault(frame) is None]
+    if len(usable) < count:
+        raise InputError(f"scene {scene.name} has {len(usable)} usable frames; {count} inputs are asked for")
+    c2w = np.linalg.inv(scene.w2c[usable])
+    centres = c2w[:, :3, 3]
+    directions = c2w[:, :3, 2]
+    extent = max(float(np.linalg.norm(centres - centres.mean(0), axis=1).max()), 1e-12)
+
+    def distances(centre: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        angles = np.arccos(np.clip(directions @ direction / np.linalg.norm(direction), -1, 1))
+        return np.linalg.norm(centres - centre, axis=1) / extent + angles / np.pi
+
+    chosen = [int(distances(centres.mean(0), directions[0]).argmax())]
+    nearest = np.full(len(usable), np.inf)
+    while len(chosen) < count:
+        last = chosen[-1]
+        nearest = np.minimum(nearest, distances(centres[last], directions[last]))
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    return sorted(usable[position] for position in chosen)
+
+
+def select_own(scene: Scene, count: int, inputs: Sequence[int] = ()) -> Selection:
+    """Inputs of a scene for which there is no index, and all its other usable frames as targets.
+
+    Args:
+        count: how many inputs are spread over the cameras.
+        inputs: frames that are inputs instead, in this order.
+
+    Raises:
+        InputError: a frame is no usable one, stands twice, or the scene has too few.
+    """
+    context = list(inputs) or spread_inputs(scene, count)
+    for position, frame in enumerate(context):
+        if frame in context[:position]:
+            raise InputError(f"scene {scene.name}: input frame {frame} is named twice")
+        if fault := scene.fault(frame):
+            raise InputError(f"scene {scene.name}: input frame {frame} cannot be used: {fault}")
+    usable = (frame for frame in range(len(scene)) if scene.fault(frame) is None)
+    return Selection(context, [frame for frame in usable if frame not in context])
+
+
 def check_view_config(cfg: ViewConfig) -> None:
     """Raises InputError, naming the key, for views that no training sample can have."""
     check_fields(cfg)

@@ -25,6 +25,7 @@ from evaluation.scene_files import (
     VIDEO_FILE,
     is_filled,
     make_record,
+    picture_files,
     read_finished,
     write_metrics,
 )
@@ -45,15 +46,19 @@ log = logging.getLogger("lvsm")
 
 # Where the time of an evaluation goes: waiting for scenes to be read, what is done with them, waiting for files.
 STAGES = ("data", "render", "metrics", "pictures", "video", "writing")
+# Stands for an index that does not exist.
+AUTO = "auto"
 # Threads that write pictures and videos, at most: each takes a core.
 _WRITERS = 8
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated and written; the published files have all keys but the last four.
+    """What is evaluated and written; the published files have all keys but the last five.
 
-    `predictor` is what gives the images: the model, or copies of the nearest input views, which need no weights.
+    `view_idx_file_path` is `auto` where there is no index: the inputs are spread over each scene's cameras, or are the
+    `input_frames`, and all other frames are targets. `predictor` is what gives the images: the model, or copies of the
+    nearest input views, which need no weights.
     """
 
     compute_metrics: bool = True
@@ -65,6 +70,12 @@ class EvaluationConfig:
     allow_missing: bool = False
     nearest_input: bool = False
     predictor: Literal["model", "nearest_input"] = "model"
+    input_frames: list[int] = field(default_factory=list)
+
+    @property
+    def chooses_views(self) -> bool:
+        """Whether inputs and targets are chosen without an index."""
+        return self.view_idx_file_path == AUTO or bool(self.input_frames)
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,8 @@ class Evaluator:
 
     def _read_finished(self, path: Path, selection: Selection) -> SceneRecord | None:
         """What was written of a scene; None if it, or what it was made from, is not as it was."""
-        wanted = [*PICTURE_FILES, METRICS_FILE] + [VIDEO_FILE] * self.cfg.render_video
+        pictures = picture_files(len(selection.target))
+        wanted = [*pictures, METRICS_FILE] + [VIDEO_FILE] * self.cfg.render_video
         if not all(is_filled(self.out_dir / path.stem / name) for name in wanted):
             return None
         try:
@@ -225,10 +237,11 @@ class Evaluator:
     def _write(self, record: SceneRecord, rendered: Rendered, i: int, path: Cameras | None) -> None:
         """Have the files of scene `i` written, metrics.json last of all: it marks the scene as done."""
         with self.timer("pictures"):
-            pictures = {
-                PICTURE_FILES[0]: [to_uint8(rendered.inputs.images[i])],
-                PICTURE_FILES[1]: [to_uint8(rendered.targets.images[i]), to_uint8(rendered.renders[i])],
-            }
+            rows = [
+                [to_uint8(rendered.inputs.images[i])],
+                [to_uint8(rendered.targets.images[i]), to_uint8(rendered.renders[i])],
+            ]
+            pictures = dict(zip(picture_files(len(record.per_view)), rows, strict=False))
         frames: Iterable[np.ndarray] = ()
         if path is not None:
             frames = self.renderer.film(rendered.encoded[i], path[None])
@@ -237,10 +250,10 @@ class Evaluator:
 
         def write(chunks: Iterator[np.ndarray]) -> None:
             folder = self.out_dir / record.folder
-            for name, made in ((VIDEO_FILE, path is not None), (METRICS_FILE, bool(self.metrics))):
-                if not made:
-                    # An earlier run with other settings may have left one, which is not of these pictures.
-                    (folder / name).unlink(missing_ok=True)
+            made = {*pictures, *[VIDEO_FILE] * (path is not None), *[METRICS_FILE] * bool(self.metrics)}
+            for name in {*PICTURE_FILES, VIDEO_FILE, METRICS_FILE} - made:
+                # An earlier run with other settings may have left one, which is not of these pictures.
+                (folder / name).unlink(missing_ok=True)
             for file, rows in pictures.items():
                 save_grid(folder / file, rows)
             if path is not None:
@@ -255,7 +268,7 @@ class Evaluator:
         """Every metric of every target, by scene."""
         with self.timer("metrics"):
             scores = rendered.scores
-            if self.cfg.nearest_input:
+            if self.cfg.nearest_input and batch.targets.numel():
                 inputs = batch.frames[:, : batch.num_inputs]
                 same = batch.frames[:, batch.num_inputs :, None] == inputs[:, None]
                 copies = nearest_input_psnr(rendered.inputs, rendered.targets, same.to(self.renderer.device))

@@ -81,13 +81,16 @@ def identify_scene(run_id: str, path: Path, selection: Selection) -> str:
     return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def hash_files(index: Path, checkpoint: Path | None, video: VideoConfig | None, items: list[Item]) -> dict[str, str]:
+def hash_files(
+    index: Path | None, checkpoint: Path | None, video: VideoConfig | None, items: list[Item]
+) -> dict[str, str]:
     """Names and hashes of the files that the numbers and videos come from.
 
-    `checkpoint` is None where no model renders, `video` if none is rendered.
+    `index` is None where there is none, `checkpoint` where no model renders, `video` if none is rendered.
     """
-    weights = {"checkpoint": str(checkpoint), "checkpoint_sha256": sha256(checkpoint)} if checkpoint else {}
-    files = {**weights, "index": str(index), "index_sha256": sha256(index)}
+    files = {"checkpoint": str(checkpoint), "checkpoint_sha256": sha256(checkpoint)} if checkpoint else {}
+    if index:
+        files |= {"index": str(index), "index_sha256": sha256(index)}
     cameras = sorted(saved_cameras(video, items)) if video is not None else []
     if cameras:
         hashes = "".join(map(sha256, cameras))

@@ -1,7 +1,7 @@
 """The scenes of an evaluation: which ones, with which views, and how they are read."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.dataset import Batch, EvaluationDataset, Unusable, ViewLoader
@@ -9,7 +9,7 @@ from data.evaluation_index import fetch_evaluation_index, match_scenes, read_eva
 from data.loader import LoaderConfig, evaluation_batches
 from data.scene import check_cameras_are_of, read_cameras, read_scene, read_scene_list
 from data.transforms import IMAGE_ERRORS, open_image
-from data.views import Selection
+from data.views import Selection, select_own
 from geometry.paths import VideoConfig
 from utils.distributed import Process
 from utils.errors import InputError
@@ -21,6 +21,8 @@ log = logging.getLogger("lvsm")
 Item = tuple[Path, Selection]
 # Reads a process's part of the scenes, in batches.
 ReadItems = Callable[[list[Item]], Iterator[Batch | Unusable]]
+
+_GO_ON = "inference.allow_missing=true goes on without them"
 
 
 def items_reader(load: ViewLoader, cfg: LoaderConfig, process: Process, patience: float) -> ReadItems:
@@ -65,14 +67,55 @@ def find_items(
         )
     scenes = counted(len(index), "scene")
     if missing and not allow_missing:
-        validating = keys[0].startswith("training.")
-        remedy = "make an index without them" if validating else "inference.allow_missing=true goes on without them"
+        remedy = "make an index without them" if keys[0].startswith("training.") else _GO_ON
         raise InputError(
             f"{len(missing)} of the {scenes} in {index_path} cannot be evaluated with "
             f"{list_path} ({_some(missing)}): {remedy}"
         )
     if missing:
         log.warning("left out: %d of the %s of the index (%s)", len(missing), scenes, _some(missing))
+    return items, missing
+
+
+def own_items(
+    list_path: Path,
+    num_inputs: int,
+    input_frames: Sequence[int],
+    *,
+    filmed: bool,
+    allow_missing: bool,
+    allow_outside: bool = False,
+) -> tuple[list[Item], dict[str, str]]:
+    """All scenes of a list with views chosen here (`select_own`), for scenes without an index.
+
+    Args:
+        filmed: videos are rendered, so that a scene needs no frame besides its inputs.
+
+    Returns:
+        The scenes to evaluate, and why each of the others is left out.
+
+    Raises:
+        InputError: a scene cannot be evaluated, unless `allow_missing` leaves such scenes out; or none can.
+    """
+    items = []
+    missing = {}
+    for path in read_scene_list(list_path, "training.dataset_path"):
+        try:
+            selection = select_own(read_scene(path, allow_outside), num_inputs, input_frames)
+        except InputError as error:
+            missing[path.stem] = str(error)
+            continue
+        if selection.target or filmed:
+            items.append((path, selection))
+        else:
+            missing[path.stem] = "every frame is an input: inference.render_video=true films it"
+    if missing and not (items and allow_missing):
+        raise InputError(
+            f"{counted(len(missing), 'scene')} of {list_path} cannot be evaluated ({_some(missing)})"
+            + (f": {_GO_ON}" if items else "")
+        )
+    if missing:
+        log.warning("left out: %s of %s (%s)", counted(len(missing), "scene"), list_path, _some(missing))
     return items, missing
 
 

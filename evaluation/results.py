@@ -30,8 +30,9 @@ def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
 
 
 def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over scenes of the scenes' means."""
-    return {name: statistics.fmean(scene[name] for scene in scenes) for name in (scenes[0] if scenes else ())}
+    """Means over scenes of the scenes' means; scenes without targets have none."""
+    scored = [scene for scene in scenes if scene]
+    return {name: statistics.fmean(scene[name] for scene in scored) for name in (scored[0] if scored else ())}
 
 
 def without_inputs(record: SceneRecord) -> dict[str, float]:
@@ -47,16 +48,17 @@ def has_input_among_targets(record: SceneRecord) -> bool:
 
 def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
-    means = averages([record.metrics for record in records])
-    others = averages([scene for scene in map(without_inputs, records) if scene])
+    scored = [record for record in records if record.metrics]
+    means = averages([record.metrics for record in scored])
+    others = averages([without_inputs(record) for record in records])
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["scene_name", *means])
-    writer.writerows([record.scene_name, *(record.metrics[name] for name in means)] for record in records)
+    writer.writerows([record.scene_name, *(record.metrics.get(name) for name in means)] for record in records)
     write_text(out_dir / "summary.csv", table.getvalue())
     results = {
         "averages": means,
-        "spread": {name: statistics.pstdev(record.metrics[name] for record in records) for name in means},
+        "spread": {name: statistics.pstdev(record.metrics[name] for record in scored) for name in means},
         "averages_without_input_frames": others,
         "provenance": run,
         "scenes": {record.scene_name: dict(record.metrics) for record in records},

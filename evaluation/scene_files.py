@@ -17,6 +17,11 @@ VIDEO_FILE = "rendered_video.mp4"
 METRICS_FILE = "metrics.json"
 
 
+def picture_files(num_targets: int) -> tuple[str, ...]:
+    """The pictures of a scene: its inputs and, if it has targets, these beside the renders."""
+    return PICTURE_FILES if num_targets else PICTURE_FILES[:1]
+
+
 @dataclass(frozen=True)
 class SceneMetrics:
     """The content of a metrics.json: means with the scene's name, numbers of the views, input frames.
@@ -40,7 +45,7 @@ def make_record(
         {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
         for i, frame in enumerate(frames[num_inputs:])
     ]
-    means = {metric: _mean(values) for metric, values in scores.items()}
+    means = {metric: _mean(values) for metric, values in scores.items() if values}
     return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
 
 
@@ -51,7 +56,7 @@ def _mean(values: Sequence[float]) -> float:
 def write_metrics(out_dir: Path, record: SceneRecord, run_id: str) -> None:
     """Write a scene's metrics.json, last of its files: it marks the scene as done, and knows the others again."""
     folder = out_dir / record.folder
-    names = [*PICTURE_FILES, VIDEO_FILE] if record.has_video else PICTURE_FILES
+    names = [*picture_files(len(record.per_view)), *[VIDEO_FILE] * record.has_video]
     content = {
         "summary": {"scene_name": record.scene_name, **record.metrics},
         "per_view": list(record.per_view),
@@ -102,7 +107,8 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
     folder = out_dir / name
     try:
         read = read_metrics(folder / METRICS_FILE)
-        if read.run != run_id or not _are_as_written(folder, read.files):
+        pictures = set(picture_files(len(frames) - num_inputs))
+        if read.run != run_id or not _are_as_written(folder, read.files, pictures):
             return None
     except (InputError, OSError):
         return None
@@ -120,9 +126,9 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
     return SceneRecord(name, name, metrics, read.per_view, read.context, has_video)
 
 
-def _are_as_written(folder: Path, files: object) -> bool:
+def _are_as_written(folder: Path, files: object, pictures: set[str]) -> bool:
     """Whether the pictures and the video of a scene are those that its metrics.json was written after."""
-    if not isinstance(files, dict) or not set(PICTURE_FILES) <= files.keys() <= {*PICTURE_FILES, VIDEO_FILE}:
+    if not isinstance(files, dict) or not pictures <= files.keys() <= {*pictures, VIDEO_FILE}:
         return False
     return all(fingerprint(folder / name) == written for name, written in files.items())
 

@@ -30,7 +30,7 @@ class Rendered:
 
 
 def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, timer: Timer | None = None) -> Rendered:
-    """Render the targets of a batch and score them; `timer` gets the seconds of `render` and `metrics`.
+    """Render the targets of a batch, if it has any, and score them; `timer` gets the seconds of `render` and `metrics`.
 
     Raises:
         InputError: the model renders NaN; the message names the scene.
@@ -39,7 +39,7 @@ def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, 
     with timer("render"):
         inputs, targets = batch.to(renderer.device).split()
         encoded = renderer.encode(inputs)
-        renders = renderer.render(encoded, targets.cameras)
+        renders = renderer.render(encoded, targets.cameras) if batch.targets.numel() else targets.images
         finite = renders.isfinite().flatten(1).all(1).tolist()
         for name, good in zip(batch.scenes, finite, strict=True):
             if not good:
@@ -47,7 +47,7 @@ def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, 
                     f"scene {name}: the model renders NaN: its weights are broken, take an earlier checkpoint"
                 )
     with timer("metrics"):
-        scores = score(metrics, renders, targets.images)
+        scores = score(metrics, renders, targets.images) if batch.targets.numel() else {}
     return Rendered(inputs, targets, encoded, renders, scores)
 
 

@@ -25,6 +25,8 @@ from data.views import (
     draw_usable,
     sample_any,
     sample_window,
+    select_own,
+    spread_inputs,
 )
 from tests.helpers import write_toy_scene, write_toy_set
 from tests.messages import refused
@@ -170,3 +172,40 @@ def test_clips_too_short_for_any_frames_are_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
     with refused(path, "6 usable frames", "training.num_views=6"):
         training_set(path, view_sampler="any")[0]
+
+
+def test_inputs_are_spread_over_the_cameras(tmp_path):
+    # The toy camera slides evenly: both ends come first, then the middle.
+    scene = read_scene(write_toy_scene(tmp_path, "scene", 9))
+    assert spread_inputs(scene, 2) == [0, 8]
+    assert spread_inputs(scene, 3) == [0, 4, 8]
+    assert len(set(spread_inputs(scene, 9))) == 9
+    with refused("scene", 9, 10):
+        spread_inputs(scene, 10)
+
+
+def test_inputs_are_spread_over_directions_where_the_camera_only_turns(tmp_path):
+    path = write_toy_scene(tmp_path, "scene", 8)
+    record = json.loads(path.read_text())
+    for number, frame in enumerate(record["frames"]):
+        angle = 0.3 * number
+        frame["w2c"] = np.eye(4).tolist()
+        frame["w2c"][0][:3] = [np.cos(angle), 0, np.sin(angle)]
+        frame["w2c"][2][:3] = [-np.sin(angle), 0, np.cos(angle)]
+    path.write_text(json.dumps(record))
+    assert spread_inputs(read_scene(path), 2) == [0, 7]
+
+
+def test_own_views_are_the_inputs_and_all_other_usable_frames(tmp_path):
+    path = write_toy_scene(tmp_path, "scene", 6)
+    record = json.loads(path.read_text())
+    record["frames"][3]["image_path"] = None
+    path.write_text(json.dumps(record))
+    scene = read_scene(path)
+    assert select_own(scene, 2) == Selection([0, 5], [1, 2, 4])
+    assert select_own(scene, 2, [4, 1, 2]) == Selection([4, 1, 2], [0, 5])
+    for wrong in ([0, 3], [6], [-1]):
+        with refused("scene", wrong[-1]):
+            select_own(scene, 2, wrong)
+    with refused("scene", 1):
+        select_own(scene, 2, [1, 2, 1])

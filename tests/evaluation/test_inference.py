@@ -561,3 +561,65 @@ def test_weights_rounded_once_give_the_numbers_of_autocast(variant):
         renders.append(renderer.render(encoded, targets))
         torch.testing.assert_close(renderer.record(encoded, targets)(targets), renders[-1], rtol=0, atol=0)
     assert torch.equal(*renders)
+
+
+AUTO = "inference.view_idx_file_path=auto"
+FILM = ("inference.render_video=true", "inference.render_video_config.num_frames=3")
+
+
+def views_of(out, scene="scene0"):
+    metrics = json.loads((out / scene / "metrics.json").read_text())
+    return metrics["context"], [view["view"] for view in metrics["per_view"]]
+
+
+def test_scenes_without_an_index_are_evaluated_on_all_other_frames(place):
+    save_model(place)
+    (place / "index.json").unlink()
+    inference.main(command(place, AUTO, "training.num_input_views=3"))
+    context, targets = views_of(place / "out")
+    assert len(context) == 3 and {0, 13} < set(context)
+    assert sorted([*context, *targets]) == list(range(14))
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert "index_sha256" not in results["provenance"] and len(results["scenes"]) == 3
+    # Other inputs are another evaluation, into the same folder.
+    inference.main(command(place, "inference.input_frames=[5,2]"))
+    assert views_of(place / "out") == ([5, 2], [frame for frame in range(14) if frame not in (5, 2)])
+
+
+def test_a_scene_without_truth_is_filmed(place):
+    save_model(place)
+    list_file = write_toy_set(place / "photos", scenes=1, frames=2)
+    photos = [AUTO, f"training.dataset_path={list_file}"]
+    with refused("inference.render_video=true", list_file):
+        inference.main(command(place, *photos))
+    inference.main(command(place, *photos, *FILM))
+    out = place / "out"
+    assert sorted(path.name for path in (out / "scene0").iterdir()) == [
+        "input.png",
+        "metrics.json",
+        "rendered_video.mp4",
+    ]
+    assert views_of(out) == ([0, 1], [])
+    assert json.loads((out / "results.json").read_text())["averages"] == {}
+
+
+def test_scenes_with_and_without_truth_are_one_evaluation(place, caplog):
+    save_model(place)
+    write_toy_scene(place / "scenes", "photos", 2, seed=9)
+    with (place / "scenes" / "full_list.txt").open("a") as names:
+        names.write("metadata/photos.json\n")
+    extras = [AUTO, *FILM, "inference.nearest_input=true", "training.batch_size_per_gpu=2"]
+    inference.main(command(place, *extras))
+    results = json.loads((place / "out" / "results.json").read_text())
+    scored = [values["psnr"] for values in results["scenes"].values() if values]
+    assert len(scored) == 3 and results["scenes"]["photos"] == {}
+    assert results["averages"]["psnr"] == pytest.approx(np.mean(scored))
+    with caplog.at_level("INFO", "lvsm"):
+        inference.main(command(place, *extras))
+    check_told(caplog.messages, "evaluated before", "4 of 4 scenes")
+
+
+def test_frames_that_a_scene_does_not_have_are_refused(place):
+    save_model(place)
+    with refused("scene0", 14):
+        inference.main(command(place, "inference.input_frames=[0,14]"))

@@ -355,3 +355,16 @@ def test_one_scene_has_no_distribution_and_no_ranking(browser, tmp_path) -> None
     assert find(browser, "#without-inputs").text == expected
     assert not find(browser, "#distributions").is_displayed()
     assert not find(browser, "#extremes").is_displayed()
+
+
+def test_a_scene_without_targets_shows_its_inputs_and_its_film(browser, tmp_path) -> None:
+    out = tmp_path / "report"
+    write_scene_files(out / "photos")
+    (out / "photos" / "gt_vs_pred.png").unlink()
+    write_video(out / "photos" / "rendered_video.mp4")
+    scene = SceneRecord("photos", "photos", {}, [], [0, 1], has_video=True)
+    browser.get(write_report(out, title="A film", averages={}, provenance={}, scenes=[scene]).as_uri())
+    wait(browser, loaded(".scene:first-child img"))
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".scene img")) == 1
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".scene video")) == 1
+    assert not browser.find_elements(By.CSS_SELECTOR, ".missing")

@@ -101,6 +101,7 @@ function sceneNode(scene) {
 }
 
 function targetRows(scene) {
+  if (scene.views.length === 0) return [];
   const picture = (kind, label, alt) => pictureRow(kind, folderOf(scene), scene.views, label, alt);
   const prediction = picture("prediction", "Prediction", "Prediction");
   return [
@@ -125,7 +126,8 @@ function viewsTable(scene) {
 }
 
 function fileLinks(scene) {
-  const names = ["input.png", "gt_vs_pred.png", ...(report.metrics.length ? ["metrics.json"] : [])];
+  const pictures = scene.views.length ? ["input.png", "gt_vs_pred.png"] : ["input.png"];
+  const names = [...pictures, ...(report.metrics.length ? ["metrics.json"] : [])];
   return names.map((name) => fileLink(fileUrl(folderOf(scene), name), name));
 }
 
