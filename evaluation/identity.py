@@ -28,7 +28,8 @@ CANNOT_MATTER = frozenset(
         "incidents",
         "validation",
         "data.image_resize",
-        # The index says the views; their frames are in the identity of a scene.
+        # The index or `input_frames` say the views, which are in the identity of a scene.
+        "evaluation.input_frames",
         "data.num_views",
         "data.num_input_views",
         "data.num_target_views",
