@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import skimage
 from jaxtyping import Float, UInt8
-
-from data.transforms import open_image
+from PIL import Image
 
 PATTERN_SIZE = 256
 PHOTOS = (
@@ -44,7 +43,8 @@ Grey = Float[np.ndarray, "n n"]
 def _read(name: str) -> UInt8[np.ndarray, "h w 3"]:
     """A photograph of the scikit-image package, at most 512 pixels on its longer side."""
     path = Path(skimage.__file__).parent / "data" / name
-    with open_image(path) as file:
+    # Not `open_image`: a package's own picture is trusted, and worker processes start without torch.
+    with Image.open(path) as file:
         image = file.convert("RGB")
     image.thumbnail((512, 512))
     return np.asarray(image)

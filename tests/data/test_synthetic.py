@@ -32,7 +32,7 @@ from tests.messages import check_names, refused
 pytestmark = pytest.mark.slow
 
 WIDTH, HEIGHT = 128, 72
-TINY = SetConfig(train_scenes=3, test_scenes=1, frames=6, width=32, height=24, seed=5)
+TINY = SetConfig(train_scenes=2, test_scenes=1, frames=6, width=32, height=24, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_the_detail_of_textures_does_not_change_the_room(room: Room) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("re10k")
-    write_re10k(root, replace(TINY, num_processes=2, clips_per_chunk=2))
+    write_re10k(root, replace(TINY, num_processes=2, clips_per_chunk=1))
     return root
 
 

@@ -58,6 +58,24 @@ def test_no_command_waits_for_packages_that_it_does_not_need():
         assert imported(parse(path).body, path) & SLOW_TO_IMPORT <= needed, path
 
 
+def imported_in_the_end(room, seen):
+    """What importing a file of the project imports, at once or through others."""
+    path = ROOT / f"{room.replace('.', '/')}.py"
+    path = path if path.exists() else ROOT / room.replace(".", "/") / "__init__.py"
+    if room in seen or not path.exists():
+        return {room}
+    seen.add(room)
+    statements = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = [name.name for node in statements if isinstance(node, ast.Import) for name in node.names]
+    modules += [node.module for node in statements if isinstance(node, ast.ImportFrom)]
+    return {room}.union(*(imported_in_the_end(module, seen) for module in modules))
+
+
+def test_processes_that_make_synthetic_clips_do_without_torch():
+    found = imported_in_the_end("data.synthetic.clips", set())
+    assert {"data.synthetic.textures", "cv2"} <= found and "torch" not in found
+
+
 def test_attention_lives_in_one_place():
     files = [path for room in ALLOWED for path in (ROOT / room).glob("**/*.py")]
     users = [path for path in files if ".scaled_dot_product_attention(" in path.read_text(encoding="utf-8")]

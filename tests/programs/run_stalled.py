@@ -12,6 +12,7 @@ from pathlib import Path
 import inference
 import train
 from data.dataset import EvaluationDataset, TrainingDataset
+from utils import stop_signal
 from utils.cli import run_main
 
 
@@ -28,6 +29,8 @@ def main(argv):
         return read(self, number)
 
     owner.__getitem__ = hanging
+    # Of several ranks each waits so many seconds for data that will not come.
+    stop_signal._GRACE = 2.0
     (inference if kind == "inference" else train).main(argv[2:])
 
 
