@@ -1,0 +1,168 @@
+"""The page of a check of cameras: verdicts, figures, and pairs of frames with epipolar lines. One file, no script."""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data.importers.verdict import AS_GIVEN, MatchedCameras, Verdict, pair_error
+from data.matching import PairMatches
+from geometry.epipolar import fundamental_matrix
+from utils.files import write_text
+
+_TEMPLATE = Path(__file__).with_suffix(".html")
+_STYLE = Path(__file__).with_suffix(".css")
+# Pairs that are shown of a scene with bad cameras, and of another.
+_SHOWN_BAD = 3
+_SHOWN = 1
+_LINES = 10
+_HEIGHT = 360
+_FIGURES = {
+    "field_of_view_x": "field of view across, degrees",
+    "field_of_view_y": "field of view from top to bottom, degrees",
+    "aspect": "width / height",
+    "baseline_over_depth": "distance of the farthest cameras / depth of the scene",
+    "angle": "the same as an angle, degrees",
+    "largest_roll": "largest turn of a camera about its axis, degrees",
+}
+
+
+def write_check_page(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write the page in one step; every text that stood in a file is escaped."""
+    style = _STYLE.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=style, style_hash=f"sha256-{digest}", scenes="\n".join(map(_scene, verdicts))
+    )
+    write_text(path, page)
+
+
+def _scene(verdict: Verdict) -> str:
+    state = verdict.state
+    kind = state if state in ("good", "bad") else "unknown"
+    warnings = "".join(f"<li>{escape(warning)}</li>" for warning in verdict.warnings)
+    return "\n".join(
+        [
+            f"<section><h2>{escape(verdict.scene)}</h2>",
+            f'<p><span class="state {kind}">{state}</span>: {escape(verdict.reason)}</p>',
+            f"<ul>{warnings}</ul>" if warnings else "",
+            f'<div class="tables">{_errors(verdict)}{_figures(verdict)}</div>',
+            *_pictures(verdict),
+            "</section>",
+        ]
+    )
+
+
+def _errors(verdict: Verdict) -> str:
+    best = verdict.misreading or AS_GIVEN
+    rows = [
+        f"<tr{' class=fits' if name == best and verdict.state != 'cannot tell' else ''}>"
+        f"<th>{escape(name)}</th><td>{_number(error)}</td></tr>"
+        for name, error in sorted(verdict.errors.items(), key=lambda item: item[1])
+    ]
+    return _table("Cameras read as, and their error in pixels", rows)
+
+
+def _figures(verdict: Verdict) -> str:
+    rows = [f"<tr><th>{_FIGURES[name]}</th><td>{_number(value)}</td></tr>" for name, value in verdict.figures.items()]
+    return _table("Figures", rows)
+
+
+def _table(caption: str, rows: list[str]) -> str:
+    return f"<table><caption>{caption}</caption>{''.join(rows)}</table>" if rows else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "behind"
+
+
+def _pictures(verdict: Verdict) -> Iterator[str]:
+    if verdict.cameras is None or verdict.matches is None:
+        return
+    readings = [None] if verdict.misreading is None else [None, verdict.misreading]
+    for pair in verdict.matches.pairs[: _SHOWN_BAD if verdict.state == "bad" else _SHOWN]:
+        for reading in readings:
+            yield _figure(pair, verdict.cameras.read_as(reading), reading)
+
+
+def _figure(pair: PairMatches, cameras: MatchedCameras, reading: str | None) -> str:
+    first, second = pair.frames
+    how = "as given" if reading is None else f"if read as {reading!r} undone"
+    caption = f"Frames {first} and {second}, cameras {how}: error {_number(pair_error(cameras, pair))} pixels"
+    source = base64.b64encode(_jpeg(draw_pair(pair, cameras))).decode()
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/jpeg;base64,{source}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return data.tobytes()
+
+
+def draw_pair(pair: PairMatches, cameras: MatchedCameras) -> UInt8[np.ndarray, "h w 3"]:
+    """Two frames side by side: points in the first, the same points and their epipolar lines in the second."""
+    chosen = _spread(pair.first)
+    ours, theirs = pair.features
+    left, left_scale = _reduced(ours.picture, ours.size)
+    right, right_scale = _reduced(theirs.picture, theirs.size)
+    lines = np.c_[pair.first[chosen], np.ones(len(chosen))] @ fundamental_matrix(*cameras.of_pair(pair)).T
+    for colour, point, partner, line in zip(_colours(), pair.first[chosen], pair.second[chosen], lines, strict=False):
+        _draw_line(right, line / np.append(right_scale, 1), colour)
+        _draw_point(right, partner * right_scale, colour)
+        _draw_point(left, point * left_scale, colour)
+    return np.concatenate([left, right], axis=1)
+
+
+def _spread(points: Float[np.ndarray, "m 2"]) -> np.ndarray:
+    """Numbers of points far from one another: each is the farthest from those before it."""
+    chosen = [0]
+    distance = np.full(len(points), np.inf)
+    while len(chosen) < min(_LINES, len(points)):
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        chosen.append(int(distance.argmax()))
+    return np.array(chosen)
+
+
+def _reduced(picture: np.ndarray, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "2"]]:
+    """A picture of `_HEIGHT` rows, and what makes its pixels of those of an image of `size`."""
+    width = max(1, round(picture.shape[1] * _HEIGHT / picture.shape[0]))
+    return cv2.resize(picture, (width, _HEIGHT), interpolation=cv2.INTER_AREA), np.array([width, _HEIGHT]) / size
+
+
+def _colours() -> list[tuple[int, int, int]]:
+    hues = np.arange(_LINES) * 180 // _LINES
+    hsv = np.stack([hues, np.full(_LINES, 255), np.full(_LINES, 255)], axis=-1)[None].astype(np.uint8)
+    return [tuple(colour) for colour in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0].tolist()]
+
+
+def _draw_point(picture: np.ndarray, point: Float[np.ndarray, "2"], colour: tuple[int, int, int]) -> None:
+    at = tuple(np.floor(point).astype(int).tolist())
+    cv2.circle(picture, at, 5, (0, 0, 0), -1, cv2.LINE_AA)
+    cv2.circle(picture, at, 4, colour, -1, cv2.LINE_AA)
+
+
+def _draw_line(picture: np.ndarray, line: Float[np.ndarray, "3"], colour: tuple[int, int, int]) -> None:
+    """Draw a line a x + b y + c = 0 as far as it crosses the picture."""
+    ends = _ends(line, *picture.shape[1::-1])
+    if ends:
+        cv2.line(picture, ends[0], ends[-1], colour, 1, cv2.LINE_AA)
+
+
+def _ends(line: Float[np.ndarray, "3"], width: int, height: int) -> list[tuple[int, int]]:
+    """Where a line enters and leaves a picture; nothing if it does not cross it."""
+    sides = np.array([[1, 0, 0], [1, 0, -width], [0, 1, 0], [0, 1, -height]], np.float64)
+    with np.errstate(all="ignore"):
+        crossings = np.cross(line, sides)
+        points = crossings[:, :2] / crossings[:, 2:]
+    slack = 1e-6 * max(width, height)
+    inside = ((points >= -slack) & (points <= np.array([width, height]) + slack)).all(1)
+    corners = np.unique(points[inside].round().astype(int), axis=0)
+    return [tuple(corner) for corner in corners.tolist()] if len(corners) > 1 else []
