@@ -8,22 +8,15 @@ are left alone. What could not be used is named at the end and in OUTPUT_DIR/MOD
 """
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 
 from data.importers import IMPORTERS
-from data.writing import ImportResult, SceneWriter
+from data.outcome import tell
+from data.writing import SceneWriter
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.parallel import cores_of_process
 from utils.stop_signal import exit_on_sigterm
-from utils.text import counted, printable
-
-log = logging.getLogger("lvsm")
-
-# Losses that are printed.
-_SHOWN = 20
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -41,30 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="jpeg",
         help="jpeg keeps the original bytes; png re-encodes them (the same pixels in 6.6 times the space)",
     )
+    add("--pack", action="store_true", help="write the frames of a clip as one tar (data/packing.py converts)")
+    add("--check_images", action="store_true", help="decode every frame, so that damaged ones are found now")
     return parser.parse_args(argv)
-
-
-def tell(result: ImportResult, writer: SceneWriter) -> None:
-    """Print the outcome.
-
-    Raises:
-        InputError: something was lost.
-    """
-    where = printable(str(writer.root / "full_list.txt"))
-    print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
-    if result.other_format:
-        log.warning(
-            "%s already there in another format than --image_format %s: "
-            "name another --output_dir to have all in it, or delete those first",
-            counted(result.other_format, "clip"),
-            writer.image_format,
-        )
-    lost_path = writer.write_lost(result)
-    if lost_path is None:
-        return
-    for name, reason in sorted(result.lost.items())[:_SHOWN]:
-        print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
-    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,7 +45,12 @@ def main(argv: Sequence[str]) -> None:
     processes = cores_of_process() if arguments.num_processes is None else arguments.num_processes
     if processes < 1:
         raise InputError(f"--num_processes is {processes}; at least 1 is needed")
-    writer = SceneWriter(arguments.output_dir / arguments.mode, arguments.image_format)
+    writer = SceneWriter(
+        arguments.output_dir / arguments.mode,
+        arguments.image_format,
+        packed=arguments.pack,
+        check_images=arguments.check_images,
+    )
     with exit_on_sigterm():
         importer = IMPORTERS[arguments.source]
         tell(importer(arguments.base_path / arguments.mode, writer, processes), writer)

@@ -24,8 +24,8 @@ CLIPS = 4
 
 def drawn_chunks(folder: Path) -> Path:
     """A chunk of drawn clips; returns the folder that holds `train/`."""
-    frames = drawn_frames(folder, ".jpg")
-    images = [path.read_bytes() for path in frames.image_paths if path]
+    drawn_frames(folder, ".jpg")
+    images = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     cameras = np.zeros((len(images), 18), np.float32)
     cameras[:, :4] = [0.5, 0.9, 0.5, 0.5]
     cameras[:, 6:] = np.eye(4)[:3].flatten()

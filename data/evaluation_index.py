@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.packed import file_of
 from data.scene import Scene, read_scene, read_scene_list
 from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable
 from utils.cli import path_argument, run_main
@@ -175,7 +176,7 @@ def _image_fault(scene: Scene, frame: int) -> str | None:
         path = scene.image_path(frame)
     except InputError as error:
         return str(error)
-    if os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for some names
+    if os.path.isfile(file_of(path)):  # noqa: PTH113  Path.is_file raises for some names
         return None
     return f"scene {scene.name}, frame {frame}: its image {printable(str(path))} is not a file that can be read"
 

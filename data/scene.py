@@ -2,6 +2,7 @@
 
 Paths inside a file are relative to that file; absolute ones work too. A frame that was lost keeps its place in the
 list with no image, so that frame numbers mean the same everywhere; if its camera was of no use, that is null, too.
+Of a packed clip `image_path` is a tar, and every frame says its `member` there, with `offset` and `length` in bytes.
 """
 
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data.image_paths import exists, find_images, is_led_out, outside
+from data.packed import ImageFile, PackedImage, file_of, packed_image
 from geometry.camera_check import camera_faults
 from utils.errors import InputError
 from utils.files import check_plain_name, read_json, read_text, write_json
@@ -25,6 +27,7 @@ log = logging.getLogger("lvsm")
 _LOST = "its image was lost in preprocessing"
 _NO_FIELD = object()  # stands for a field that a frame does not have, where null means something
 _CAMERA_FIELDS = {"fxfycxcy": (4,), "w2c": (4, 4)}
+_PACKED_FIELDS = ("member", "offset", "length")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Scene:
 
     Attributes:
         name: the scene's key.
-        image_paths: one a frame; None for a frame that cannot be used.
+        image_paths: where its image lies, one a frame; None for a frame that cannot be used.
         fxfycxcy: intrinsics [n, 4] in pixels of the stored image.
         w2c: world-to-camera matrices [n, 4, 4], OpenCV axes. Frames without an image may have NaN here and above.
         source: the metadata file, for messages.
@@ -43,7 +46,7 @@ class Scene:
     """
 
     name: str
-    image_paths: list[Path | None]
+    image_paths: list[ImageFile | None]
     fxfycxcy: Float[np.ndarray, "n 4"]
     w2c: Float[np.ndarray, "n 4 4"]
     source: Path
@@ -60,20 +63,21 @@ class Scene:
             return f"there is no such frame, only 0 to {len(self) - 1}"
         return self.faults.get(frame, _LOST) if self.image_paths[frame] is None else None
 
-    def image_path(self, frame: int) -> Path:
-        """The image of a frame.
+    def image_path(self, frame: int) -> ImageFile:
+        """Where the image of a frame lies, a file of its own or a part of a tar; `open_image` takes either.
 
         Raises:
             InputError: the frame cannot be used, the system does not let its image be looked at, or a link leads the
                 image to where it may not lie.
         """
         fault = self.fault(frame)
-        path = None if fault else self.image_paths[frame]
-        if path is None:
+        image = None if fault else self.image_paths[frame]
+        if image is None:
             raise InputError(f"scene {self.name}, frame {frame}: {fault} ({printable(str(self.source))})")
+        path = file_of(image)
         if self.root is not None and self._is_led_out(path, frame, self.root):
             raise InputError(f"scene {self.name}, frame {frame}: {outside(path, self.root)}")
-        return path
+        return image
 
     def _is_led_out(self, path: Path, frame: int, root: Path) -> bool:
         try:
@@ -100,8 +104,9 @@ def read_scene(path: Path, allow_outside: bool = False) -> Scene:
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise InputError(f"{printable(str(path))}: its images cannot be looked for: {error}") from None
     fxfycxcy, w2c, bad_cameras = _read_cameras(frames)
-    faults = {n: fault for n, fault in bad_cameras.items() if images.paths[n] is not None} | images.faults
-    paths = [None if n in faults else image for n, image in enumerate(images.paths)]
+    located, bad_places = _locate(frames, images.paths)
+    faults = {n: fault for n, fault in bad_cameras.items() if images.paths[n] is not None} | bad_places | images.faults
+    paths = [None if n in faults else image for n, image in enumerate(located)]
     if not any(paths):
         reason = f"frame {min(faults)}: {faults[min(faults)]}" if faults else _LOST
         raise InputError(f"{printable(str(path))}: no frame of it can be used ({reason})")
@@ -110,6 +115,20 @@ def read_scene(path: Path, allow_outside: bool = False) -> Scene:
         first = min(faults)
         notes["faults"] = f"scene {name}, frame {first}: {faults[first]}; such frames are left out"
     return Scene(name, paths, fxfycxcy, w2c, path, faults, images.root, notes)
+
+
+def _locate(
+    frames: Sequence[dict[str, Any]], paths: Sequence[Path | None]
+) -> tuple[list[ImageFile | None], dict[int, str]]:
+    """Where images lie, given the files that hold them, and the frames that say it in a wrong way."""
+    located: list[ImageFile | None] = list(paths)
+    faults: dict[int, str] = {}
+    for number, (frame, path) in enumerate(zip(frames, paths, strict=True)):
+        if path is not None and not frame.keys().isdisjoint(_PACKED_FIELDS):
+            located[number] = packed_image(path, *map(frame.get, _PACKED_FIELDS))
+            if located[number] is None:
+                faults[number] = "its member, offset and length are not a name and two numbers that a tar can have"
+    return located, faults
 
 
 def read_cameras(
@@ -197,13 +216,23 @@ def write_scene(scene: Scene) -> None:
     folder = scene.source.parent
     frames = [
         {
-            "image_path": None if image is None else Path(os.path.relpath(image, folder)).as_posix(),
+            **_image_record(image, folder),
             "fxfycxcy": fxfycxcy.tolist() if np.isfinite(fxfycxcy).all() else None,
             "w2c": w2c.tolist() if np.isfinite(w2c).all() else None,
         }
         for image, fxfycxcy, w2c in zip(scene.image_paths, scene.fxfycxcy, scene.w2c, strict=True)
     ]
     write_json(scene.source, {"scene_name": scene.name, "frames": frames})
+
+
+def _image_record(image: ImageFile | None, folder: Path) -> dict[str, Any]:
+    """What a metadata file in `folder` says of where an image lies."""
+    if image is None:
+        return {"image_path": None}
+    path = {"image_path": Path(os.path.relpath(file_of(image), folder)).as_posix()}
+    if not isinstance(image, PackedImage):
+        return path
+    return path | {"member": image.name, "offset": image.offset, "length": image.length}
 
 
 def read_scene_list(path: Path, key: str = "training.dataset_path") -> list[Path]:

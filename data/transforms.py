@@ -6,7 +6,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from data.packed import ImageFile, read_image_file
 from utils.errors import InputError
-from utils.files import read_bytes
 from utils.text import printable
 
 Box = tuple[int, int, int, int]
@@ -124,13 +123,16 @@ def plan_crop(width: int, height: int, image_size: int, patch_size: int, square_
     return Crop(resized, box, scale, np.array([0.0, 0.0, *box[:2]]))
 
 
-def open_image(source: Path | bytes) -> Image.Image:
-    """Open a JPEG or PNG image, a file or its bytes; only the header is decoded. The one way to images of others.
+def open_image(source: ImageFile | bytes) -> Image.Image:
+    """Open a JPEG or PNG image; only the header is decoded. The one way to images of others.
+
+    Args:
+        source: where the image lies, or the bytes of its file.
 
     Raises:
         IMAGE_ERRORS: there is no such file, it is not a regular one, or not an image of a format and size that is read.
     """
-    content = read_bytes(source, MAX_IMAGE_BYTES) if isinstance(source, Path) else source
+    content = source if isinstance(source, bytes) else read_image_file(source, MAX_IMAGE_BYTES)
     try:
         image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
@@ -162,7 +164,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: Path, where: str, notes: dict[str, str] | None = None) -> Image.Image:
+def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB.
 
     Args:
@@ -222,7 +224,7 @@ def fast_decoder() -> Callable[[UInt8[Tensor, "n"]], UInt8[Tensor, "3 h w"]]:
     return functools.partial(decode_image, mode=ImageReadMode.RGB)
 
 
-def read_pixels(path: Path, where: str, notes: dict[str, str] | None = None) -> UInt8[Tensor, "3 h w"]:
+def read_pixels(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
     What only `read_image` reads, or what torchvision cannot, is left to it.
@@ -231,7 +233,7 @@ def read_pixels(path: Path, where: str, notes: dict[str, str] | None = None) -> 
         InputError: as `read_image` does.
     """
     try:
-        content = read_bytes(path, MAX_IMAGE_BYTES)
+        content = read_image_file(path, MAX_IMAGE_BYTES)
         with open_image(content) as image:
             _note_unused(image, where, notes)
             plain = is_plain(image, content)

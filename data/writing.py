@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data.packed import NewPack, PackedImage, first_name, holds, new_pack, read_image_file
 from data.scene import Scene, read_scene, write_scene
-from data.transforms import IMAGE_ERRORS, open_image, to_rgb
+from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, open_image, to_rgb
 from geometry.camera_check import camera_faults
 from utils.errors import DamagedError, InputError
 from utils.files import (
@@ -69,12 +70,14 @@ class NewScene:
 class ImportResult:
     """What became of clips: how many were written, how many were there before, and what was lost, by name.
 
-    Of those that were there, `other_format` are not in the format that was asked for.
+    Of those that were there, `other_format` are not in the format that was asked for, and `other_packing` are packed
+    where that was not asked for, or the other way round.
     """
 
     written: int = 0
     kept: int = 0
     other_format: int = 0
+    other_packing: int = 0
     lost: dict[str, str] = field(default_factory=dict)
 
     def lose(self, name: str, reason: object) -> None:
@@ -86,6 +89,7 @@ class ImportResult:
         self.written += other.written
         self.kept += other.kept
         self.other_format += other.other_format
+        self.other_packing += other.other_packing
         self.lost |= other.lost
 
 
@@ -97,11 +101,15 @@ class SceneWriter:
         root: the folder of the set, with `metadata` and `images`.
         image_format: `jpeg` keeps the original bytes of all images, `png` makes PNG files of them.
         named: what named the folder, for messages.
+        packed: the frames of a scene are written as one tar, not as files of their own.
+        check_images: every frame is decoded, those of scenes that are there, too.
     """
 
     root: Path
     image_format: str = "jpeg"
     named: str = "--output_dir"
+    packed: bool = False
+    check_images: bool = False
 
     def metadata(self, key: str) -> Path:
         """A scene's metadata; written last, so it marks the scene as complete."""
@@ -110,6 +118,10 @@ class SceneWriter:
     def images(self, key: str) -> Path:
         """The folder of a scene's frames."""
         return self.root / "images" / key
+
+    def pack(self, key: str) -> Path:
+        """The tar of a scene's frames."""
+        return self.root / "images" / f"{key}.tar"
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -137,14 +149,22 @@ class SceneWriter:
 
     def find(self, key: str) -> Scene | InputError | None:
         """The scene that an earlier run wrote, or why its metadata cannot be read; None if not every frame is there."""
-        if not (is_plain_name(key) and self.metadata(key).exists() and self.images(key).is_dir()):
+        if not (is_plain_name(key) and self.metadata(key).exists()):
+            return None
+        if not (self.images(key).is_dir() or self.pack(key).is_file()):
             return None
         try:
             scene = read_scene(self.metadata(key))
         except InputError as error:
             return error
-        images = {image.name for image in scene.image_paths if image is not None}
-        return scene if images <= filled_files(self.images(key)) else None
+        return scene if self._has_all_frames(key, scene) else None
+
+    def _has_all_frames(self, key: str, scene: Scene) -> bool:
+        images = [image for image in scene.image_paths if image is not None]
+        packed = [image for image in images if isinstance(image, PackedImage)]
+        if packed:
+            return len(packed) == len(images) and holds(self.pack(key), packed)
+        return self.images(key).is_dir() and {image.name for image in images} <= filled_files(self.images(key))
 
     def add(self, key: str, read: Callable[[], NewScene], result: ImportResult) -> None:
         """Write a scene unless it is there; what is lost of it, or all of it, joins `result`.
@@ -169,10 +189,8 @@ class SceneWriter:
             DamagedError: the source does not hold what was written.
             OSError: the disk is full or not writable; the scene is then not there.
         """
-        folder = self.images(scene.key)
-        _check_replaceable(folder, self.root)
-        with _new_folder(folder) as new:
-            frames = _write_frames(scene, new, self.image_format)
+        with self._new_images(scene.key) as new:
+            frames = _write_frames(scene, new, self.image_format, self.check_images)
             fxfycxcy, w2c = _cameras(scene, frames)
             for frame in frames:
                 if frame.fault is not None and frame.name is not None:
@@ -180,11 +198,34 @@ class SceneWriter:
             lost = {number: frame.fault for number, frame in enumerate(frames) if frame.fault is not None}
             if len(lost) == len(frames):
                 raise InputError(f"no frame of it can be used; frame 0: {lost[0]}")
-        paths = [None if frame.fault or frame.name is None else folder / frame.name for frame in frames]
-        write_scene(Scene(scene.key, paths, fxfycxcy, w2c, self.metadata(scene.key)))
+        images = [None if frame.fault or frame.name is None else new.image(frame.name) for frame in frames]
+        write_scene(Scene(scene.key, images, fxfycxcy, w2c, self.metadata(scene.key)))
+        self._remove_other_images(scene.key)
         for number, fault in lost.items():
             result.lose(f"clip {scene.key}, frame {number}", fault)
         result.written += 1
+
+    def _new_images(self, key: str) -> AbstractContextManager["_NewFolder | NewPack"]:
+        """What a scene's frames are written to.
+
+        Raises:
+            InputError: what stands in their place is not ours.
+        """
+        if self.packed:
+            _check_pack_replaceable(self.pack(key), self.root)
+            return new_pack(self.pack(key))
+        _check_replaceable(self.images(key), self.root)
+        return _new_folder(self.images(key))
+
+    def _remove_other_images(self, key: str) -> None:
+        """Remove what an earlier run left of a scene that it packed, if this one does not, or the other way round."""
+        with suppress(InputError):  # what is not ours stays
+            if self.packed:
+                _check_replaceable(self.images(key), self.root)
+                shutil.rmtree(self.images(key), ignore_errors=True)
+            else:
+                _check_pack_replaceable(self.pack(key), self.root)
+                self.pack(key).unlink(missing_ok=True)
 
     def keep(
         self, key: str, found: Scene | InputError, read: Callable[[], NewScene] | None, result: ImportResult
@@ -208,9 +249,21 @@ class SceneWriter:
             return
         result.kept += 1
         result.other_format += _is_of_other_format(found, now, self.image_format)
+        result.other_packing += _is_packed(found) != self.packed
         for frame in range(len(found)):
-            if fault := found.fault(frame):
+            if fault := self._fault(found, frame):
                 result.lose(f"clip {key}, frame {frame}", f"{fault}; delete {path} to try again")
+
+    def _fault(self, scene: Scene, frame: int) -> str | None:
+        """Why a frame of a scene that is there cannot be used."""
+        fault = scene.fault(frame)
+        if fault or not self.check_images:
+            return fault
+        try:
+            encode(read_image_file(scene.image_path(frame), MAX_IMAGE_BYTES), "jpeg", check=True)
+        except IMAGE_ERRORS as error:
+            return _damage(error)
+        return None
 
     def write_lost(self, result: ImportResult) -> Path | None:
         """Write `lost.json`, what was lost and why; None, and no such file, if nothing was."""
@@ -245,7 +298,7 @@ def _has_same_poses(scene: Scene, now: NewScene) -> bool:
 
 def _is_of_other_format(scene: Scene, now: NewScene | None, image_format: str) -> bool:
     """Whether a run that asks for `image_format` would have written a scene's first frame in another."""
-    first = next(frame for frame, image in enumerate(scene.image_paths) if image is not None)
+    first = _first_frame(scene)
     is_png = scene.image_path(first).suffix == ".png"
     if image_format == "png" or not is_png:
         return image_format == "png" and not is_png
@@ -253,6 +306,15 @@ def _is_of_other_format(scene: Scene, now: NewScene | None, image_format: str) -
         return now is not None and now.read_image(first).startswith(_JPEG_START)
     except (*IMAGE_ERRORS, DamagedError):
         return False
+
+
+def _is_packed(scene: Scene) -> bool:
+    return isinstance(scene.image_path(_first_frame(scene)), PackedImage)
+
+
+def _first_frame(scene: Scene) -> int:
+    """The first frame that has an image."""
+    return next(frame for frame, image in enumerate(scene.image_paths) if image is not None)
 
 
 @dataclass
@@ -264,25 +326,31 @@ class _Frame:
     fault: str | None = None
 
 
-def _write_frames(scene: NewScene, folder: "_NewFolder", image_format: str) -> list[_Frame]:
+def _write_frames(scene: NewScene, new: "_NewFolder | NewPack", image_format: str, check: bool) -> list[_Frame]:
     """Write every frame that is an image."""
     frames = []
     for number in range(len(scene.w2c)):
         try:
-            data, suffix, size = encode(scene.read_image(number), image_format)
+            data, suffix, size = encode(scene.read_image(number), image_format, check)
         except IMAGE_ERRORS as error:
-            frames.append(_Frame(fault=f"cannot be decoded: {str(error).split(' <')[0]}"))
+            frames.append(_Frame(fault=_damage(error)))
             continue
         name = f"{number:05d}.{suffix}"
-        folder.write(name, data)
+        new.write(name, data)
         frames.append(_Frame(name, size))
     return frames
 
 
-def encode(data: bytes, image_format: str) -> tuple[bytes, str, tuple[int, int]]:
+def _damage(error: Exception) -> str:
+    """What is wrong with an image."""
+    return f"cannot be decoded: {str(error).split(' <')[0]}"
+
+
+def encode(data: bytes, image_format: str, check: bool = False) -> tuple[bytes, str, tuple[int, int]]:
     """File content, suffix and (width, height) of a frame.
 
-    The header is read and the end marker of a JPEG looked for; pixels are decoded only if that is not the end.
+    The header is read and the end marker of a JPEG looked for; pixels are decoded only if that is not the end, or to
+    `check` them.
 
     Raises:
         IMAGE_ERRORS: the bytes are not an image that is read, or one cut short.
@@ -293,7 +361,7 @@ def encode(data: bytes, image_format: str) -> tuple[bytes, str, tuple[int, int]]
             buffer = BytesIO()
             to_rgb(image).save(buffer, format="png")
             return buffer.getvalue(), "png", size
-        if image.format != "JPEG" or not data.rstrip(b"\0").endswith(_JPEG_END):
+        if check or image.format != "JPEG" or not data.rstrip(b"\0").endswith(_JPEG_END):
             image.load()
         return data, "jpg" if image.format == "JPEG" else "png", size
 
@@ -318,8 +386,9 @@ def _cameras(scene: NewScene, frames: list[_Frame]) -> tuple[np.ndarray, np.ndar
 class _NewFolder:
     """Files that are synced in the background while more are written."""
 
-    def __init__(self, path: Path, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Path, final: Path, pool: ThreadPoolExecutor) -> None:
         self._path = path
+        self._final = final
         self._pool = pool
         self._syncs: dict[str, Future[None]] = {}
 
@@ -327,6 +396,10 @@ class _NewFolder:
         path = self._path / name
         path.write_bytes(data)
         self._syncs[name] = self._pool.submit(_sync, path)
+
+    def image(self, name: str) -> Path:
+        """Where an image lies, once the folder has taken its place."""
+        return self._final / name
 
     def remove(self, name: str) -> None:
         self._syncs.pop(name).result()
@@ -347,7 +420,7 @@ def _new_folder(folder: Path) -> Iterator[_NewFolder]:
         with errors_name(folder):
             temporary.mkdir(parents=True)
             with ThreadPoolExecutor(_SYNCED_AT_ONCE) as pool:
-                new = _NewFolder(temporary, pool)
+                new = _NewFolder(temporary, folder, pool)
                 yield new
                 new.sync()
             if folder.exists():
@@ -372,3 +445,14 @@ def _check_replaceable(folder: Path, root: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink() or not path.is_file() or not _FRAME_NAME.fullmatch(path.name):
             raise InputError(f"{folder} holds {shown(path.name)}, which is not a frame: move it away")
+
+
+def _check_pack_replaceable(pack: Path, root: Path) -> None:
+    """Raises InputError unless what stands at `pack` without metadata looks like frames of a run that was killed."""
+    if not pack.is_symlink() and not pack.exists():
+        return
+    if pack.is_symlink() or not pack.is_file() or not is_inside(pack, root):
+        raise InputError(f"{pack} stands in its place, and is not a tar of this set: move it away")
+    name = first_name(pack)
+    if pack.stat().st_size and (name is None or not _FRAME_NAME.fullmatch(name)):
+        raise InputError(f"{pack} does not begin with a frame: move it away")

@@ -211,12 +211,12 @@ def test_a_stopped_run_leaves_no_workers_and_whole_scenes(tmp_path, monkeypatch,
     preprocess(base, tmp_path / "undisturbed")
     begun, encode = tmp_path / "begun", writing.encode
 
-    def slow(data, image_format):
+    def slow(*given):
         if (out / "train" / "metadata" / "a.json").exists():
             begun.write_text(str(os.getpid()))
             begun.rename(tmp_path / "worker")
             time.sleep(600)
-        return encode(data, image_format)
+        return encode(*given)
 
     with monkeypatch.context() as patched:
         patched.setattr(writing, "encode", slow)

@@ -7,29 +7,12 @@ import pytest
 
 from data.importers.re10k_chunks import chunk_files, clip_record, open_chunk, parse_clip, write_split
 from data.scene import read_scene, read_scene_list
-from data.writing import ImportResult, NewScene, SceneWriter
+from data.writing import NewScene, SceneWriter
 from tests.chunks import camera_rows, contents, jpeg
 from tests.messages import check_names
+from tests.scenes import import_scenes, photographs
 from utils.errors import DamagedError
 from utils.lock import LOCK_NAME
-
-
-def photographs(key, count=3, w2c=None, **changes):
-    """Photographs with cameras in pixels, as an importer reads them from a folder."""
-    images = {number: jpeg(64, 36, number) for number in range(count)} | changes.pop("images", {})
-    poses = np.tile(np.eye(4), (count, 1, 1)) if w2c is None else w2c
-    return NewScene(key, images.__getitem__, np.tile([50.0, 50, 32, 18], (count, 1)), poses, **changes)
-
-
-def import_scenes(root, scenes, image_format="jpeg"):
-    """A whole import in one process, as a source of one's own would do it."""
-    writer = SceneWriter(root, image_format)
-    result = ImportResult()
-    with writer.session():
-        for scene in scenes:
-            writer.add(scene.key, lambda scene=scene: scene, result)
-    writer.write_lost(result)
-    return result
 
 
 def test_a_source_of_ones_own_is_written_and_read_back(tmp_path):

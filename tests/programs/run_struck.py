@@ -1,6 +1,6 @@
 """Preprocessing that strikes itself at the third clip it moves into place.
 
-python -m tests.programs.run_struck {all,parent} ARGUMENT...    kills its whole session, or its parent alone
+python -m tests.programs.run_struck {all,packing,parent} ARGUMENT...    kills its whole session, or its parent alone
 """
 
 import os
@@ -15,11 +15,20 @@ whom = sys.argv[1]
 
 
 def strike():
-    if whom == "all":
-        os.killpg(0, signal.SIGKILL)
-    else:
+    if whom == "parent":
         os.kill(os.getppid(), signal.SIGKILL)
+    else:
+        os.killpg(0, signal.SIGKILL)
 
 
-Path.rename = on_the_third_move(Path.rename, strike)
+def only_tars(move):
+    """`move` at files that become tars, else the usual one; a packed clip is moved as one, then its metadata."""
+    usual = Path.replace
+    return lambda path, target: move(path, target) if target.suffix == ".tar" else usual(path, target)
+
+
+if whom == "packing":
+    Path.replace = only_tars(on_the_third_move(Path.replace, strike))
+else:
+    Path.rename = on_the_third_move(Path.rename, strike)
 preprocess_data.main(sys.argv[2:])

@@ -1,0 +1,42 @@
+"""What commands that write scenes say at their end."""
+
+import logging
+import sys
+
+from data.writing import ImportResult, SceneWriter
+from utils.errors import InputError
+from utils.text import counted, printable
+
+log = logging.getLogger("lvsm")
+
+# Losses that are printed.
+_SHOWN = 20
+
+
+def tell(result: ImportResult, writer: SceneWriter) -> None:
+    """Print the outcome.
+
+    Raises:
+        InputError: something was lost.
+    """
+    where = printable(str(writer.root / "full_list.txt"))
+    print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
+    if result.other_format:
+        log.warning(
+            "%s already there in another format than --image_format %s: "
+            "name another --output_dir to have all in it, or delete those first",
+            counted(result.other_format, "clip"),
+            writer.image_format,
+        )
+    if result.other_packing:
+        log.warning(
+            "%s already there %s: python -m data.packing converts them",
+            counted(result.other_packing, "clip"),
+            "as files of their own, not packed" if writer.packed else "packed (--pack)",
+        )
+    lost_path = writer.write_lost(result)
+    if lost_path is None:
+        return
+    for name, reason in sorted(result.lost.items())[:_SHOWN]:
+        print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
+    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
