@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from data.packed import NewPack, PackedImage, first_name, holds, new_pack, read_image_file
 from data.scene import Scene, read_scene, write_scene
+from data.shards import Shard
 from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, open_image, to_rgb
 from geometry.camera_check import camera_faults
 from utils.errors import DamagedError, InputError
@@ -103,6 +104,7 @@ class SceneWriter:
         named: what named the folder, for messages.
         packed: the frames of a scene are written as one tar, not as files of their own.
         check_images: every frame is decoded, those of scenes that are there, too.
+        shard: the scenes that are written; others are passed over.
     """
 
     root: Path
@@ -110,6 +112,7 @@ class SceneWriter:
     named: str = "--output_dir"
     packed: bool = False
     check_images: bool = False
+    shard: Shard = Shard()  # noqa: RUF009  a frozen one
 
     def metadata(self, key: str) -> Path:
         """A scene's metadata; written last, so it marks the scene as complete."""
@@ -167,11 +170,13 @@ class SceneWriter:
         return self.images(key).is_dir() and {image.name for image in images} <= filled_files(self.images(key))
 
     def add(self, key: str, read: Callable[[], NewScene], result: ImportResult) -> None:
-        """Write a scene unless it is there; what is lost of it, or all of it, joins `result`.
+        """Write a scene unless it is there or of another shard; what is lost of it, or all of it, joins `result`.
 
         Raises:
             OSError: the disk is full or not writable; the scene is then not there.
         """
+        if not self.shard.holds(key):
+            return
         try:
             found = self.find(key)
             if found is None:

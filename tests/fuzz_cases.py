@@ -23,6 +23,7 @@ import preprocess_data
 import setup
 import train
 from data.scene import read_scene
+from data.writing import ImportResult, NewScene, SceneWriter
 from model.function import Function
 from tests.fuzz_damage import (
     ALIASES,
@@ -369,6 +370,17 @@ def scene_case(case: Case) -> Door:
     return read_set_door(case.rng)
 
 
+def packed_case(case: Case) -> Door:
+    path = case.path("set", "metadata", "scene0.json")
+    scene = read_scene(path)
+    images = [image.read_bytes() for image in sorted(case.path("set", "images", "scene0").iterdir())]
+    new = NewScene(scene.name, images.__getitem__, scene.fxfycxcy, scene.w2c)
+    SceneWriter(case.path("set"), packed=True).write(new, ImportResult())
+    tar = case.path("set", "images", "scene0.tar")
+    case.do(*[case.spoil_json(path)] * 3, *[case.spoil_bytes(tar)] * 2, case.spoil_file(tar))
+    return read_set_door(case.rng)
+
+
 def list_case(case: Case) -> Door:
     path = case.path("set", "full_list.txt")
 
@@ -583,6 +595,7 @@ KINDS = {
     "chunk image": chunk_image_case,
     "image": image_case,
     "scene": scene_case,
+    "packed scene": packed_case,
     "list": list_case,
     "evaluation index": index_case,
     "training state": training_state_case,

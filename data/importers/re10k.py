@@ -103,7 +103,7 @@ def _assign_clips(names: dict[Path, list[str] | None], writer: SceneWriter) -> l
     for path, keys in names.items():
         own: dict[str, None] = {}
         refused = {}
-        for key in keys or []:
+        for key in filter(writer.shard.holds, keys or []):
             other = first.setdefault(fold(key), (key, path))
             if other == (key, path):
                 own[key] = None
@@ -172,6 +172,8 @@ class _ChunkImport:
         """Write all clips; what is lost joins the result."""
         for number, record in enumerate(self._chunk.content):
             key = clip_key(record)
+            if key is not None and not self._task.writer.shard.holds(key):
+                continue
             name = f"{self._task.path.name}, clip {number}"
             try:
                 if key is not None:
