@@ -34,7 +34,7 @@ def find_images(texts: Sequence[object], source: Path, allow_outside: bool) -> I
     """
     folder = _folder_of(source)
     root = None if allow_outside else folder.parent
-    usable = {n: text.replace("\\", "/") for n, text in enumerate(texts) if isinstance(text, str) and _is_path(text)}
+    usable = {n: text.replace("\\", "/") for n, text in enumerate(texts) if isinstance(text, str) and is_path(text)}
     base, prefix = _find_base(list(usable.values()), folder)
     paths: list[Path | None] = [None] * len(texts)
     faults = {n: "its image_path is not a path" for n, text in enumerate(texts) if text is not None and n not in usable}
@@ -61,7 +61,7 @@ def _folder_of(source: Path) -> Path:
     return folder.resolve() if folder.is_symlink() else folder
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
     """Whether a file can have this path: its name is one, without zeros and half characters."""
     sound = text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
     return sound and "\0" not in text and not text.endswith(("/", "/.", "/..", "\\")) and text not in ("", ".", "..")

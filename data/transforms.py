@@ -189,15 +189,17 @@ def _note_unused(image: Image.Image, where: str, notes: dict[str, str] | None) -
         return
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         notes.setdefault("transparency", f"{where}: the image has transparency, which is left out")
-    if "exif" in image.info and _orientation(image) != 1:
+    if "exif" in image.info and orientation(image) != 1:
         notes.setdefault("orientation", f"{where}: the image has an EXIF orientation, by which it is not turned")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data fail in many ways and cost nothing here
         return 1
+    return tag if tag in range(1, 9) else 1
 
 
 def _reason(error: Exception) -> str:

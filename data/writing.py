@@ -47,14 +47,18 @@ _JPEG_END = b"\xff\xd9"
 _FRAME_NAME = re.compile(r"\d{5,}\.(jpg|png)")
 
 
+class UnusableFrame(ValueError):
+    """Why a frame has no image, in words."""
+
+
 @dataclass(frozen=True)
 class NewScene:
     """A scene to be written, as its source gives it.
 
     Attributes:
         key: its name, a plain one.
-        read_image: gives the content of a frame's image file, JPEG or PNG. It may raise `IMAGE_ERRORS` for a frame
-            that has none, and `DamagedError` where the whole scene is damaged.
+        read_image: gives the content of a frame's image file, JPEG or PNG. It may raise `UnusableFrame` or another of
+            `IMAGE_ERRORS` for a frame that has none, and `DamagedError` where the whole scene is damaged.
         fxfycxcy: intrinsics [n, 4].
         w2c: world-to-camera matrices [n, 4, 4], OpenCV axes.
         normalized: intrinsics are fractions of an image's width and height, not pixels.
@@ -337,6 +341,9 @@ def _write_frames(scene: NewScene, new: "_NewFolder | NewPack", image_format: st
     for number in range(len(scene.w2c)):
         try:
             data, suffix, size = encode(scene.read_image(number), image_format, check)
+        except UnusableFrame as error:
+            frames.append(_Frame(fault=str(error)))
+            continue
         except IMAGE_ERRORS as error:
             frames.append(_Frame(fault=_damage(error)))
             continue
@@ -368,7 +375,7 @@ def encode(data: bytes, image_format: str, check: bool = False) -> tuple[bytes, 
             return buffer.getvalue(), "png", size
         if check or image.format != "JPEG" or not data.rstrip(b"\0").endswith(_JPEG_END):
             image.load()
-        return data, "jpg" if image.format == "JPEG" else "png", size
+        return data, "png" if image.format == "PNG" else "jpg", size
 
 
 def _cameras(scene: NewScene, frames: list[_Frame]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import inference
 import preprocess_data
 from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.evaluation_index import INDEX_SHA256, read_evaluation_index
+from data.importers.__main__ import main as import_capture
 from data.scene import read_scene, read_scene_list
 from data.transforms import plan_crop, read_image, to_planes
 from evaluation.metrics import psnr, ssim
@@ -364,3 +365,44 @@ def test_the_whole_capture_is_preprocessed_without_a_loss(tmp_path, split):
     scenes = [read_scene(path) for path in read_scene_list(tmp_path / split / "full_list.txt")]
     assert len(scenes) == {"train": 8, "test": 1}[split]
     assert not any(scene.faults for scene in scenes)
+
+
+def test_a_colmap_model_of_real_photographs(tmp_path):
+    """Its poses to the last digit, and its points where COLMAP saw them, but for its own error."""
+    source = FOLDER / "photos" / "lund_door"
+    if not source.is_dir():
+        pytest.skip("no photographs")
+    import_capture([str(source), "--output_dir", str(tmp_path)])
+    scene = read_scene(tmp_path / "metadata" / "lund_door.json")
+    model = source / "sparse" / "0"
+    lines = [line for line in (model / "images.txt").read_text().splitlines() if not line.startswith("#")]
+    heads = sorted((line.split() for line in lines[::2]), key=lambda fields: fields[9])
+    assert len(scene) == len(heads) == 12
+    for w2c, fields in zip(scene.w2c, heads, strict=True):
+        w, x, y, z, *translation = map(float, fields[1:8])
+        np.testing.assert_allclose(w2c[:3, :3], Rotation.from_quat([x, y, z, w]).as_matrix(), atol=1e-6)
+        np.testing.assert_allclose(w2c[:3, 3], translation, atol=1e-6)
+    with Image.open(scene.image_path(0)) as image:
+        assert image.size == (1296, 1936)
+    error = [reprojection_errors(scene, n, fields[0], model) for n, fields in enumerate(heads)]
+    assert np.median(np.concatenate(error)) < 1.0
+
+
+def reprojection_errors(scene, frame, number, model):
+    """Pixels between a model's points in a scene's frame and where COLMAP found them, its distortion undone."""
+    lines = [line for line in (model / "images.txt").read_text().splitlines() if not line.startswith("#")]
+    found = next(points for head, points in zip(lines[::2], lines[1::2], strict=True) if head.split()[0] == number)
+    seen = np.array(found.split(), dtype=float).reshape(-1, 3)
+    rows = [line.split()[:4] for line in (model / "points3D.txt").read_text().splitlines() if line[0] != "#"]
+    points = {float(row[0]): np.array(row[1:], dtype=float) for row in rows}
+    seen = seen[[point in points for point in seen[:, 2]]]
+    world = np.array([[*points[point], 1.0] for point in seen[:, 2]])
+    camera = (scene.w2c[frame] @ world.T).T
+    fx, fy, cx, cy = scene.fxfycxcy[frame]
+    projected = camera[:, :2] / camera[:, 2:3] * [fx, fy] + [cx, cy]
+    focal, centre, k1 = 2435.38, np.array([648.0, 968.0]), -0.0336422
+    distorted = (seen[:, :2] - centre) / focal
+    rays = distorted
+    for _ in range(10):
+        rays = distorted / (1 + k1 * (rays**2).sum(1, keepdims=True))
+    return np.linalg.norm(projected - (rays * [fx, fy] + [cx, cy]), axis=1)

@@ -1,0 +1,125 @@
+"""A capture of one's own -> a scene on disk, which training, evaluation and the viewer take as any other.
+
+    python -m data.importers SOURCE --output_dir DIR
+
+SOURCE is a COLMAP project, a folder with transforms.json or opencv_cameras.json or such a file, the text file of a
+RealEstate10K clip, or a folder of such folders. Distorted images are undistorted; all others keep their bytes. What
+could not be used is named at the end and in DIR/lost.json. Run it again to go on where it stopped.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from data.importers.capture import Options, Prepared, plain_name, prepare
+from data.importers.kinds import KINDS, find_sources
+from data.writing import ImportResult, SceneWriter
+from utils.cli import path_argument, run_main
+from utils.errors import InputError
+from utils.files import check_plain_name
+from utils.stop_signal import exit_on_sigterm
+from utils.text import counted, printable
+
+log = logging.getLogger("lvsm")
+
+# Losses that are printed.
+_SHOWN = 20
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m data.importers", description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("source", type=path_argument, metavar="SOURCE", help="a folder or file of cameras with images")
+    add(
+        "--output_dir",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="folder of the set; scenes are added to it",
+    )
+    add("--kind", choices=list(KINDS), help="what SOURCE is; found out if not given")
+    add("--name", help="the scene's name; default: that of the folder")
+    add("--images", type=path_argument, metavar="DIR", help="folder of the images, if it is not where it usually is")
+    add("--model", metavar="N", help="which of several COLMAP models; default: the one with most images")
+    add("--allow_outside_images", action="store_true", help="read images outside the folder of the source, too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Import what a source holds.
+
+    Raises:
+        InputError: nothing of it can be used.
+        OSError: the disk is full or not writable; complete scenes stay.
+    """
+    arguments = parse(argv)
+    result = ImportResult()
+    with exit_on_sigterm():
+        scenes = _prepared(arguments, result)
+        # Nothing is made on disk before something can be used.
+        first = next(scenes, None)
+        if first is None:
+            raise InputError(f"nothing of {printable(str(arguments.source))} can be used: {_first_loss(result)}")
+        writer = SceneWriter(arguments.output_dir)
+        with writer.session():
+            for prepared in chain([first], scenes):
+                _write(prepared, writer, result)
+    _tell(result, writer)
+
+
+def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[Prepared]:
+    """The scenes of all sources; a source that cannot be used is lost."""
+    sources = find_sources(arguments.source, arguments.kind)
+    options = Options(arguments.images, arguments.model, arguments.allow_outside_images)
+    if arguments.name is not None:
+        check_plain_name(arguments.name, "--name")
+        if len(sources) > 1:
+            raise InputError(f"--name names one scene, but {arguments.source} holds {len(sources)}: leave it out")
+    for path, kind in sources.items():
+        try:
+            yield prepare(KINDS[kind].read(path, options), arguments.name)
+        except InputError as error:
+            if len(sources) == 1:
+                raise
+            result.lose(f"clip {plain_name(path)}", error)
+
+
+def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> None:
+    key = prepared.scene.key
+    print(printable(prepared.lines[0]))
+    for line in prepared.lines[1:]:
+        print(printable(line))
+    writer.add(key, lambda: prepared.scene, result)
+    scene = writer.find(key)
+    frames = counted(len(prepared.scene.w2c), "image")
+    used = 0 if scene is None or isinstance(scene, InputError) else sum(path is not None for path in scene.image_paths)
+    print(f"  {used} of {frames} used")
+
+
+def _first_loss(result: ImportResult) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in list(result.lost.items())[:1])
+
+
+def _tell(result: ImportResult, writer: SceneWriter) -> None:
+    """Name what was lost.
+
+    Raises:
+        InputError: that is everything.
+    """
+    lost_path = writer.write_lost(result)
+    for name, reason in list(result.lost.items())[:_SHOWN]:
+        print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
+    if len(result.lost) > _SHOWN:
+        print(f"lost: {len(result.lost) - _SHOWN} more; {printable(str(lost_path))} names them all", file=sys.stderr)
+    if not result.written + result.kept:
+        raise InputError(f"no scene could be written: {_first_loss(result)}")
+    where = printable(str(writer.root / "full_list.txt"))
+    print(f"{counted(result.written, 'scene')} written, {result.kept} already there: {where}")
+
+
+if __name__ == "__main__":
+    run_main(main)
