@@ -4,7 +4,8 @@
 
 SOURCE is a COLMAP project, a folder with transforms.json or opencv_cameras.json or such a file, the text file of a
 RealEstate10K clip, or a folder of such folders. Distorted images are undistorted; all others keep their bytes. What
-could not be used is named at the end and in DIR/lost.json. Run it again to go on where it stopped.
+could not be used is named at the end and in DIR/lost.json. Then it is checked whether the cameras fit the images, as
+`python -m data.importers.check` does. Run it again to go on where it stopped.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from itertools import chain
 
 from data.importers.capture import Options, Prepared, plain_name, prepare
 from data.importers.kinds import KINDS, find_sources
+from data.importers.verdict import check_scene
+from data.scene import Scene
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
@@ -45,6 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="the scene's name; default: that of the folder")
     add("--images", type=path_argument, metavar="DIR", help="folder of the images, if it is not where it usually is")
     add("--model", metavar="N", help="which of several COLMAP models; default: the one with most images")
+    add("--no_check", action="store_true", help="do not check whether the cameras fit the images")
     add("--allow_outside_images", action="store_true", help="read images outside the folder of the source, too")
     return parser.parse_args(argv)
 
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Import what a source holds.
 
     Raises:
-        InputError: nothing of it can be used.
+        InputError: nothing of it can be used, or the cameras of a scene do not fit its images.
         OSError: the disk is full or not writable; complete scenes stay.
     """
     arguments = parse(argv)
@@ -66,9 +70,10 @@ def main(argv: Sequence[str]) -> None:
             raise InputError(f"nothing of {printable(str(arguments.source))} can be used: {_first_loss(result)}")
         writer = SceneWriter(arguments.output_dir)
         with writer.session():
-            for prepared in chain([first], scenes):
-                _write(prepared, writer, result)
+            written = [_write(prepared, writer, result) for prepared in chain([first], scenes)]
     _tell(result, writer)
+    if not arguments.no_check:
+        _check(written)
 
 
 def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[Prepared]:
@@ -88,16 +93,37 @@ def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[P
             result.lose(f"clip {plain_name(path)}", error)
 
 
-def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> None:
+def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> Scene | None:
+    """Write a scene and say what was read; gives the scene as it is on disk."""
     key = prepared.scene.key
     print(printable(prepared.lines[0]))
     for line in prepared.lines[1:]:
         print(printable(line))
     writer.add(key, lambda: prepared.scene, result)
-    scene = writer.find(key)
-    frames = counted(len(prepared.scene.w2c), "image")
-    used = 0 if scene is None or isinstance(scene, InputError) else sum(path is not None for path in scene.image_paths)
-    print(f"  {used} of {frames} used")
+    found = writer.find(key)
+    scene = found if isinstance(found, Scene) else None
+    used = 0 if scene is None else sum(path is not None for path in scene.image_paths)
+    print(f"  {used} of {counted(len(prepared.scene.w2c), 'image')} used")
+    return scene
+
+
+def _check(scenes: Sequence[Scene | None]) -> None:
+    """Say of scenes whether their cameras fit their images.
+
+    Raises:
+        InputError: those of one do not.
+    """
+    verdicts = []
+    for scene in scenes:
+        if scene is not None:
+            verdicts.append(check_scene(scene))
+            print(verdicts[-1].line())
+    bad = [verdict.scene for verdict in verdicts if verdict.state == "bad"]
+    if bad:
+        raise InputError(
+            f"the scenes are written, but the cameras of {len(bad)} of {len(verdicts)} do not fit their images, "
+            f"{bad[0]} first: see docs/own_photos.md"
+        )
 
 
 def _first_loss(result: ImportResult) -> str:

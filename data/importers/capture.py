@@ -19,8 +19,6 @@ from utils.files import is_inside
 from utils.text import counted, printable, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# Fields of view in degrees that a phone or a camera of rooms has; others are pointed out.
-_USUAL_VIEW = (40.0, 90.0)
 _DIGITS = re.compile("([0-9]+)")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_\-.]+")
 
@@ -196,7 +194,4 @@ def _describe_lens(frame: Frame) -> str:
     text = f"{frame.lens.model} {width}x{height}, field of view {across:.1f}° x {down:.1f}°"
     if frame.undistortion is not None:
         text += f", undistorted: {frame.undistortion.lost:.1%} of the image cut away"
-    low, high = _USUAL_VIEW
-    if not (low <= max(across, down) and min(across, down) <= high):
-        text += f" (unusual: most cameras have {low:g}° to {high:g}°)"
     return text

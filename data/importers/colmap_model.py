@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 
 from data.importers.lens import model_of
 from utils.errors import InputError
@@ -101,8 +100,12 @@ def pose(quaternion: tuple[float, ...], translation: tuple[float, ...]) -> Float
     norm = math.hypot(*quaternion)
     if not math.isfinite(norm) or norm == 0:
         return np.full((4, 4), np.nan)
-    w, x, y, z = quaternion
-    w2c[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
+    w, x, y, z = (value / norm for value in quaternion)
+    w2c[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
     w2c[:3, 3] = translation
     return w2c
 

@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 import struct
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from data.importers import __main__ as importers
 from data.importers.__main__ import main
 from data.importers.capture import natural_order
 from data.importers.lens import make_lens
 from data.importers.undistortion import distort, plan_undistortion
+from data.importers.verdict import Verdict
 from data.scene import read_scene, read_scene_list
 from tests.captures import (
     LENSES,
@@ -272,7 +275,7 @@ def test_a_folder_of_captures_becomes_a_set(tmp_path):
     transforms_project(tmp_path / "in" / "hall" / "nerfstudio")
     write_json(tmp_path / "in" / "broken" / "transforms.json", {})
     (tmp_path / "in" / "empty").mkdir()
-    main([str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")])
+    main([str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--no_check"])
     scenes = [read_scene(path) for path in read_scene_list(tmp_path / "out" / "full_list.txt")]
     assert [scene.name for scene in scenes] == ["hall", "the_kitchen"]
     lost = json.loads((tmp_path / "out" / "lost.json").read_text())
@@ -287,6 +290,19 @@ def test_a_second_run_leaves_what_is_complete(tmp_path):
     run_importer(source, tmp_path / "out")
     assert contents(tmp_path / "out") == before
     assert run_importer(source, tmp_path / "out", "--name", "again").name == "again"
+
+
+@pytest.mark.parametrize("state", ["good", "cannot tell", "bad"])
+def test_cameras_are_checked_at_the_end(tmp_path, capsys, monkeypatch, state):
+    def verdict(scene):
+        return Verdict(scene.name, state, "as it is")
+
+    monkeypatch.setattr(importers, "check_scene", verdict)
+    arguments = [str(colmap_project(tmp_path / "in")), "--output_dir", str(tmp_path / "out")]
+    with refused("in") if state == "bad" else nullcontext():
+        main(arguments)
+    assert (tmp_path / "out" / "metadata" / "in.json").exists()
+    check_told(capsys.readouterr().out.splitlines(), "in", state, "as it is")
 
 
 def test_the_kind_may_be_said(tmp_path):

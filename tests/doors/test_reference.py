@@ -34,6 +34,7 @@ from model.prope import prope
 from model.transformer import TransformerConfig
 from model.weights import load_published
 from tests.helpers import CONVOLUTIONS, PUBLISHED, ROOT, class_name
+from tests.messages import check_told
 from tests.processes import run
 
 REFERENCE = os.environ.get("LVSM_REFERENCE")
@@ -367,12 +368,13 @@ def test_the_whole_capture_is_preprocessed_without_a_loss(tmp_path, split):
     assert not any(scene.faults for scene in scenes)
 
 
-def test_a_colmap_model_of_real_photographs(tmp_path):
+def test_a_colmap_model_of_real_photographs(tmp_path, capsys):
     """Its poses to the last digit, and its points where COLMAP saw them, but for its own error."""
     source = FOLDER / "photos" / "lund_door"
     if not source.is_dir():
         pytest.skip("no photographs")
     import_capture([str(source), "--output_dir", str(tmp_path)])
+    check_told(capsys.readouterr().out.splitlines(), "lund_door", "good")
     scene = read_scene(tmp_path / "metadata" / "lund_door.json")
     model = source / "sparse" / "0"
     lines = [line for line in (model / "images.txt").read_text().splitlines() if not line.startswith("#")]
