@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 from data.writing import ImportResult, SceneWriter
 from utils.errors import InputError
@@ -34,9 +35,15 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
             counted(result.other_packing, "clip"),
             "as files of their own, not packed" if writer.packed else "packed (--pack)",
         )
-    lost_path = writer.write_lost(result)
+    lost_path = tell_losses(result, writer)
     if lost_path is None:
         return
+    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
+
+
+def tell_losses(result: ImportResult, writer: SceneWriter) -> Path | None:
+    """Print the first losses; gives the file that names them all, None if there are none."""
+    lost_path = writer.write_lost(result)
     for name, reason in sorted(result.lost.items())[:_SHOWN]:
         print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
-    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
+    return lost_path

@@ -9,14 +9,13 @@ could not be used is named at the end and in DIR/lost.json. Then it is checked w
 """
 
 import argparse
-import logging
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from data.importers.capture import Options, Prepared, plain_name, prepare
 from data.importers.kinds import KINDS, find_sources
 from data.importers.verdict import check_scene
+from data.outcome import tell_losses
 from data.scene import Scene
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
@@ -24,11 +23,6 @@ from utils.errors import InputError
 from utils.files import check_plain_name
 from utils.stop_signal import exit_on_sigterm
 from utils.text import counted, printable
-
-log = logging.getLogger("lvsm")
-
-# Losses that are printed.
-_SHOWN = 20
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -136,15 +130,13 @@ def _tell(result: ImportResult, writer: SceneWriter) -> None:
     Raises:
         InputError: that is everything.
     """
-    lost_path = writer.write_lost(result)
-    for name, reason in list(result.lost.items())[:_SHOWN]:
-        print(printable(f"lost: {name}: {reason}"), file=sys.stderr)
-    if len(result.lost) > _SHOWN:
-        print(f"lost: {len(result.lost) - _SHOWN} more; {printable(str(lost_path))} names them all", file=sys.stderr)
+    lost_path = tell_losses(result, writer)
     if not result.written + result.kept:
         raise InputError(f"no scene could be written: {_first_loss(result)}")
     where = printable(str(writer.root / "full_list.txt"))
     print(f"{counted(result.written, 'scene')} written, {result.kept} already there: {where}")
+    if lost_path is not None:
+        print(f"not used: {len(result.lost)} images or scenes, which {printable(str(lost_path))} names")
 
 
 if __name__ == "__main__":
