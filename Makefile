@@ -3,10 +3,13 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DEMO := demo_output
 
-.PHONY: demo check test lint
+.PHONY: demo view check test lint
 
 demo: .venv/ready
 	PYTHON=$(RUN) OUT=$(DEMO) ./demo.sh
+
+view: .venv/ready
+	PYTHON=$(RUN) OUT=$(DEMO) ./walk.sh
 
 # Without the check of every function's types and shapes, which `make test` has.
 check: .venv/dev
