@@ -11,7 +11,7 @@ from itertools import islice
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from data.scene import Scene
@@ -186,11 +186,17 @@ def match(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray] | 
         return None
     points = first.points[ours]
     partners = second.points[theirs]
-    _, inlier = cv2.findFundamentalMat(points, partners, cv2.USAC_MAGSAC, _TOLERANCE, 0.999, 2000)
-    agreeing = np.zeros(len(ours), bool) if inlier is None else inlier.ravel() > 0
+    agreeing = agree(points, partners)
     if agreeing.sum() < max(_FEWEST_MATCHES, _SMALLEST_SHARE * len(ours)):
         return None
     return points[agreeing], partners[agreeing]
+
+
+def agree(first: Float[np.ndarray, "m 2"], second: Float[np.ndarray, "m 2"]) -> Bool[np.ndarray, "m"]:
+    """Which matches lie on the lines of the one epipolar geometry that most of them have; none where there is none."""
+    # OpenCV's newer methods (USAC) fail on an assertion for some points.
+    _, inlier = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, _TOLERANCE, 0.999, 2000)
+    return np.zeros(len(first), bool) if inlier is None else inlier.ravel() > 0
 
 
 def _nearest(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -99,6 +99,21 @@ def distance_in_front(
     return np.where(_is_in_front(infinite, epipole, foot), on_line, at_ends)
 
 
+def points_in_front(
+    relative: Float[np.ndarray, "4 4"],
+    first_lens: Float[np.ndarray, "4"],
+    second_lens: Float[np.ndarray, "4"],
+    first: Float[np.ndarray, "2"],
+) -> Float[np.ndarray, "k 2"]:
+    """Pixels of the second image where the point seen at `first` can appear, from afar to near; for pictures."""
+    baseline = max(float(np.linalg.norm(relative[:3, 3])), 1e-12)
+    inverse_depths = np.geomspace(1e-4, 1e4, 800)[:, None] / baseline
+    ray = rays_of(first[None], first_lens) @ relative[:3, :3].T
+    seen = (ray + inverse_depths * relative[:3, 3]) @ intrinsic_matrix(second_lens).T
+    seen = seen[seen[:, 2] > 0]
+    return seen[:, :2] / seen[:, 2:]
+
+
 def _foot(lines: Float[np.ndarray, "m 3"], points: Points) -> Points:
     """The point of a line that is nearest; NaN for no line."""
     normal = lines[:, :2]

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from data.importers.verdict import AS_GIVEN, MatchedCameras, Verdict, pair_error
 from data.matching import PairMatches
-from geometry.epipolar import fundamental_matrix
+from geometry.epipolar import points_in_front
 from utils.files import write_text
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -66,7 +66,7 @@ def _errors(verdict: Verdict) -> str:
         f"<th>{escape(name)}</th><td>{_number(error)}</td></tr>"
         for name, error in sorted(verdict.errors.items(), key=lambda item: item[1])
     ]
-    return _table("Cameras read as, and their error in pixels", rows)
+    return _table("Error in pixels, as given and with a misreading undone", rows)
 
 
 def _figures(verdict: Verdict) -> str:
@@ -93,7 +93,7 @@ def _pictures(verdict: Verdict) -> Iterator[str]:
 
 def _figure(pair: PairMatches, cameras: MatchedCameras, reading: str | None) -> str:
     first, second = pair.frames
-    how = "as given" if reading is None else f"if read as {reading!r} undone"
+    how = "as given" if reading is None else f"with {reading!r} undone"
     caption = f"Frames {first} and {second}, cameras {how}: error {_number(pair_error(cameras, pair))} pixels"
     source = base64.b64encode(_jpeg(draw_pair(pair, cameras))).decode()
     return (
@@ -103,19 +103,22 @@ def _figure(pair: PairMatches, cameras: MatchedCameras, reading: str | None) -> 
 
 
 def _jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     return data.tobytes()
 
 
 def draw_pair(pair: PairMatches, cameras: MatchedCameras) -> UInt8[np.ndarray, "h w 3"]:
-    """Two frames side by side: points in the first, the same points and their epipolar lines in the second."""
+    """Two frames side by side: points in the first, the same points and their epipolar lines in the second.
+
+    Of a line the part is drawn that is in front of both cameras.
+    """
     chosen = _spread(pair.first)
     ours, theirs = pair.features
     left, left_scale = _reduced(ours.picture, ours.size)
     right, right_scale = _reduced(theirs.picture, theirs.size)
-    lines = np.c_[pair.first[chosen], np.ones(len(chosen))] @ fundamental_matrix(*cameras.of_pair(pair)).T
-    for colour, point, partner, line in zip(_colours(), pair.first[chosen], pair.second[chosen], lines, strict=False):
-        _draw_line(right, line / np.append(right_scale, 1), colour)
+    for colour, point, partner in zip(_colours(), pair.first[chosen], pair.second[chosen], strict=False):
+        line = points_in_front(*cameras.of_pair(pair), point)
+        _draw_line(right, line * right_scale, colour)
         _draw_point(right, partner * right_scale, colour)
         _draw_point(left, point * left_scale, colour)
     return np.concatenate([left, right], axis=1)
@@ -149,20 +152,8 @@ def _draw_point(picture: np.ndarray, point: Float[np.ndarray, "2"], colour: tupl
     cv2.circle(picture, at, 4, colour, -1, cv2.LINE_AA)
 
 
-def _draw_line(picture: np.ndarray, line: Float[np.ndarray, "3"], colour: tuple[int, int, int]) -> None:
-    """Draw a line a x + b y + c = 0 as far as it crosses the picture."""
-    ends = _ends(line, *picture.shape[1::-1])
-    if ends:
-        cv2.line(picture, ends[0], ends[-1], colour, 1, cv2.LINE_AA)
-
-
-def _ends(line: Float[np.ndarray, "3"], width: int, height: int) -> list[tuple[int, int]]:
-    """Where a line enters and leaves a picture; nothing if it does not cross it."""
-    sides = np.array([[1, 0, 0], [1, 0, -width], [0, 1, 0], [0, 1, -height]], np.float64)
-    with np.errstate(all="ignore"):
-        crossings = np.cross(line, sides)
-        points = crossings[:, :2] / crossings[:, 2:]
-    slack = 1e-6 * max(width, height)
-    inside = ((points >= -slack) & (points <= np.array([width, height]) + slack)).all(1)
-    corners = np.unique(points[inside].round().astype(int), axis=0)
-    return [tuple(corner) for corner in corners.tolist()] if len(corners) > 1 else []
+def _draw_line(picture: np.ndarray, points: Float[np.ndarray, "m 2"], colour: tuple[int, int, int]) -> None:
+    """Draw a line through points in order, as far as they lie about the picture."""
+    size = np.array(picture.shape[1::-1])
+    near = points[((points > -size) & (points < 2 * size)).all(1)]
+    cv2.polylines(picture, [near.round().astype(np.int32)], False, colour, 1, cv2.LINE_AA)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.importers import check
 from data.importers.verdict import check_scene, judge_cameras
-from data.matching import MOST_PAIRS, candidate_pairs, match_scene
+from data.matching import MOST_PAIRS, agree, candidate_pairs, match_scene
 from data.scene import Scene, write_scene
 from tests.camera_cases import HEIGHT, MISREAD, WIDTH, X, lund_door, misread, part, photograph_room
 from utils.errors import InputError
@@ -127,6 +127,21 @@ def test_a_frame_with_a_wrong_pose_is_named(room, matches):
     w2c[6, :3, 3] += [0.3, 0.2, 0]
     verdict = judge_cameras(replace(room, w2c=w2c), matches, {})
     assert verdict.state == "good" and "frames 5 and 6" in verdict.line()
+
+
+@pytest.mark.parametrize("kind", ["same", "on a line", "in one place", "unrelated"])
+@pytest.mark.parametrize("count", [20, 300])
+def test_points_without_an_epipolar_geometry_agree_on_none_or_on_any(kind, count):
+    rng = np.random.default_rng(count)
+    first = rng.uniform(0, 480, (count, 2))
+    second = {
+        "same": first,
+        "on a line": first[:, :1] * [1, 1] + 3,
+        "in one place": np.full((count, 2), 7.0),
+        "unrelated": rng.uniform(0, 480, (count, 2)),
+    }[kind]
+    found = agree(first, second)
+    assert found.shape == (count,) and (kind != "unrelated" or found.mean() < 0.6)
 
 
 def blank_scene(folder, images):

@@ -101,3 +101,14 @@ def test_cameras_in_one_place_have_no_lines_but_one_pixel_for_each_point(seen):
     np.testing.assert_allclose(epipolar.distance_in_front(relative, *LENSES, first, shifted), 5)
     fundamental = epipolar.fundamental_matrix(relative, *LENSES)
     assert np.isnan(epipolar.symmetric_epipolar_distance(fundamental, first, second)).all()
+
+
+def test_points_in_front_end_where_the_projections_do(seen):
+    relative, first, second, _ = seen
+    for point, partner in zip(first, second, strict=True):
+        line = epipolar.points_in_front(relative, *LENSES, point)
+        gaps = np.linalg.norm(np.diff(line, axis=0), axis=1)
+        nearest = np.linalg.norm(line - partner, axis=1).min()
+        assert nearest <= gaps.max()
+        distances = epipolar.distance_in_front(relative, *LENSES, np.tile(point, (len(line), 1)), line)
+        assert distances.max() < 1e-6
