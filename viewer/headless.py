@@ -18,7 +18,7 @@ import zstandard
 from jaxtyping import UInt8
 from PIL import Image
 from websockets.sync.client import connect
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 # Bytes before the compressed text: two lengths.
 _HEADER = 16
@@ -28,16 +28,20 @@ _PICTURE = "BackgroundImageMessage"
 class HeadlessClient:
     """A window on a viewer at `address` (host and port) that shows nothing, open inside `with`.
 
+    Args:
+        origin: the site of the page that a browser would say it is.
+
     Attributes:
         messages: what came that is no picture, by type and in order.
     """
 
-    def __init__(self, address: str, width: int = 1280, height: int = 800) -> None:
+    def __init__(self, address: str, width: int = 1280, height: int = 800, origin: str | None = None) -> None:
         self._size = (width, height)
         self.messages: list[dict[str, Any]] = []
         self._pictures: queue.Queue[bytes | None] = queue.Queue()
         protocol = Subprotocol(f"viser-v{importlib.metadata.version('viser')}")
-        self._socket = connect(f"ws://{address}", subprotocols=[protocol], compression=None, max_size=None)
+        site = None if origin is None else Origin(origin)
+        self._socket = connect(f"ws://{address}", origin=site, subprotocols=[protocol], compression=None, max_size=None)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -1,6 +1,7 @@
 """What stands in the scene beside the picture: the inputs' cameras with their images, the camera path."""
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ _SMALLEST = 0.06
 _NEAR = 1.5
 _INPUT = (255, 200, 60)
 _KEYFRAME = (90, 200, 250)
+_LINE = "/path/line"
 # Signs of keyframes, at most: the cameras of a loaded film are many.
 _MOST_KEYFRAMES = 40
 
@@ -32,42 +34,46 @@ class Markers:
         self._path: list[Any] = []
         self._scale = _LARGEST
         self.shown = True
+        # Controls are answered in several threads at once.
+        self._changing = threading.Lock()
 
     def refresh(self) -> None:
         """Put up the signs of the inputs of the scene that is shown."""
-        for sign in self._inputs:
-            sign.remove()
-        session = self._window.session
-        self._scale = sign_scale(session.views.cameras)
-        self._inputs = [self._add_input(number) for number in range(len(session.inputs))]
+        with self._changing:
+            for sign in self._inputs:
+                sign.remove()
+            session = self._window.session
+            self._scale = sign_scale(session.views.cameras)
+            self._inputs = [self._add_input(number) for number in range(len(session.inputs))]
 
     def hide_around(self, viewpoint: Viewpoint) -> None:
         """Take down the signs that would stand in front of the viewpoint."""
         here = viewpoint.c2w[:3, 3] * WORLD_SCALE
-        for sign in [*self._inputs, *self._path]:
-            position = getattr(sign, "position", None)
-            far = position is None or np.linalg.norm(position - here) > _NEAR * self._scale
-            if sign.visible != (self.shown and far):
-                sign.visible = self.shown and far
+        with self._changing:
+            for sign in self._inputs + self._path:
+                far = sign.name == _LINE or np.linalg.norm(sign.position - here) > _NEAR * self._scale
+                if sign.visible != (self.shown and far):
+                    sign.visible = self.shown and far
 
     def show_path(self, keyframes: Cameras | None, line: np.ndarray) -> None:
         """Put up the keyframes [k] of a path, in the model's frame, and the line [n, 3] that it takes.
 
         None and an empty line take them down.
         """
-        for sign in self._path:
-            sign.remove()
-        self._path = []
-        if keyframes is None:
-            return
-        for number in range(min(len(keyframes.c2w), _MOST_KEYFRAMES)):
-            self._path.append(self._add_sign(f"/path/{number}", keyframes[number], _KEYFRAME, 0.6))
-        if len(line) > 1:
-            points = np.stack([line[:-1], line[1:]], axis=1) * WORLD_SCALE
-            add = self._window.client.scene.add_line_segments
-            self._path.append(
-                add("/path/line", points.astype(np.float32), _KEYFRAME, thickness=2.0, thickness_units="screen")
-            )
+        with self._changing:
+            for sign in self._path:
+                sign.remove()
+            self._path = []
+            if keyframes is not None:
+                shown = range(min(len(keyframes.c2w), _MOST_KEYFRAMES))
+                self._path = [self._add_sign(f"/path/{n}", keyframes[n], _KEYFRAME, 0.6) for n in shown]
+            if len(line) > 1:
+                self._path.append(self._add_line(line))
+
+    def _add_line(self, line: np.ndarray) -> Any:
+        points = (np.stack([line[:-1], line[1:]], axis=1) * WORLD_SCALE).astype(np.float32)
+        add = self._window.client.scene.add_line_segments
+        return add(_LINE, points, _KEYFRAME, thickness=2.0, thickness_units="screen", visible=self.shown)
 
     def _add_input(self, number: int) -> Any:
         window = self._window

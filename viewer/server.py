@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import viser
 
@@ -100,6 +101,9 @@ class Served:
         return f"{f'[{host}]' if ':' in host else host}:{self.server.get_port()}"
 
     def _open(self, client: viser.ClientHandle) -> None:
+        if is_foreign(self.server, client):
+            log.warning("client %d is a page of another site, which gets no window", client.client_id)
+            return
         try:
             self.windows[client.client_id] = Window(self.viewer, client)
         except Exception:
@@ -149,6 +153,19 @@ def start_server(cfg: ViewerConfig, session: Session) -> viser.ViserServer:
     server.initial_camera.up = -pose[:3, 1]
     server.initial_camera.fov = fitting_fov(session.lens, _WIDE)
     return server
+
+
+def is_foreign(server: viser.ViserServer, client: viser.ClientHandle) -> bool:
+    """Whether a client is a page that did not come from this server.
+
+    A browser lets every page connect to this machine, and says which it is; viser takes all.
+    """
+    connection = server._websock_server._live_connections.get(client.client_id)
+    if connection is None or connection.request is None:
+        return False
+    headers = connection.request.headers
+    origin = headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("Host")
 
 
 def check_address(cfg: ViewerConfig) -> None:

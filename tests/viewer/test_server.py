@@ -17,6 +17,7 @@ from tests.helpers import PATIENCE, small_model, write_toy_set
 from tests.messages import refused
 from tests.runs import wait_for
 from utils.precision import PrecisionConfig
+from viewer import panels
 from viewer.config import ViewerConfig
 from viewer.geometry import letterbox, to_world
 from viewer.headless import HeadlessClient
@@ -61,10 +62,21 @@ def expected(window):
     return letterbox(look.session.render(look.camera), look.camera, look.viewpoint)
 
 
+def go(served, window, client, frame):
+    """Have the client stand at a frame's camera; the picture that it sees then, which is the right one."""
+    place = here(served, frame)
+    client.stand(**place)
+    wait_for(lambda: np.allclose(window.painter.latest.viewpoint.c2w[:3, 3] * 4, place["position"]))
+    return check_sees(window, client)
+
+
 def check_sees(window, client):
-    picture = client.last_picture(0.5, PATIENCE)
-    assert np.abs(picture.astype(int) - expected(window)).mean() < _LOSS
-    return picture
+    """Wait for the right picture, after which others may have been on their way."""
+    while True:
+        picture = client.next_picture(PATIENCE)
+        right = expected(window)
+        if picture.shape == right.shape and np.abs(picture.astype(int) - right).mean() < _LOSS:
+            return picture
 
 
 def control(client, label, kind="Gui"):
@@ -94,15 +106,13 @@ def notices(client):
 def test_every_client_has_a_pose_and_a_scene_of_its_own(served):
     with HeadlessClient(served.address) as one, HeadlessClient(served.address, 700, 900) as two:
         first, second = window_of(served, one), window_of(served, two)
-        one.stand(**here(served, 3))
-        seen = check_sees(first, one)
+        seen = go(served, first, one, 3)
         assert seen.shape == (512, 819, 3) and second.viewpoint().c2w[0, 3] != first.viewpoint().c2w[0, 3]
         press(one, "Go to", "Next")
         wait_for(lambda: first.number == 1)
         assert second.number == 0 and second.session is served.viewer.first
-        one.stand(**here(served, 5))
-        two.stand(**here(served, 5))
-        a, b = check_sees(first, one), check_sees(second, two)
+        a = go(served, first, one, 5)
+        b = go(served, second, two, 5)
         assert a.shape != b.shape == (512, 398, 3)
 
 
@@ -117,8 +127,7 @@ def test_a_client_that_returns_is_a_new_one(served):
             wait_for(lambda: len(served.windows) == 1)
         with HeadlessClient(served.address) as other:
             again = window_of(served, other)
-            other.stand(**here(served, 7))
-            check_sees(again, other)
+            go(served, again, other, 7)
 
 
 def test_the_latest_pose_wins(served, monkeypatch):
@@ -184,8 +193,7 @@ def test_nonsense_harms_nobody(served, caplog):
                     while True:
                         bad.next_jpeg(PATIENCE)
         wait_for(lambda: len(served.windows) == 1)
-        good.stand(**here(served, 9))
-        check_sees(window, good)
+        go(served, window, good, 9)
         assert served.server._share_tunnel is None and window.session is served.viewer.first
         assert [record for record in caplog.records if record.exc_info or "\n" in record.getMessage()] == []
         assert any("orientation" in record.getMessage() for record in caplog.records)
@@ -194,8 +202,7 @@ def test_nonsense_harms_nobody(served, caplog):
 def test_inputs_are_changed_and_the_client_stays_where_it_is(served):
     with HeadlessClient(served.address) as client:
         window = window_of(served, client)
-        client.stand(**here(served, 4))
-        check_sees(window, client)
+        go(served, window, client, 4)
         before = window.session
         stood = before.transform.normalization.inverse(window.viewpoint().c2w[None])
         press(client, "Frames", "0, 6 13")
@@ -239,8 +246,7 @@ def test_a_path_is_laid_saved_loaded_and_filmed(served):
         press(client, "Render film")
         wait_for(lambda: any("two keyframes" in body for body in notices(client)))
         for frame in (0, 6, 13):
-            client.stand(**here(served, frame))
-            check_sees(window, client)
+            go(served, window, client, frame)
             press(client, "Add keyframe")
             wait_for(lambda frame=frame: len(window.path_panel._keyframes) == (0, 6, 13).index(frame) + 1)
         press(client, "Seconds", 1.0)
@@ -273,11 +279,33 @@ def upload(client, label, content, name):
     client.send("FileTransferPart", **kind, part_index=0, content=content)
 
 
+def test_a_film_that_is_cut_short_leaves_nothing(served, monkeypatch):
+    endless = (np.zeros((8, 16, 16, 3), np.uint8) for _ in iter(int, 1))
+    monkeypatch.setattr(panels, "film_frames", lambda *_: (endless, 10**9))
+    out = served.viewer.out_dir
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        for count in (1, 2):
+            press(client, "Add keyframe")
+            wait_for(lambda count=count: len(window.path_panel._keyframes) == count)
+        press(client, "Render film")
+        wait_for(lambda: list(out.glob(".*.mp4")))
+        served.viewer.stop()
+        wait_for(lambda: [path.suffix for path in out.iterdir()] == [".json"])
+
+
+def test_a_page_of_another_site_gets_no_window(served, caplog):
+    with caplog.at_level(logging.WARNING), HeadlessClient(served.address, origin="https://elsewhere.example") as other:
+        other.stand(**here(served, 0))
+        wait_for(lambda: any("another site" in message for message in caplog.messages))
+    with HeadlessClient(served.address, origin=f"http://{served.address}") as own:
+        assert window_of(served, own)
+
+
 def test_a_screenshot_is_the_picture_as_it_was_painted(served):
     with HeadlessClient(served.address) as client:
         window = window_of(served, client)
-        client.stand(**here(served, 4))
-        check_sees(window, client)
+        go(served, window, client, 4)
         press(client, "Screenshot")
 
         def sent():
