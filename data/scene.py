@@ -124,7 +124,7 @@ def _locate(
     located: list[ImageFile | None] = list(paths)
     faults: dict[int, str] = {}
     for number, (frame, path) in enumerate(zip(frames, paths, strict=True)):
-        if path is not None and not frame.keys().isdisjoint(_PACKED_FIELDS):
+        if path is not None and "member" in frame:
             located[number] = packed_image(path, *map(frame.get, _PACKED_FIELDS))
             if located[number] is None:
                 faults[number] = "its member, offset and length are not a name and two numbers that a tar can have"
