@@ -40,11 +40,22 @@ def misread(scene: Scene, how: str) -> Scene:
     return replace(scene, fxfycxcy=lens, w2c=w2c)
 
 
-def photograph_room(folder: Path, seed: int, frames: int = 7, speed: float = 0.12) -> Scene:
-    """A walk through a procedural room, its frames in `folder/images/room` and its metadata not yet written."""
+def photograph_room(
+    folder: Path, seed: int, frames: int = 7, speed: float = 0.12, zoom: float = 1.0, turn: float | None = None
+) -> Scene:
+    """A walk through a procedural room, its frames in `folder/images/room` and its metadata not yet written.
+
+    Args:
+        zoom: makes the focal length longer.
+        turn: degrees from frame to frame of a camera that turns in one place instead of walking.
+    """
     room = make_scene([seed, 0], texel=1.6 / HEIGHT)
     c2w, intrinsics = make_path(room, [seed, 1], frames, speed=speed, aspect=WIDTH / HEIGHT)
-    lens = to_pixels(intrinsics, WIDTH, HEIGHT)
+    if turn is not None:
+        c2w = np.tile(c2w[0], (frames, 1, 1))
+        angles = np.radians(turn) * np.arange(frames)
+        c2w[:, :3, :3] = Rotation.from_rotvec(angles[:, None] * [0, 1, 0]).as_matrix() @ c2w[:, :3, :3]
+    lens = to_pixels(intrinsics, WIDTH, HEIGHT) * [zoom, zoom, 1, 1]
     images = [render(room.faces, Pinhole(pose, lens, WIDTH, HEIGHT)) for pose in c2w]
     paths = _save([Image.fromarray(image) for image in images], folder / "images" / "room")
     source = folder / "metadata" / "room.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.importers.check_page import write_check_page
+from data.importers.check_page import scene_section, write_check_page
 from data.importers.verdict import Verdict, check_scene
 from data.scene import read_scene, read_scene_list
 from utils.cli import path_argument, run_main
@@ -48,17 +48,24 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = parse(argv)
     paths = _chosen(_scene_paths(arguments.source), arguments.num_scenes)
-    verdicts = []
+    figures = []
+    sections = []
+    bad = []
     for path in tqdm(paths, unit="scene", disable=None if len(paths) > 1 else True):
-        verdicts.append(_check(path, arguments.allow_outside_images))
-        tqdm.write(verdicts[-1].line(), file=sys.stdout)
+        verdict = _check(path, arguments.allow_outside_images)
+        tqdm.write(verdict.line(), file=sys.stdout)
+        # Verdicts hold images, so they are not kept.
+        figures.append(verdict.as_json())
+        if arguments.page:
+            sections.append(scene_section(verdict))
+        if verdict.state == "bad":
+            bad.append(verdict.scene)
     if arguments.json:
-        write_json(arguments.json, {"scenes": [verdict.as_json() for verdict in verdicts]})
+        write_json(arguments.json, {"scenes": figures})
     if arguments.page:
-        write_check_page(arguments.page, verdicts)
-    bad = [verdict.scene for verdict in verdicts if verdict.state == "bad"]
+        write_check_page(arguments.page, sections)
     if bad:
-        raise InputError(f"the cameras of {len(bad)} of {counted(len(verdicts), 'scene')} are bad, {bad[0]} first")
+        raise InputError(f"the cameras of {len(bad)} of {counted(len(paths), 'scene')} are bad, {bad[0]} first")
 
 
 def _scene_paths(source: Path) -> list[Path]:

@@ -33,17 +33,18 @@ _FIGURES = {
 }
 
 
-def write_check_page(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write the page in one step; every text that stood in a file is escaped."""
+def write_check_page(path: Path, sections: Sequence[str]) -> None:
+    """Write the page in one step, with a `scene_section` for every scene."""
     style = _STYLE.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=style, style_hash=f"sha256-{digest}", scenes="\n".join(map(_scene, verdicts))
+        style=style, style_hash=f"sha256-{digest}", scenes="\n".join(sections)
     )
     write_text(path, page)
 
 
-def _scene(verdict: Verdict) -> str:
+def scene_section(verdict: Verdict) -> str:
+    """The part of the page that is about one scene, as HTML; every text that stood in a file is escaped."""
     state = verdict.state
     kind = state if state in ("good", "bad") else "unknown"
     warnings = "".join(f"<li>{escape(warning)}</li>" for warning in verdict.warnings)

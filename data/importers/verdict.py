@@ -107,7 +107,7 @@ def check_scene(scene: Scene) -> Verdict:
     faults = scene.faults | {usable[number]: fault for number, fault in implausible.items()}
     sound = [frame for frame in usable if frame not in faults]
     if not sound:
-        return Verdict(scene.name, "bad", _first_fault(faults))
+        return Verdict(scene.name, "bad", _first_fault(faults) if faults else "no frame of it can be used")
     return judge_cameras(scene, match_scene(scene, sound), faults)
 
 

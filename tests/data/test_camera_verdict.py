@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from data.importers import check
+from data.importers.check_page import scene_section, write_check_page
 from data.importers.verdict import check_scene, judge_cameras
 from data.matching import MOST_PAIRS, agree, candidate_pairs, match_scene
 from data.scene import Scene, write_scene
+from geometry.misreadings import MISREADINGS
 from tests.camera_cases import HEIGHT, MISREAD, WIDTH, X, lund_door, misread, part, photograph_room
 from utils.errors import InputError
 
@@ -164,6 +166,11 @@ def test_where_nothing_matches_nothing_is_told(tmp_path, room):
     assert check_scene(part(room, [3])).state == "cannot tell"
 
 
+def test_a_scene_without_a_usable_frame_is_bad(room):
+    verdict = check_scene(replace(room, image_paths=[None] * len(room)))
+    assert verdict.state == "bad" and "no frame" in verdict.reason
+
+
 def test_images_that_are_all_the_same_tell_nothing(room):
     verdict = check_scene(part(room, [2, 2, 2, 2]))
     assert verdict.state == "cannot tell" and "move the camera" in verdict.reason
@@ -179,12 +186,38 @@ def test_what_cannot_be_used_is_named_and_the_rest_judged(room, tmp_path):
     assert verdict.state == "good" and "2 of 7 frames" in verdict.line() and "frame 2" in verdict.line()
 
 
-def test_a_camera_that_only_turns_is_told_to_move(room, matches):
-    figures = judge_cameras(room, matches, {}).figures
+def test_figures_are_those_of_the_cameras(room, matches):
+    verdict = judge_cameras(room, matches, {})
+    figures = verdict.figures
     assert 0.05 < figures["baseline_over_depth"] < 1
     wide = np.degrees(2 * np.arctan(WIDTH / 2 / room.fxfycxcy[0, 0]))
     assert figures["field_of_view_x"] == pytest.approx(wide) and figures["aspect"] == pytest.approx(16 / 9)
-    assert figures["largest_roll"] < 10
+    assert figures["largest_roll"] < 10 and not verdict.warnings
+
+
+def test_a_camera_that_only_turns_fits_and_is_told_to_move(tmp_path):
+    verdict = check_scene(photograph_room(tmp_path, seed=0, frames=4, turn=6.0))
+    assert verdict.state == "good" and "move the camera" in verdict.line()
+    assert verdict.figures["baseline_over_depth"] < 0.01
+
+
+def test_a_long_lens_is_named(tmp_path):
+    verdict = check_scene(photograph_room(tmp_path, seed=0, frames=4, speed=0.05, zoom=3.0))
+    assert verdict.state == "good" and "field of view" in verdict.line()
+
+
+def test_a_photograph_taken_sideways_is_named(room, tmp_path):
+    paths = list(room.image_paths)
+    with Image.open(paths[6]) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png")
+    paths[6] = tmp_path / "turned.png"
+    fxfycxcy = room.fxfycxcy.copy()
+    w2c = room.w2c.copy()
+    turned = MISREADINGS["images turned counterclockwise"]
+    fxfycxcy[6:], w2c[6:] = turned.correct(fxfycxcy[6:], w2c[6:], np.array([[HEIGHT, WIDTH]], np.float64))
+    verdict = check_scene(replace(room, image_paths=paths, fxfycxcy=fxfycxcy, w2c=w2c))
+    assert verdict.state == "good" and 60 < verdict.figures["largest_roll"] < 100
+    assert "turned by" in verdict.line()
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8, 12, 150, 5000])
@@ -227,11 +260,9 @@ def test_the_command_says_a_line_a_scene_and_writes_figures_and_a_page(room, cap
 
 
 def test_a_page_shows_names_and_reasons_as_text(room, matches, tmp_path):
-    from data.importers.check_page import write_check_page
-
     evil = "<img src=x onerror=alert(1)>&\"'"
     verdict = replace(judge_cameras(room, matches, {}), scene=evil, reason=evil, warnings=[evil])
-    write_check_page(tmp_path / "page.html", [verdict])
+    write_check_page(tmp_path / "page.html", [scene_section(verdict)])
     page = (tmp_path / "page.html").read_text()
     assert "<img src=x" not in page and page.count("&lt;img src=x") == 3
 
