@@ -42,6 +42,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="the scene's name; default: that of the folder")
     add("--images", type=path_argument, metavar="DIR", help="folder of the images, if it is not where it usually is")
     add("--model", metavar="N", help="which of several COLMAP models; default: the one with most images")
+    add("--fov", type=float, metavar="DEGREES", help="what photographs without cameras show along their longer side")
+    add("--focal35", type=float, metavar="MM", help="their focal length in 35 mm terms; default: what they name (EXIF)")
     add("--no_check", action="store_true", help="do not check whether the cameras fit the images")
     add("--allow_outside_images", action="store_true", help="read images outside the folder of the source, too")
     return parser.parse_args(argv)
@@ -73,7 +75,10 @@ def main(argv: Sequence[str]) -> None:
 def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[Prepared]:
     """The scenes of all sources; a source that cannot be used is lost."""
     sources = find_sources(arguments.source, arguments.kind)
-    options = Options(arguments.images, arguments.model, arguments.allow_outside_images)
+    _check_focal_length(arguments)
+    options = Options(
+        arguments.images, arguments.model, arguments.allow_outside_images, arguments.fov, arguments.focal35
+    )
     if arguments.name is not None:
         check_plain_name(arguments.name, "--name")
         if len(sources) > 1:
@@ -85,6 +90,15 @@ def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[P
             if len(sources) == 1:
                 raise
             result.lose(f"clip {plain_name(path)}", error)
+
+
+def _check_focal_length(arguments: argparse.Namespace) -> None:
+    if arguments.fov is not None and arguments.focal35 is not None:
+        raise InputError("--fov and --focal35 both name the focal length: leave one out")
+    if arguments.fov is not None and not 5 <= arguments.fov <= 150:
+        raise InputError(f"--fov is {arguments.fov:g}: a field of view in degrees lies between 5 and 150")
+    if arguments.focal35 is not None and not 4 <= arguments.focal35 <= 500:
+        raise InputError(f"--focal35 is {arguments.focal35:g}: in millimetres it lies between 4 and 500")
 
 
 def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> Scene | None:

@@ -31,11 +31,15 @@ class Options:
         images: the folder of its images, if it is not where it usually is.
         model: which of several models.
         allow_outside: read images outside the source's folder, too.
+        fov: degrees that photographs without cameras show along their longer side.
+        focal35: their focal length in millimetres, in 35 mm terms.
     """
 
     images: Path | None = None
     model: str | None = None
     allow_outside: bool = False
+    fov: float | None = None
+    focal35: float | None = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Frame:
         if self.is_kept:
             return content
         with open_image(content) as image:
-            pixels = np.asarray(upright(_on_white(image), self.turn))
+            pixels = np.asarray(upright(on_white(image), self.turn))
             return _encode(pixels if self.undistortion is None else self.undistortion.pixels(pixels), image.format)
 
 
@@ -145,7 +145,7 @@ def upright(image: Image.Image, tag: int) -> Image.Image:
     return image.transpose(_TURNS[tag]) if tag in _TURNS else image
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """8-bit RGB, white behind what is transparent."""
     if not _has_transparency(image):
         return to_rgb(image)

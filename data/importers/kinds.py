@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.importers import colmap, opencv_cameras, re10k_text, transforms_json
-from data.importers.capture import Capture, Options, images_in
+from data.importers import colmap, opencv_cameras, photographs, re10k_text, transforms_json
+from data.importers.capture import Capture, Options
 from utils.errors import InputError
 from utils.text import printable
 
@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
     "transforms": Kind("transforms.json", transforms_json.finds, transforms_json.read),
     "opencv_cameras": Kind("opencv_cameras.json", opencv_cameras.finds, opencv_cameras.read),
     "re10k_text": Kind("a RealEstate10K text file", re10k_text.finds, re10k_text.read),
+    "photos": Kind("a folder of photographs", photographs.finds, photographs.read),
 }
 
 
@@ -54,8 +55,4 @@ def find_sources(source: Path, kind: str | None) -> dict[Path, str]:
         if found:
             return found
     known = ", ".join(kind.what for kind in KINDS.values())
-    if source.is_dir() and any(images_in(source)):
-        raise InputError(
-            f"{printable(str(source))} holds images, but no cameras: run COLMAP on them first ({known} are read)"
-        )
     raise InputError(f"{printable(str(source))} is none of the sources that are read: {known}")

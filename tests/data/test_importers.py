@@ -583,8 +583,6 @@ def test_sources_that_are_none(tmp_path):
     with refused(str(tmp_path / "empty")):
         run_importer(tmp_path / "empty", tmp_path / "out")
     write_images(tmp_path / "photos")
-    with refused(str(tmp_path / "photos"), "cameras"):
-        run_importer(tmp_path / "photos", tmp_path / "out")
     other = write_json(tmp_path / "other.json", {"frames": [{"a": 1}]})
     with refused(str(other)):
         run_importer(other, tmp_path / "out")

@@ -5,6 +5,7 @@ Skipped unless LVSM_REFERENCE names the folder that holds `parity/` and `real/`;
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import preprocess_data
 from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.evaluation_index import INDEX_SHA256, read_evaluation_index
 from data.importers.__main__ import main as import_capture
+from data.importers.colmap_model import read_model
 from data.scene import read_scene, read_scene_list
 from data.transforms import plan_crop, read_image, to_planes
 from evaluation.metrics import psnr, ssim
@@ -408,3 +410,34 @@ def reprojection_errors(scene, frame, number, model):
     for _ in range(10):
         rays = distorted / (1 + k1 * (rays**2).sum(1, keepdims=True))
     return np.linalg.norm(projected - (rays * [fx, fy] + [cx, cy]), axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("numbers", "degrees", "place"), [((4, 6, 8), 0.5, 0.02), ((5, 7), 1.5, None)], ids=["three", "two"]
+)
+def test_cameras_of_real_photographs_alone(tmp_path, numbers, degrees, place):
+    """Relative rotations, and positions after scaling; of two photographs the baseline's direction, within 5°."""
+    pytest.importorskip("pycolmap")
+    source = FOLDER / "photos" / "lund_door"
+    if not source.is_dir():
+        pytest.skip("no photographs")
+    (tmp_path / "in").mkdir()
+    names = [f"DSC_{number:04d}.JPG" for number in numbers]
+    for name in names:
+        shutil.copy(source / "images" / name, tmp_path / "in")
+    import_capture([str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--no_check"])
+    found = read_scene(tmp_path / "out" / "metadata" / "in.json").w2c
+    poses = {image.name: image.w2c for image in read_model(source / "sparse" / "0").images}
+    true = np.stack([poses[name] for name in names])
+    turns = [w2c[:, :3, :3] @ w2c[0, :3, :3].T for w2c in (found, true)]
+    apart = Rotation.from_matrix(turns[0] @ turns[1].swapaxes(1, 2)).magnitude()
+    assert np.degrees(apart).max() < degrees
+    ours, theirs = (np.linalg.inv(w2c @ np.linalg.inv(w2c[0]))[:, :3, 3] for w2c in (found, true))
+    if place is None:
+        cosine = ours[1] @ theirs[1] / np.linalg.norm(ours[1]) / np.linalg.norm(theirs[1])
+        assert np.degrees(np.arccos(cosine)) < 5
+        return
+    ours = ours * (np.sum(ours * theirs) / np.sum(ours**2))
+    extent = np.linalg.norm(theirs.max(0) - theirs.min(0))
+    assert np.linalg.norm(ours - theirs, axis=1).max() < place * extent

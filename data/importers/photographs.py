@@ -1,0 +1,164 @@
+"""Photographs without cameras: these are found from the photographs, with the focal lengths that they name."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from data.importers.capture import Capture, Options, Photo, images_in, plain_name
+from data.importers.images import fit, on_white, upright
+from data.importers.lens import Lens, Size, lens_of_values
+from data.importers.structure import Placed, Structure, find_structure
+from data.transforms import IMAGE_ERRORS, open_image, orientation
+from utils.errors import InputError
+from utils.text import counted, printable, shown
+
+# Pixels of the longer side of the copies that are matched.
+_LONGEST = 1200
+# The width in millimetres of the film that focal lengths "in 35 mm terms" are for.
+_FILM_WIDTH = 36.0
+# A share by which no sound focal length is refined, and degrees at which depth is hardly known.
+_FOCAL_CHANGE = 0.15
+_SMALL_ANGLE = 2.0
+_UNREAD = (".heic", ".heif", ".webp", ".tif", ".tiff", ".dng", ".avif")
+
+
+@dataclass(frozen=True)
+class _Photograph:
+    """An image as it is matched: its size upright, and its focal length for that, if known."""
+
+    path: Path
+    size: Size
+    turn: int
+    focal: float | None
+
+
+def finds(source: Path) -> bool:
+    """Whether a folder holds images."""
+    return source.is_dir() and any(images_in(source))
+
+
+def read(source: Path, options: Options) -> Capture:
+    """Find the cameras of the photographs in a folder.
+
+    Raises:
+        InputError: there are fewer than two, two without a focal length, or they show too little in common.
+    """
+    folder = options.images or source
+    paths = sorted(images_in(folder))
+    unread = [path for path in folder.rglob("*") if path.suffix.lower() in _UNREAD]
+    _check_number(folder, paths, unread)
+    started = time.monotonic()
+    photographs = [_read(path, options) for path in paths]
+    known = [photograph.focal for photograph in photographs]
+    if len(paths) == 2 and None in known:
+        raise InputError(
+            f"{printable(str(folder))}: {shown(paths[known.index(None)].name)} names no focal length, without which "
+            "two photographs have no cameras: --fov DEGREES or --focal35 MM names it, or add a third photograph"
+        )
+    copies = [_copy(photograph) for photograph in photographs]
+    scales = [max(copy.size) / max(photograph.size) for copy, photograph in zip(copies, photographs, strict=True)]
+    focal = [f and f * scale for f, scale in zip(known, scales, strict=True)]
+    structure = find_structure(copies, focal)
+    if structure is None:
+        raise InputError(
+            f"{printable(str(folder))}: its {counted(len(paths), 'photograph')} show too little in common from "
+            "different places: photograph one thing with two thirds of overlap, and move the camera, not only turn it"
+        )
+    placed = {camera.number: camera for camera in structure.placed}
+    photos = [_photo(photo, placed[n], folder) for n, photo in enumerate(photographs) if n in placed]
+    notes = [*_notes(structure, photographs, focal, time.monotonic() - started), *_left_out(paths, placed, unread)]
+    return Capture(plain_name(source), f"{counted(len(paths), 'photograph')}, cameras found by COLMAP", photos, notes)
+
+
+def _check_number(folder: Path, paths: Sequence[Path], unread: Sequence[Path]) -> None:
+    if len(paths) >= 2:
+        return
+    others = f"; {shown(unread[0].name)} and the like are not read: export JPEG" if unread else ""
+    found = f"{printable(str(folder))} holds {counted(len(paths), 'photograph')} (JPEG or PNG)"
+    raise InputError(f"{found}, and cameras need two or more{others}")
+
+
+def _read(path: Path, options: Options) -> _Photograph:
+    try:
+        with open_image(path) as image:
+            tag = orientation(image)
+            stored = image.size
+            length = _focal35(image) if options.focal35 is None else options.focal35
+    except IMAGE_ERRORS as error:
+        raise InputError(
+            f"{printable(str(path))} cannot be decoded: {printable(str(error).split(' <')[0], 200)}"
+        ) from None
+    size = stored[::-1] if tag in (5, 6, 7, 8) else stored
+    _, turn = fit(_plain_lens(size), stored, tag)
+    size = size if turn == tag else stored
+    if options.fov is not None:
+        return _Photograph(path, size, turn, max(size) / (2 * np.tan(np.radians(options.fov) / 2)))
+    return _Photograph(path, size, turn, None if length is None else length / _FILM_WIDTH * max(size))
+
+
+def _plain_lens(size: Size) -> Lens:
+    values = {"f": float(max(size)), "cx": size[0] / 2, "cy": size[1] / 2}
+    return lens_of_values("SIMPLE_PINHOLE", size, values, fisheye=False)
+
+
+def _focal35(image: Image.Image) -> float | None:
+    """The focal length in 35 mm terms that an image names."""
+    try:
+        length = float(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+    except Exception:  # broken EXIF data fail in many ways and cost only what they say
+        return None
+    return length if 1 < length < 2000 else None
+
+
+def _copy(photograph: _Photograph) -> Image.Image:
+    try:
+        with open_image(photograph.path) as image:
+            image = upright(on_white(image), photograph.turn)
+    except IMAGE_ERRORS as error:
+        raise _undecodable(photograph.path, error) from None
+    image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    return image
+
+
+def _undecodable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{printable(str(path))} cannot be decoded: {printable(str(error).split(' <')[0], 200)}")
+
+
+def _photo(photograph: _Photograph, placed: Placed, folder: Path) -> Photo:
+    name = photograph.path.relative_to(folder).as_posix()
+    return Photo(name, placed.w2c, photograph.path, placed.lens.resized(photograph.size))
+
+
+def _notes(
+    structure: Structure, photographs: Sequence[_Photograph], focal: Sequence[float | None], seconds: float
+) -> list[str]:
+    count = f"  {len(structure.placed)} of {counted(len(photographs), 'photograph')} placed in {seconds:.0f} s"
+    error = structure.reprojection_error
+    notes = [count if error is None else f"{count}, reprojection error {error:.2f} pixels"]
+    angle = f"  points are seen at {structure.angle:.1f}° (median) from the farthest cameras"
+    small = structure.angle < _SMALL_ANGLE
+    notes.append(f"{angle}: move the camera, do not only turn it" if small else angle)
+    first = structure.placed[0]
+    found = first.lens.fxfycxcy[0]
+    given = focal[first.number]
+    if given is None:
+        notes.append("  the focal length was guessed and refined: do not trust it; --fov or --focal35 names it")
+    elif len(photographs) > 2:
+        far = abs(found / given - 1) > _FOCAL_CHANGE
+        doubt = ", which is far: one of them is wrong" if far else ""
+        notes.append(f"  focal length refined to {found / given:.3f} times the given one{doubt}")
+    return notes
+
+
+def _left_out(paths: Sequence[Path], placed: dict[int, Placed], unread: Sequence[Path]) -> list[str]:
+    notes = []
+    lost = [path.name for number, path in enumerate(paths) if number not in placed]
+    if lost:
+        notes.append(f"  {counted(len(lost), 'photograph')} not placed: {', '.join(map(shown, lost[:5]))}")
+    if unread:
+        notes.append(f"  {counted(len(unread), 'image')} not read ({shown(unread[0].name)}): export JPEG")
+    return notes
