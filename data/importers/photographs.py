@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.importers.capture import Capture, Options, Photo, images_in, plain_name
+from data.importers.capture import IMAGE_SUFFIXES, Capture, Options, Photo, plain_name
 from data.importers.images import fit, on_white, upright
 from data.importers.lens import Lens, Size, lens_of_values
 from data.importers.structure import Placed, Structure, find_structure
@@ -37,8 +37,17 @@ class _Photograph:
 
 
 def finds(source: Path) -> bool:
-    """Whether a folder holds images."""
-    return source.is_dir() and any(images_in(source))
+    """Whether a folder, or the folder images in it, holds images; those below are of captures of their own."""
+    return any(_photographs_in(folder) for folder in _folders(source))
+
+
+def _folders(source: Path) -> list[Path]:
+    return [folder for folder in (source, source / "images") if folder.is_dir()]
+
+
+def _photographs_in(folder: Path) -> list[Path]:
+    files = (path for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in files if path.is_file())
 
 
 def read(source: Path, options: Options) -> Capture:
@@ -47,9 +56,10 @@ def read(source: Path, options: Options) -> Capture:
     Raises:
         InputError: there are fewer than two, two without a focal length, or they show too little in common.
     """
-    folder = options.images or source
-    paths = sorted(images_in(folder))
-    unread = [path for path in folder.rglob("*") if path.suffix.lower() in _UNREAD]
+    folders = [options.images] if options.images else _folders(source)
+    folder = next((folder for folder in folders if _photographs_in(folder)), options.images or source)
+    paths = _photographs_in(folder)
+    unread = [path for path in folder.glob("*") if path.suffix.lower() in _UNREAD]
     _check_number(folder, paths, unread)
     started = time.monotonic()
     photographs = [_read(path, options) for path in paths]
