@@ -29,7 +29,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+# With what they make at their first import, which is then not taken for a case's doing.
 import torch
+import torch._dynamo
+import torchvision  # noqa: F401
 
 import data.loader
 import setup
