@@ -130,14 +130,17 @@ def test_quality(measured, place):
 def test_loading(measured, monkeypatch):
     monkeypatch.setattr(loader, "FRAMES", 2)
     rows = measured(loader)
-    assert len(rows) == 4 and all(row["images/s a core"] > 0 for row in rows)
+    assert len(rows) == 8 and all(row["images/s a core"] > 0 for row in rows)
+    assert sum("packed" in row["way"] for row in rows) == 3
+    assert rows[-1]["ms to open 10,000 clips"] > 0
 
 
 def test_preprocessing(measured, monkeypatch):
     monkeypatch.setattr(loader, "FRAMES", 2)
     monkeypatch.setattr(preprocess, "CLIPS", 1)
-    png, jpeg = measured(preprocess)
+    png, jpeg, *others = measured(preprocess)
     assert png["bytes written per byte read"] > 2 > 1.3 > jpeg["bytes written per byte read"]
+    assert len(others) == 2 and all(row["clips/s a core"] > 0 for row in others)
     assert jpeg["times PNG"] == pytest.approx(jpeg["clips/s a core"] / png["clips/s a core"])
 
 
