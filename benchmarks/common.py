@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from data.dataset import Batch
 from geometry.cameras import Cameras, Views
-from model import LVSM, build_model
+from model import LVSM, VARIANTS, build_model
 from model.execution import ExecutionConfig, compile_model
 from model.flops import peak_flops
 from model.loss import Loss, LossConfig
 from model.perceptual import PerceptualLoss
-from setup import Config, TrainingConfig, set_threads_and_precision
+from setup import Config, TrainingConfig, read_config, set_threads_and_precision
 from utils.cli import path_argument
 from utils.files import write_json
 from utils.provenance import provenance
@@ -39,6 +39,19 @@ def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", type=path_argument, help="also write the numbers there")
     return parser
+
+
+def add_configs(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark take any configurations, with overrides."""
+    parser.add_argument("--config", type=path_argument, action="append", help="default: the published variants")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def chosen_configs(given: argparse.Namespace) -> Iterator[tuple[str, Config]]:
+    """The configurations that `add_configs` let choose, with their names for the table."""
+    published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in VARIANTS]
+    for path in given.config or published:
+        yield path.stem.removeprefix("LVSM_scene_"), read_config(path, given.overrides)
 
 
 def seeded_vgg19() -> dict[str, Tensor]:

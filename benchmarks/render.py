@@ -11,13 +11,14 @@ import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import (
+    add_configs,
     benchmark_parser,
+    chosen_configs,
     rates,
     release_memory,
     seeded_batch,
@@ -30,9 +31,9 @@ from data.dataset import Batch
 from evaluation.metrics import build_metrics
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.scoring import render_batch
-from model import VARIANTS, decoding_flops, encoding_flops
-from setup import Config, read_config, with_training
-from utils.cli import path_argument, run_main
+from model import decoding_flops, encoding_flops
+from setup import Config, with_training
+from utils.cli import run_main
 from utils.distributed import process_group
 
 SCENES = 4
@@ -133,15 +134,12 @@ def measure(name: str, config: Config, calls: int) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> None:
     """Measure the variants at their published sizes, or the configurations named."""
     parser = benchmark_parser(__doc__)
-    published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in VARIANTS]
-    parser.add_argument("--config", type=path_argument, action="append")
+    add_configs(parser)
     parser.add_argument("--calls", type=int, default=5, help="videos a repeat; other work in proportion")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
     rows = []
-    for path in given.config or published:
-        name = path.stem.removeprefix("LVSM_scene_")
-        rows += measure(name, read_config(path, given.overrides), given.calls)
+    for name, config in chosen_configs(given):
+        rows += measure(name, config, given.calls)
     show(rows, given.json)
 
 

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import benchmark_parser, release_memory, show
+from benchmarks.common import add_configs, benchmark_parser, chosen_configs, release_memory, show
 from benchmarks.render import seeded_renderer
 from data.dataset import ViewLoader
 from data.scene import Scene, write_scene
-from model import VARIANTS
-from setup import Config, read_config
-from utils.cli import path_argument, run_main
+from setup import Config
+from utils.cli import run_main
 from utils.distributed import process_group
 from viewer.config import ViewerConfig
 from viewer.headless import HeadlessClient
@@ -127,15 +126,12 @@ def measure(name: str, config: Config, count: int) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Measure the variants at their published sizes, or the configurations named."""
     parser = benchmark_parser(__doc__)
-    published = [Path(f"configs/LVSM_scene_{name}.yaml") for name in VARIANTS]
-    parser.add_argument("--config", type=path_argument, action="append")
+    add_configs(parser)
     parser.add_argument("--poses", type=int, default=200, help="how many are timed one after another")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
     rows = []
-    for path in given.config or published:
-        name = path.stem.removeprefix("LVSM_scene_")
-        rows.append(measure(name, read_config(path, given.overrides), given.poses))
+    for name, config in chosen_configs(given):
+        rows.append(measure(name, config, given.poses))
     show(rows, given.json)
 
 
