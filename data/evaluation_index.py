@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.packed import file_of
-from data.scene import Scene, read_scene, read_scene_list
+from data.scene import Scene, read_named_scene, read_scene_list
 from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable
 from utils.cli import path_argument, run_main
 from utils.download import DownloadError, PublishedFile
@@ -112,19 +112,11 @@ def match_scenes(
 def _fault(path: Path, selection: Selection, allow_outside: bool) -> str | None:
     """Why the frames of a selection cannot be evaluated, as far as the metadata tell."""
     try:
-        scene = _read_named(path, allow_outside)
+        scene = read_named_scene(path, allow_outside)
     except InputError as error:
         return str(error)
     faults = ((frame, scene.fault(frame)) for frame in selection.frames)
     return next((f"frame {shown(frame)}: {fault} ({path})" for frame, fault in faults if fault), None)
-
-
-def _read_named(path: Path, allow_outside: bool) -> Scene:
-    """Read a metadata file that is named as its scene is; raises InputError for any other."""
-    scene = read_scene(path, allow_outside)
-    if scene.name != path.stem:
-        raise InputError(f"{printable(str(path))}: scene_name is {scene.name}, not the file's name")
-    return scene
 
 
 def fetch_evaluation_index(path: Path) -> None:
@@ -201,7 +193,7 @@ def make_index(
             )
         selections[path.stem] = None
         try:
-            scene = _read_named(path, allow_outside=True)
+            scene = read_named_scene(path, allow_outside=True)
             selections[path.stem] = choose_selection(scene, context, targets, distances, seed)
         except InputError as error:
             faults.append(str(error))

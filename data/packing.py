@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data.outcome import tell
 from data.packed import read_image_file
-from data.scene import read_scene, read_scene_list
+from data.scene import read_named_scene, read_scene_list
 from data.transforms import MAX_IMAGE_BYTES
 from data.writing import ImportResult, NewScene, SceneWriter
 from utils.cli import path_argument, run_main
@@ -83,9 +83,7 @@ def _copy(task: Task) -> ImportResult:
 
 
 def _new_scene(path: Path, allow_outside: bool) -> NewScene:
-    scene = read_scene(path, allow_outside)
-    if scene.name != path.stem:
-        raise InputError(f"{printable(str(path))}: scene_name is {scene.name}, not the file's name")
+    scene = read_named_scene(path, allow_outside)
 
     def read_image(frame: int) -> bytes:
         return read_image_file(scene.image_path(frame), MAX_IMAGE_BYTES)

@@ -63,6 +63,10 @@ class Scene:
             return f"there is no such frame, only 0 to {len(self) - 1}"
         return self.faults.get(frame, _LOST) if self.image_paths[frame] is None else None
 
+    def usable_frames(self) -> list[int]:
+        """The frames that can be used, as far as the metadata tell."""
+        return [frame for frame in range(len(self)) if self.fault(frame) is None]
+
     def image_path(self, frame: int) -> ImageFile:
         """Where the image of a frame lies, a file of its own or a part of a tar; `open_image` takes either.
 
@@ -129,6 +133,14 @@ def _locate(
             if located[number] is None:
                 faults[number] = "its member, offset and length are not a name and two numbers that a tar can have"
     return located, faults
+
+
+def read_named_scene(path: Path, allow_outside: bool = False) -> Scene:
+    """Read a metadata file that is named as its scene is; raises InputError for any other, and as `read_scene` does."""
+    scene = read_scene(path, allow_outside)
+    if scene.name != path.stem:
+        raise InputError(f"{printable(str(path))}: scene_name is {scene.name}, not the file's name")
+    return scene
 
 
 def read_cameras(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data.scene import Scene
+from geometry.spreading import farthest_first
 from utils.errors import InputError
 from utils.fields import bounded, one_of
 from utils.sections import check_fields
@@ -87,7 +88,7 @@ def sample_any(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selec
     Raises:
         LostFramesError: too few of the scene's frames can be used.
     """
-    usable = [frame for frame in range(len(scene)) if scene.fault(frame) is None]
+    usable = scene.usable_frames()
     if len(scene) < cfg.num_views:
         return None
     if len(usable) < cfg.num_views:
@@ -147,15 +148,16 @@ SAMPLERS: dict[str, ViewSampler] = {
 
 
 def spread_inputs(scene: Scene, count: int) -> list[int]:
-    """Usable frames [count] whose cameras lie apart, in their order: each is the one farthest from those before it.
+    """Usable frames [count] whose cameras lie apart, in their order.
 
-    The first is the camera farthest from the mean one. Distances are those of camera centres as shares of the scene's
-    extent, plus angles between viewing directions as shares of half a turn.
+    The first is the one farthest from the middle of all and from the first one's direction, each further one that
+    farthest from those before it. Distances are those of camera centres as shares of the scene's extent, plus angles
+    between viewing directions as shares of half a turn.
 
     Raises:
         InputError: the scene has fewer usable frames.
     """
-    usable = [frame for frame in range(len(scene)) if scene.fault(frame) is None]
+    usable = scene.usable_frames()
     if len(usable) < count:
         raise InputError(f"scene {scene.name} has {len(usable)} usable frames; {count} inputs are asked for")
     c2w = np.linalg.inv(scene.w2c[usable])
@@ -167,14 +169,21 @@ def spread_inputs(scene: Scene, count: int) -> list[int]:
         angles = np.arccos(np.clip(directions @ direction / np.linalg.norm(direction), -1, 1))
         return np.linalg.norm(centres - centre, axis=1) / extent + angles / np.pi
 
-    chosen = [int(distances(centres.mean(0), directions[0]).argmax())]
-    nearest = np.full(len(usable), np.inf)
-    while len(chosen) < count:
-        last = chosen[-1]
-        nearest = np.minimum(nearest, distances(centres[last], directions[last]))
-        nearest[chosen] = -1
-        chosen.append(int(nearest.argmax()))
+    first = int(distances(centres.mean(0), directions[0]).argmax())
+    chosen = farthest_first(lambda one: distances(centres[one], directions[one]), first, count)
     return sorted(usable[position] for position in chosen)
+
+
+def check_inputs(scene: Scene, frames: Sequence[int]) -> None:
+    """Check frames that a person named as inputs.
+
+    Raises:
+        InputError: one cannot be used, or is named twice.
+    """
+    for position, frame in enumerate(frames):
+        scene.image_path(frame)
+        if frame in frames[:position]:
+            raise InputError(f"scene {scene.name}: input frame {frame} is named twice: name it once")
 
 
 def select_own(scene: Scene, count: int, inputs: Sequence[int] = ()) -> Selection:
@@ -185,16 +194,11 @@ def select_own(scene: Scene, count: int, inputs: Sequence[int] = ()) -> Selectio
         inputs: frames that are inputs instead, in this order.
 
     Raises:
-        InputError: a frame is no usable one, stands twice, or the scene has too few.
+        InputError: a frame cannot be used, is named twice, or the scene has too few.
     """
+    check_inputs(scene, inputs)
     context = list(inputs) or spread_inputs(scene, count)
-    for position, frame in enumerate(context):
-        if frame in context[:position]:
-            raise InputError(f"scene {scene.name}: input frame {frame} is named twice")
-        if fault := scene.fault(frame):
-            raise InputError(f"scene {scene.name}: input frame {frame} cannot be used: {fault}")
-    usable = (frame for frame in range(len(scene)) if scene.fault(frame) is None)
-    return Selection(context, [frame for frame in usable if frame not in context])
+    return Selection(context, [frame for frame in scene.usable_frames() if frame not in context])
 
 
 def check_view_config(cfg: ViewConfig) -> None:

@@ -5,10 +5,25 @@ Geometry in Computer Vision (2nd edition, 2004). A relative pose [4, 4] takes po
 the second's (OpenCV axes); points are in pixels, the centre of the first pixel being (0.5, 0.5).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float
 
 Points = Float[np.ndarray, "m 2"]
+
+
+@dataclass(frozen=True)
+class CameraPair:
+    """Two cameras: from the first one's frame to the second's, and fxfycxcy of both."""
+
+    relative: Float[np.ndarray, "4 4"]
+    first: Float[np.ndarray, "4"]
+    second: Float[np.ndarray, "4"]
+
+    def swapped(self) -> "CameraPair":
+        """The second camera first."""
+        return CameraPair(np.linalg.inv(self.relative), self.second, self.first)
 
 
 def relative_pose(first: Float[np.ndarray, "4 4"], second: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
@@ -28,17 +43,11 @@ def essential_matrix(relative: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3
     return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ relative[:3, :3]
 
 
-def fundamental_matrix(
-    relative: Float[np.ndarray, "4 4"], first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]
-) -> Float[np.ndarray, "3 3"]:
-    """F = K'^-T E K^-1 (9.12): second^T F first = 0 for homogeneous pixels of one point.
-
-    Args:
-        first, second: fxfycxcy.
-    """
-    return (
-        np.linalg.inv(intrinsic_matrix(second)).T @ essential_matrix(relative) @ np.linalg.inv(intrinsic_matrix(first))
-    )
+def fundamental_matrix(cameras: CameraPair) -> Float[np.ndarray, "3 3"]:
+    """F = K'^-T E K^-1 (9.12): second^T F first = 0 for homogeneous pixels of one point."""
+    from_pixels = np.linalg.inv(intrinsic_matrix(cameras.first))
+    to_lines = np.linalg.inv(intrinsic_matrix(cameras.second)).T
+    return to_lines @ essential_matrix(cameras.relative) @ from_pixels
 
 
 def symmetric_epipolar_distance(
@@ -58,58 +67,38 @@ def symmetric_epipolar_distance(
     return np.sqrt(squares / 2)
 
 
-def symmetric_distance_in_front(
-    relative: Float[np.ndarray, "4 4"],
-    first_lens: Float[np.ndarray, "4"],
-    second_lens: Float[np.ndarray, "4"],
-    first: Points,
-    second: Points,
-) -> Float[np.ndarray, "m"]:
+def symmetric_distance_in_front(cameras: CameraPair, first: Points, second: Points) -> Float[np.ndarray, "m"]:
     """As `symmetric_epipolar_distance`, but to the part of a line that points in front of both cameras project to.
 
     A pose whose baseline points the wrong way has the same lines, and large distances here. Cameras in one place have
     no lines; the distance is then to the one pixel where the point must appear. Infinite where it cannot appear at all.
-
-    Args:
-        first_lens, second_lens: fxfycxcy.
     """
-    there = distance_in_front(relative, first_lens, second_lens, first, second)
-    back = distance_in_front(np.linalg.inv(relative), second_lens, first_lens, second, first)
+    there = distance_in_front(cameras, first, second)
+    back = distance_in_front(cameras.swapped(), second, first)
     return np.sqrt((there**2 + back**2) / 2)
 
 
-def distance_in_front(
-    relative: Float[np.ndarray, "4 4"],
-    first_lens: Float[np.ndarray, "4"],
-    second_lens: Float[np.ndarray, "4"],
-    first: Points,
-    second: Points,
-) -> Float[np.ndarray, "m"]:
+def distance_in_front(cameras: CameraPair, first: Points, second: Points) -> Float[np.ndarray, "m"]:
     """How far `second` is from where the point seen at `first` can appear, in pixels.
 
     At inverse depth r >= 0 the point appears at K'(R x + r t), x being K^-1 `first` (9.7); that must be in front of the
     second camera. Infinite where no such r exists.
     """
-    to_pixels = intrinsic_matrix(second_lens)
-    infinite = rays_of(first, first_lens) @ (to_pixels @ relative[:3, :3]).T
-    epipole = np.broadcast_to(to_pixels @ relative[:3, 3], infinite.shape)
+    to_pixels = intrinsic_matrix(cameras.second)
+    infinite = rays_of(first, cameras.first) @ (to_pixels @ cameras.relative[:3, :3]).T
+    epipole = np.broadcast_to(to_pixels @ cameras.relative[:3, 3], infinite.shape)
     foot = _foot(np.cross(infinite, epipole), second)
     at_ends = np.minimum(_distance_to(infinite, second), _distance_to(epipole, second))
     on_line = np.linalg.norm(foot - second, axis=1)
     return np.where(_is_in_front(infinite, epipole, foot), on_line, at_ends)
 
 
-def points_in_front(
-    relative: Float[np.ndarray, "4 4"],
-    first_lens: Float[np.ndarray, "4"],
-    second_lens: Float[np.ndarray, "4"],
-    first: Float[np.ndarray, "2"],
-) -> Float[np.ndarray, "k 2"]:
+def points_in_front(cameras: CameraPair, first: Float[np.ndarray, "2"]) -> Float[np.ndarray, "k 2"]:
     """Pixels of the second image where the point seen at `first` can appear, from afar to near; for pictures."""
-    baseline = max(float(np.linalg.norm(relative[:3, 3])), 1e-12)
+    baseline = max(float(np.linalg.norm(cameras.relative[:3, 3])), 1e-12)
     inverse_depths = np.geomspace(1e-4, 1e4, 800)[:, None] / baseline
-    ray = rays_of(first[None], first_lens) @ relative[:3, :3].T
-    seen = (ray + inverse_depths * relative[:3, 3]) @ intrinsic_matrix(second_lens).T
+    ray = rays_of(first[None], cameras.first) @ cameras.relative[:3, :3].T
+    seen = (ray + inverse_depths * cameras.relative[:3, 3]) @ intrinsic_matrix(cameras.second).T
     seen = seen[seen[:, 2] > 0]
     return seen[:, :2] / seen[:, 2:]
 
@@ -141,20 +130,14 @@ def _distance_to(homogeneous: Float[np.ndarray, "m 3"], points: Points) -> Float
     return np.where(depth > 0, distance, np.inf)
 
 
-def triangulated_depths(
-    relative: Float[np.ndarray, "4 4"],
-    first_lens: Float[np.ndarray, "4"],
-    second_lens: Float[np.ndarray, "4"],
-    first: Points,
-    second: Points,
-) -> Float[np.ndarray, "m 2"]:
+def triangulated_depths(cameras: CameraPair, first: Points, second: Points) -> Float[np.ndarray, "m 2"]:
     """Depths z of points in both cameras, where their rays pass closest: least squares of d' x' = d R x + t.
 
     Not finite, or huge, where the rays are parallel.
     """
-    ours = rays_of(first, first_lens) @ relative[:3, :3].T
-    theirs = rays_of(second, second_lens)
-    baseline = relative[:3, 3]
+    ours = rays_of(first, cameras.first) @ cameras.relative[:3, :3].T
+    theirs = rays_of(second, cameras.second)
+    baseline = cameras.relative[:3, 3]
     along = -ours @ baseline
     across = theirs @ baseline
     mixed = (ours * theirs).sum(1)

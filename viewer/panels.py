@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.media import to_uint8, write_video
 from viewer.geometry import vertical_fov, with_fov
 from viewer.paths import film_frames, join, model_cameras, new_file, parse_path, stored_camera, write_path
-from viewer.session import MAX_INPUTS, parse_frames, spread_inputs
+from viewer.session import MAX_INPUTS, parse_frames, spread_evenly
 
 if TYPE_CHECKING:
     from viewer.window import Window
@@ -122,7 +122,7 @@ class InputsPanel:
         first = min(frames)
         if count != len(frames):
             reach = last if last - first + 1 >= count else min(len(scene) - 1, first + count - 1)
-            self._frames.value = ", ".join(map(str, spread_inputs(scene, count, first, reach)))
+            self._frames.value = ", ".join(map(str, spread_evenly(scene, count, first, reach)))
 
     def _open(self) -> None:
         self._window.open(self._window.number, parse_frames(str(self._frames.value)))

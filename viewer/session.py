@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from data.dataset import Batch, CameraTransform, ViewLoader
 from data.scene import Scene, read_scene
-from data.views import Selection, ViewConfig
+from data.views import Selection, ViewConfig, check_inputs
 from evaluation.metrics import psnr
 from evaluation.renderer import Renderer
 from geometry.cameras import Cameras, Views
@@ -88,7 +88,7 @@ class Sessions:
             InputError: the scene or one of the frames cannot be used.
         """
         scene = read_scene(path, self.load.cfg.allow_outside_images)
-        inputs = check_inputs(scene, frames) if frames else default_inputs(scene, self.load.cfg)
+        inputs = chosen_inputs(scene, frames) if frames else default_inputs(scene, self.load.cfg)
         session = self._kept.pop((path, inputs), None) or self._encode(scene, inputs, progress)
         self._kept[path, inputs] = session
         if len(self._kept) > _KEPT:
@@ -101,7 +101,7 @@ class Sessions:
         Raises:
             InputError: it cannot be used, or is of another size than the inputs.
         """
-        own = self.load(session.scene, Selection([frame], [], [frame])).views[0]
+        own = self.load(session.scene, Selection([frame], [])).views[0]
         if own.images.shape != session.views.images.shape[1:]:
             raise InputError(f"scene {session.scene.name}, frame {frame}: it is of another size than the inputs")
         camera = session.camera_of(frame)
@@ -111,7 +111,7 @@ class Sessions:
     def _encode(self, scene: Scene, inputs: tuple[int, ...], progress: Progress) -> Session:
         progress(0.1, f"reading {len(inputs)} frames")
         # All frames that are read are inputs: they alone set frame and scale, whatever is looked at.
-        batch = self.load(scene, Selection(list(inputs), [], list(inputs)))
+        batch = self.load(scene, Selection(list(inputs), []))
         progress(0.4, "encoding")
         encoded = self.renderer.encode(_as_scenes(batch, self.renderer.device))
         progress(0.7, "preparing to render")
@@ -171,19 +171,19 @@ def default_inputs(scene: Scene, cfg: ViewConfig) -> tuple[int, ...]:
     Raises:
         InputError: the scene has no frame that can be used.
     """
-    return spread_inputs(scene, cfg.num_input_views, 0, min(len(scene) - 1, cfg.view_selector.max_frame_dist))
+    return spread_evenly(scene, cfg.num_input_views, 0, min(len(scene) - 1, cfg.view_selector.max_frame_dist))
 
 
-def spread_inputs(scene: Scene, count: int, first: int, last: int) -> tuple[int, ...]:
+def spread_evenly(scene: Scene, count: int, first: int, last: int) -> tuple[int, ...]:
     """`count` usable frames, or as many as there are, spread evenly from `first` to `last`."""
-    usable = [frame for frame in range(first, last + 1) if scene.fault(frame) is None]
+    usable = [frame for frame in scene.usable_frames() if first <= frame <= last]
     if not usable:
         raise InputError(f"scene {scene.name}: none of the frames {first} to {last} can be used: name others")
     places = np.linspace(0, len(usable) - 1, min(count, len(usable), MAX_INPUTS)).round().astype(int)
     return tuple(usable[place] for place in places)
 
 
-def check_inputs(scene: Scene, frames: Sequence[int]) -> tuple[int, ...]:
+def chosen_inputs(scene: Scene, frames: Sequence[int]) -> tuple[int, ...]:
     """The frames as inputs.
 
     Raises:
@@ -191,10 +191,7 @@ def check_inputs(scene: Scene, frames: Sequence[int]) -> tuple[int, ...]:
     """
     if len(frames) > MAX_INPUTS:
         raise InputError(f"{len(frames)} inputs are more than the {MAX_INPUTS} that the viewer takes: name fewer")
-    for frame in frames:
-        scene.image_path(frame)
-        if frames.count(frame) > 1:
-            raise InputError(f"scene {scene.name}: input frame {frame} is named twice: name it once")
+    check_inputs(scene, frames)
     return tuple(frames)
 
 

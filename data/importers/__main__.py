@@ -104,8 +104,7 @@ def _check_focal_length(arguments: argparse.Namespace) -> None:
 def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> Scene | None:
     """Write a scene and say what was read; gives the scene as it is on disk."""
     key = prepared.scene.key
-    print(printable(prepared.lines[0]))
-    for line in prepared.lines[1:]:
+    for line in prepared.lines:
         print(printable(line))
     writer.add(key, lambda: prepared.scene, result)
     found = writer.find(key)

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from data.importers.verdict import AS_GIVEN, MatchedCameras, Verdict, pair_error
 from data.matching import PairMatches
 from geometry.epipolar import points_in_front
+from geometry.spreading import farthest_first
 from utils.files import write_text
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -118,7 +119,7 @@ def draw_pair(pair: PairMatches, cameras: MatchedCameras) -> UInt8[np.ndarray, "
     left, left_scale = _reduced(ours.picture, ours.size)
     right, right_scale = _reduced(theirs.picture, theirs.size)
     for colour, point, partner in zip(_colours(), pair.first[chosen], pair.second[chosen], strict=False):
-        line = points_in_front(*cameras.of_pair(pair), point)
+        line = points_in_front(cameras.of_pair(pair), point)
         _draw_line(right, line * right_scale, colour)
         _draw_point(right, partner * right_scale, colour)
         _draw_point(left, point * left_scale, colour)
@@ -127,12 +128,8 @@ def draw_pair(pair: PairMatches, cameras: MatchedCameras) -> UInt8[np.ndarray, "
 
 def _spread(points: Float[np.ndarray, "m 2"]) -> np.ndarray:
     """Numbers of points far from one another: each is the farthest from those before it."""
-    chosen = [0]
-    distance = np.full(len(points), np.inf)
-    while len(chosen) < min(_LINES, len(points)):
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-        chosen.append(int(distance.argmax()))
-    return np.array(chosen)
+    count = min(_LINES, len(points))
+    return np.array(farthest_first(lambda one: np.linalg.norm(points - points[one], axis=1), 0, count))
 
 
 def _reduced(picture: np.ndarray, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "2"]]:

@@ -36,9 +36,10 @@ def read_frames(path: Path) -> list[Values]:
     return [common | frame for frame in frames]
 
 
-def holds(path: Path, key: str) -> bool:
-    """Whether the first frame of a file has a key."""
-    return path.suffix.lower() == ".json" and key in read_frames(path)[0]
+def finds_file(source: Path, names: Sequence[str], key: str) -> bool:
+    """Whether a folder holds one of `names`, or a file is one whose first frame has `key`."""
+    path = find_file(source, names)
+    return path is not None and (source.is_dir() or (path.suffix.lower() == ".json" and key in read_frames(path)[0]))
 
 
 def make_photos(
@@ -118,6 +119,18 @@ def size_of(values: Values, image: Path) -> Size:
     if not (math.isfinite(width) and math.isfinite(height)):
         raise InputError(f"its images have {width} x {height} pixels")
     return round(width), round(height)
+
+
+def the_file(source: Path, names: Sequence[str]) -> Path:
+    """The file that `find_file` finds.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = find_file(source, names)
+    if path is None:
+        raise InputError(f"{printable(str(source))} holds no {names[0]}")
+    return path
 
 
 def find_file(source: Path, names: Sequence[str]) -> Path | None:

@@ -6,9 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data.importers.capture import Capture, Options, plain_name
-from data.importers.json_frames import Values, find_file, holds, make_photos, matrix_of, number_of, size_of
+from data.importers.json_frames import Values, finds_file, make_photos, matrix_of, number_of, size_of, the_file
 from data.importers.lens import Lens, lens_of_values
-from utils.errors import InputError
 from utils.text import counted, printable
 
 _NAMES = ("opencv_cameras.json",)
@@ -16,8 +15,7 @@ _NAMES = ("opencv_cameras.json",)
 
 def finds(source: Path) -> bool:
     """Whether a folder holds such a file, or a file is one."""
-    path = find_file(source, _NAMES)
-    return path is not None and (source.is_dir() or holds(path, "w2c"))
+    return finds_file(source, _NAMES, "w2c")
 
 
 def read(source: Path, options: Options) -> Capture:
@@ -26,9 +24,7 @@ def read(source: Path, options: Options) -> Capture:
     Raises:
         InputError: it is missing, or holds no frames.
     """
-    path = find_file(source, _NAMES)
-    if path is None:
-        raise InputError(f"{printable(str(source))} holds no {_NAMES[0]}")
+    path = the_file(source, _NAMES)
     photos = make_photos(path, options, _lens, _w2c)
     return Capture(plain_name(path.parent), f"{printable(path.name)}, {counted(len(photos), 'frame')}", photos, [])
 

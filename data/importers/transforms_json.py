@@ -18,7 +18,7 @@ from data.importers.capture import (
     natural_order,
     plain_name,
 )
-from data.importers.json_frames import Values, find_file, holds, make_photos, matrix_of, number_of, size_of
+from data.importers.json_frames import Values, finds_file, make_photos, matrix_of, number_of, size_of, the_file
 from data.importers.lens import MODELS, Lens, lens_of_values
 from utils.errors import InputError
 from utils.text import counted, printable, shown
@@ -31,8 +31,7 @@ _OTHER_KINDS = ("equirectangular", "latlong", "ftheta_p0", "orthographic")
 
 def finds(source: Path) -> bool:
     """Whether a folder holds such a file, or a file is one."""
-    path = find_file(source, _NAMES)
-    return path is not None and (source.is_dir() or holds(path, "transform_matrix"))
+    return finds_file(source, _NAMES, "transform_matrix")
 
 
 def read(source: Path, options: Options) -> Capture:
@@ -41,9 +40,7 @@ def read(source: Path, options: Options) -> Capture:
     Raises:
         InputError: it is missing, or holds no frames.
     """
-    path = find_file(source, _NAMES)
-    if path is None:
-        raise InputError(f"{printable(str(source))} holds no {_NAMES[0]}")
+    path = the_file(source, _NAMES)
     photos = make_photos(path, options, _lens, _w2c, _find_image)
     folder = path.parent.parent if path.parent.name == "nerfstudio" else path.parent
     return Capture(

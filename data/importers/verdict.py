@@ -17,7 +17,7 @@ from jaxtyping import Float
 from data.matching import PairMatches, SceneMatches, match_scene
 from data.scene import Scene
 from geometry.camera_check import camera_faults
-from geometry.epipolar import relative_pose, symmetric_distance_in_front, triangulated_depths
+from geometry.epipolar import CameraPair, relative_pose, symmetric_distance_in_front, triangulated_depths
 from geometry.misreadings import MISREADINGS, corrected_cameras
 from utils.text import counted, printable
 
@@ -38,9 +38,6 @@ _FIELDS_OF_VIEW = (40.0, 90.0)
 _SMALLEST_ANGLE = 2.0
 # Degrees: a camera that is turned further about its axis is nearer to lying on its side than to standing.
 _LARGEST_ROLL = 45.0
-
-Lens = Float[np.ndarray, "4"]
-Pose = Float[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True)
@@ -131,10 +128,11 @@ class MatchedCameras:
         fxfycxcy, w2c = MISREADINGS[misreading].correct(self.fxfycxcy, self.w2c, self.sizes)
         return replace(self, fxfycxcy=fxfycxcy, w2c=w2c)
 
-    def of_pair(self, pair: PairMatches) -> tuple[Pose, Lens, Lens]:
-        """The relative pose of two frames, and their intrinsics."""
+    def of_pair(self, pair: PairMatches) -> CameraPair:
+        """The cameras of two frames."""
         first, second = (self.frames.index(frame) for frame in pair.frames)
-        return relative_pose(self.w2c[first], self.w2c[second]), self.fxfycxcy[first], self.fxfycxcy[second]
+        relative = relative_pose(self.w2c[first], self.w2c[second])
+        return CameraPair(relative, self.fxfycxcy[first], self.fxfycxcy[second])
 
 
 def matched_cameras(scene: Scene, matches: SceneMatches) -> MatchedCameras:
@@ -148,7 +146,7 @@ def matched_cameras(scene: Scene, matches: SceneMatches) -> MatchedCameras:
 
 def pair_error(cameras: MatchedCameras, pair: PairMatches) -> float:
     """Median of `symmetric_distance_in_front` over the matches of a pair, in pixels of the stored images."""
-    return float(np.median(symmetric_distance_in_front(*cameras.of_pair(pair), pair.first, pair.second)))
+    return float(np.median(symmetric_distance_in_front(cameras.of_pair(pair), pair.first, pair.second)))
 
 
 def judge_cameras(scene: Scene, matches: SceneMatches, faults: dict[int, str]) -> Verdict:
@@ -251,7 +249,7 @@ def _figures(cameras: MatchedCameras, matches: SceneMatches) -> dict[str, float]
 
 def _median_depth(cameras: MatchedCameras, matches: SceneMatches) -> float:
     """Median depth of matches that lie in front of both cameras; infinite if none does."""
-    depths = [triangulated_depths(*cameras.of_pair(pair), pair.first, pair.second) for pair in matches.pairs]
+    depths = [triangulated_depths(cameras.of_pair(pair), pair.first, pair.second) for pair in matches.pairs]
     both = np.concatenate(depths)
     in_front = both[np.isfinite(both).all(1) & (both > 0).all(1)]
     return float(np.median(in_front)) if len(in_front) else np.inf

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from geometry import epipolar
+from geometry.epipolar import CameraPair
 
 LENSES = (np.array([420.0, 440, 250, 130]), np.array([500.0, 480, 230, 140]))
 OPPOSITE = np.diag([-1.0, -1, -1, 1])
@@ -22,6 +23,10 @@ def project(w2c, lens, world):
     return inside[:, :2] / inside[:, 2:] * lens[:2] + lens[2:], inside[:, 2]
 
 
+def pair_of(relative):
+    return CameraPair(relative, *LENSES)
+
+
 @pytest.fixture
 def seen():
     """Two cameras, and 50 points in front of both with their projections."""
@@ -35,9 +40,9 @@ def seen():
 
 def test_projections_of_a_point_lie_on_each_others_lines(seen):
     relative, first, second, _ = seen
-    fundamental = epipolar.fundamental_matrix(relative, *LENSES)
+    fundamental = epipolar.fundamental_matrix(pair_of(relative))
     assert epipolar.symmetric_epipolar_distance(fundamental, first, second).max() < 1e-9
-    assert epipolar.symmetric_distance_in_front(relative, *LENSES, first, second).max() < 1e-9
+    assert epipolar.symmetric_distance_in_front(pair_of(relative), first, second).max() < 1e-9
 
 
 def test_symmetric_distance_is_that_of_two_points_of_the_line(seen):
@@ -54,7 +59,7 @@ def test_symmetric_distance_is_that_of_two_points_of_the_line(seen):
     there = [plain(relative, LENSES, a, b) for a, b in zip(first, second, strict=True)]
     back = [plain(np.linalg.inv(relative), LENSES[::-1], b, a) for a, b in zip(first, second, strict=True)]
     expected = np.sqrt((np.square(there) + np.square(back)) / 2)
-    fundamental = epipolar.fundamental_matrix(relative, *LENSES)
+    fundamental = epipolar.fundamental_matrix(pair_of(relative))
     np.testing.assert_allclose(epipolar.symmetric_epipolar_distance(fundamental, first, second), expected, rtol=1e-6)
 
 
@@ -73,22 +78,22 @@ def test_distance_in_front_is_that_of_the_nearest_projection_of_any_depth(positi
         inside = inside[inside[:, 2] > 0]
         pixels = inside[:, :2] / inside[:, 2:] * LENSES[1][:2] + LENSES[1][2:]
         expected.append(np.linalg.norm(pixels - partner, axis=1).min(initial=np.inf))
-    found = epipolar.distance_in_front(relative, *LENSES, first, second)
+    found = epipolar.distance_in_front(pair_of(relative), first, second)
     np.testing.assert_allclose(found, expected, atol=0.05, rtol=1e-3)
 
 
 def test_cameras_with_all_axes_reversed_have_the_same_lines_and_nothing_in_front(seen):
     relative, first, second, _ = seen
     reversed_axes = OPPOSITE @ relative @ OPPOSITE
-    fundamental = epipolar.fundamental_matrix(reversed_axes, *LENSES)
+    fundamental = epipolar.fundamental_matrix(pair_of(reversed_axes))
     assert epipolar.symmetric_epipolar_distance(fundamental, first, second).max() < 1e-9
-    assert np.median(epipolar.symmetric_distance_in_front(reversed_axes, *LENSES, first, second)) > 5
-    assert (epipolar.triangulated_depths(reversed_axes, *LENSES, first, second) < 0).all()
+    assert np.median(epipolar.symmetric_distance_in_front(pair_of(reversed_axes), first, second)) > 5
+    assert (epipolar.triangulated_depths(pair_of(reversed_axes), first, second) < 0).all()
 
 
 def test_triangulation_finds_the_depths(seen):
     relative, first, second, depths = seen
-    np.testing.assert_allclose(epipolar.triangulated_depths(relative, *LENSES, first, second), depths, rtol=1e-9)
+    np.testing.assert_allclose(epipolar.triangulated_depths(pair_of(relative), first, second), depths, rtol=1e-9)
 
 
 def test_cameras_in_one_place_have_no_lines_but_one_pixel_for_each_point(seen):
@@ -97,18 +102,18 @@ def test_cameras_in_one_place_have_no_lines_but_one_pixel_for_each_point(seen):
     ray = epipolar.rays_of(first, LENSES[0])
     second, _ = project(relative, LENSES[1], ray)
     shifted = second + np.array([3, 4])
-    assert epipolar.symmetric_distance_in_front(relative, *LENSES, first, second).max() < 1e-9
-    np.testing.assert_allclose(epipolar.distance_in_front(relative, *LENSES, first, shifted), 5)
-    fundamental = epipolar.fundamental_matrix(relative, *LENSES)
+    assert epipolar.symmetric_distance_in_front(pair_of(relative), first, second).max() < 1e-9
+    np.testing.assert_allclose(epipolar.distance_in_front(pair_of(relative), first, shifted), 5)
+    fundamental = epipolar.fundamental_matrix(pair_of(relative))
     assert np.isnan(epipolar.symmetric_epipolar_distance(fundamental, first, second)).all()
 
 
 def test_points_in_front_end_where_the_projections_do(seen):
     relative, first, second, _ = seen
     for point, partner in zip(first, second, strict=True):
-        line = epipolar.points_in_front(relative, *LENSES, point)
+        line = epipolar.points_in_front(pair_of(relative), point)
         gaps = np.linalg.norm(np.diff(line, axis=0), axis=1)
         nearest = np.linalg.norm(line - partner, axis=1).min()
         assert nearest <= gaps.max()
-        distances = epipolar.distance_in_front(relative, *LENSES, np.tile(point, (len(line), 1)), line)
+        distances = epipolar.distance_in_front(pair_of(relative), np.tile(point, (len(line), 1)), line)
         assert distances.max() < 1e-6
