@@ -7,18 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.dataset import DataConfig, ViewLoader
-from data.scene import read_scene_list
-from evaluation.renderer import Renderer
-from geometry.paths import VideoConfig
 from tests.browser import NEEDS_BROWSER, ActionChains, By, emulate, find, start_browser, wait
-from tests.helpers import small_model, write_toy_set
 from tests.runs import wait_for
-from utils.precision import PrecisionConfig
-from viewer.config import ViewerConfig
+from tests.viewing import toy_viewer
 from viewer.geometry import letterbox
-from viewer.server import Served
-from viewer.session import Sessions
 
 pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
 
@@ -37,11 +29,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def served(tmp_path):
-    scenes = read_scene_list(write_toy_set(tmp_path / "scenes"))
-    renderer = Renderer(small_model("prefix"), PrecisionConfig(use_amp=False), torch.device("cpu"))
-    sessions = Sessions(renderer, ViewLoader(DataConfig(), 16, 4))
-    cfg = ViewerConfig(port=0, input_frames=[0, 12], out_dir=str(tmp_path / "out"), jpeg_quality=100)
-    with Served(cfg, VideoConfig(), sessions, scenes) as served:
+    with toy_viewer(tmp_path, "prefix") as served:
         yield served
 
 

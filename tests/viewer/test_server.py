@@ -9,20 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.dataset import DataConfig, ViewLoader
-from data.scene import read_cameras, read_scene_list
-from evaluation.renderer import Renderer
-from geometry.paths import VideoConfig
-from tests.helpers import PATIENCE, small_model, write_toy_set
+from data.scene import read_cameras
+from tests.helpers import PATIENCE, write_toy_set
 from tests.messages import refused
 from tests.runs import wait_for
-from utils.precision import PrecisionConfig
+from tests.viewing import toy_viewer
 from viewer import panels
 from viewer.config import ViewerConfig
 from viewer.geometry import letterbox, to_world
 from viewer.headless import HeadlessClient
-from viewer.server import Served, check_address, find_scenes
-from viewer.session import Sessions
+from viewer.server import check_address, find_scenes
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +28,7 @@ _LOSS = 12
 
 @pytest.fixture
 def served(tmp_path):
-    scenes = read_scene_list(write_toy_set(tmp_path / "scenes"))
-    renderer = Renderer(small_model("prefix+prope"), PrecisionConfig(use_amp=False), torch.device("cpu"))
-    sessions = Sessions(renderer, ViewLoader(DataConfig(), 16, 4))
-    cfg = ViewerConfig(port=0, input_frames=[0, 12], out_dir=str(tmp_path / "out"), jpeg_quality=100)
-    with Served(cfg, VideoConfig(fps=10), sessions, scenes) as served:
+    with toy_viewer(tmp_path, "prefix+prope") as served:
         yield served
 
 
