@@ -4,7 +4,7 @@
         viewer.scene=SCENE.json_OR_LIST.txt viewer.input_frames=[0,30]
 
 The window is served at the address that it names once it is ready; docs/viewer.md says what is in it. A CPU renders in
-float32, two to three times as fast there, unless the command line sets training.use_amp.
+float32, which is two to three times as fast there as bf16; training.use_amp=true on the command line undoes that.
 """
 
 import logging

@@ -101,22 +101,28 @@ def own_items(
     missing = {}
     for path in read_scene_list(list_path, "training.dataset_path"):
         try:
-            selection = select_own(read_scene(path, allow_outside), num_inputs, input_frames)
+            items.append((path, _own_selection(path, num_inputs, input_frames, filmed, allow_outside)))
         except InputError as error:
             missing[path.stem] = str(error)
-            continue
-        if selection.target or filmed:
-            items.append((path, selection))
-        else:
-            missing[path.stem] = "every frame is an input: inference.render_video=true films it"
     if missing and not (items and allow_missing):
-        raise InputError(
-            f"{counted(len(missing), 'scene')} of {list_path} cannot be evaluated ({_some(missing)})"
-            + (f": {_GO_ON}" if items else "")
-        )
+        remedy = f": {_GO_ON}" if items else ""
+        raise InputError(f"{_left_out(missing, list_path)}{remedy}")
     if missing:
-        log.warning("left out: %s of %s (%s)", counted(len(missing), "scene"), list_path, _some(missing))
+        log.warning("left out: %s", _left_out(missing, list_path))
     return items, missing
+
+
+def _own_selection(
+    path: Path, num_inputs: int, input_frames: Sequence[int], filmed: bool, allow_outside: bool
+) -> Selection:
+    selection = select_own(read_scene(path, allow_outside), num_inputs, input_frames)
+    if not (selection.target or filmed):
+        raise InputError("every frame is an input: inference.render_video=true films it")
+    return selection
+
+
+def _left_out(missing: dict[str, str], list_path: Path) -> str:
+    return f"{counted(len(missing), 'scene')} of {list_path} cannot be evaluated ({_some(missing)})"
 
 
 def _some(missing: dict[str, str]) -> str:

@@ -49,7 +49,7 @@ def has_input_among_targets(record: SceneRecord) -> bool:
 def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
     scored = [record for record in records if record.metrics]
-    means = averages([record.metrics for record in scored])
+    means = averages([record.metrics for record in records])
     others = averages([without_inputs(record) for record in records])
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
