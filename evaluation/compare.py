@@ -162,12 +162,19 @@ def find_caveats(comparison: Comparison, regrouped: Sequence[str]) -> list[str]:
     caveats = []
     if "index_sha256" in differing:
         caveats.append("The runs used different evaluation indices.")
-    if pictures := [key for key in PICTURE_KEYS if key in differing]:
+    pictures = [key for key in PICTURE_KEYS if key in differing]
+    if pictures and not has_same_truth(comparison):
         caveats.append(f"The ground truth was prepared differently ({', '.join(pictures)}).")
     if regrouped:
         some = ", ".join(regrouped[:3]) + (", ..." if len(regrouped) > 3 else "")
         caveats.append(f"Views differ between runs in {counted(len(regrouped), 'scene')} ({some}), marked below.")
     return caveats
+
+
+def has_same_truth(comparison: Comparison) -> bool:
+    """Whether copying the nearest input scores the same in every run and scene, as it does on the same pixels alone."""
+    copies = ({run.scenes[name].get("psnr_nearest_input") for run in comparison.runs} for name in comparison.scenes)
+    return all(len(distinct) == 1 and None not in distinct for distinct in copies)
 
 
 def find_omissions(comparison: Comparison) -> list[str]:

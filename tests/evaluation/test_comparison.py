@@ -118,6 +118,21 @@ def test_other_indices_and_other_pictures_are_said(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("copies", "said"), [((17.0, 17.0), False), ((17.0, 17.1), True), ((17.0, None), True)])
+def test_other_settings_that_gave_the_same_pictures_are_not_said(tmp_path, copies, said):
+    runs = []
+    for patch, copy in zip((8, 16), copies, strict=True):
+        origin = {"config": {"model": {"image_tokenizer": {"patch_size": patch}}}}
+        folder = write_run(tmp_path / str(patch), {"a": 20.0, "b": 21.0}, **origin)
+        results = json.loads((folder / "results.json").read_text())
+        for scene in results["scenes"].values():
+            scene |= {} if copy is None else {"psnr_nearest_input": copy}
+        (folder / "results.json").write_text(json.dumps(results))
+        runs.append(folder)
+    caveats = find_caveats(compare_runs(runs), [])
+    assert any("config.model.image_tokenizer.patch_size" in caveat for caveat in caveats) == said
+
+
 def test_other_views_are_said(folders):
     write_run(folders[1], {"b": 21.0, "c": 33.0}, views=(12, 31))
     data = comparison_data(compare_runs(folders), folders[0].parent)
