@@ -29,16 +29,21 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
             counted(result.other_format, "clip"),
             writer.image_format,
         )
+    tell_packing(result, writer)
+    lost_path = tell_losses(result, writer)
+    if lost_path is None:
+        return
+    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
+
+
+def tell_packing(result: ImportResult, writer: SceneWriter) -> None:
+    """Warn of clips that stay packed although that is not asked for, or the other way round."""
     if result.other_packing:
         log.warning(
             "%s already there %s: python -m data.packing converts them",
             counted(result.other_packing, "clip"),
             "as files of their own, not packed" if writer.packed else "packed (--pack)",
         )
-    lost_path = tell_losses(result, writer)
-    if lost_path is None:
-        return
-    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
 
 
 def tell_losses(result: ImportResult, writer: SceneWriter) -> Path | None:

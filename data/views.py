@@ -147,17 +147,21 @@ SAMPLERS: dict[str, ViewSampler] = {
 }
 
 
-def spread_inputs(scene: Scene, count: int) -> list[int]:
+def spread_inputs(scene: Scene, count: int, among: Sequence[int] | None = None, ends: bool = False) -> list[int]:
     """Usable frames [count] whose cameras lie apart, in their order.
 
     The first is the one farthest from the middle of all and from the first one's direction, each further one that
     farthest from those before it. Distances are those of camera centres as shares of the scene's extent, plus angles
     between viewing directions as shares of half a turn.
 
+    Args:
+        among: usable frames to choose from; None: all.
+        ends: the first and the last of these are chosen before all others.
+
     Raises:
-        InputError: the scene has fewer usable frames.
+        InputError: there are fewer usable frames.
     """
-    usable = scene.usable_frames()
+    usable = scene.usable_frames() if among is None else among
     if len(usable) < count:
         raise InputError(f"scene {scene.name} has {len(usable)} usable frames; {count} inputs are asked for")
     c2w = np.linalg.inv(scene.w2c[usable])
@@ -169,8 +173,8 @@ def spread_inputs(scene: Scene, count: int) -> list[int]:
         angles = np.arccos(np.clip(directions @ direction / np.linalg.norm(direction), -1, 1))
         return np.linalg.norm(centres - centre, axis=1) / extent + angles / np.pi
 
-    first = int(distances(centres.mean(0), directions[0]).argmax())
-    chosen = farthest_first(lambda one: distances(centres[one], directions[one]), first, count)
+    first = [0, len(usable) - 1] if ends else [int(distances(centres.mean(0), directions[0]).argmax())]
+    chosen = farthest_first(lambda one: distances(centres[one], directions[one]), first[:count], count)
     return sorted(usable[position] for position in chosen)
 
 

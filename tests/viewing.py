@@ -18,9 +18,13 @@ from viewer.session import Sessions
 
 
 @contextmanager
-def toy_viewer(place: Path, model: str) -> Iterator[Served]:
-    """A viewer of a small random model (`helpers.small_model`) and three toy scenes, on any port that is free."""
-    scenes = read_scene_list(write_toy_set(place / "scenes"))
+def toy_viewer(place: Path, model: str, listed: Path | None = None) -> Iterator[Served]:
+    """A viewer of a small random model (`helpers.small_model`) and three toy scenes, on any port that is free.
+
+    Args:
+        listed: a list of scenes to show instead.
+    """
+    scenes = read_scene_list(listed or write_toy_set(place / "scenes"))
     renderer = Renderer(small_model(model), PrecisionConfig(use_amp=False), torch.device("cpu"))
     sessions = Sessions(renderer, ViewLoader(DataConfig(), 16, 4))
     cfg = ViewerConfig(port=0, input_frames=[0, 12], out_dir=str(place / "out"), jpeg_quality=100)

@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.media import to_uint8, write_video
 from viewer.geometry import vertical_fov, with_fov
 from viewer.paths import film_frames, join, model_cameras, new_file, parse_path, stored_camera, write_path
-from viewer.session import MAX_INPUTS, parse_frames, spread_evenly
+from viewer.session import MAX_INPUTS, inputs_between, parse_frames
 
 if TYPE_CHECKING:
     from viewer.window import Window
@@ -86,7 +86,7 @@ class InputsPanel:
         gui = window.client.gui
         with gui.add_folder("Inputs"):
             self._frames = gui.add_text("Frames", "", hint="Numbers of frames, such as 0, 30")
-            hint = "Spread so many from the first to the last of the frames"
+            hint = "Spread so many over the cameras from the first to the last of the frames"
             self._count = gui.add_slider("How many", min=1, max=MAX_INPUTS, step=1, initial_value=1, hint=hint)
             self._encode = gui.add_button("Encode anew")
             self._progress = gui.add_progress_bar(0.0, visible=False)
@@ -122,7 +122,7 @@ class InputsPanel:
         first = min(frames)
         if count != len(frames):
             reach = last if last - first + 1 >= count else min(len(scene) - 1, first + count - 1)
-            self._frames.value = ", ".join(map(str, spread_evenly(scene, count, first, reach)))
+            self._frames.value = ", ".join(map(str, inputs_between(scene, count, first, reach)))
 
     def _open(self) -> None:
         self._window.open(self._window.number, parse_frames(str(self._frames.value)))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from data.dataset import Batch, CameraTransform, ViewLoader
 from data.scene import Scene, read_scene
-from data.views import Selection, ViewConfig, check_inputs
+from data.views import Selection, ViewConfig, check_inputs, spread_inputs
 from evaluation.metrics import psnr
 from evaluation.renderer import Renderer
 from geometry.cameras import Cameras, Views
@@ -171,16 +171,30 @@ def default_inputs(scene: Scene, cfg: ViewConfig) -> tuple[int, ...]:
     Raises:
         InputError: the scene has no frame that can be used.
     """
-    return spread_evenly(scene, cfg.num_input_views, 0, min(len(scene) - 1, cfg.view_selector.max_frame_dist))
+    among = usable_between(scene, 0, min(len(scene) - 1, cfg.view_selector.max_frame_dist))
+    return tuple(spread_inputs(scene, min(cfg.num_input_views, len(among), MAX_INPUTS), among))
 
 
-def spread_evenly(scene: Scene, count: int, first: int, last: int) -> tuple[int, ...]:
-    """`count` usable frames, or as many as there are, spread evenly from `first` to `last`."""
+def inputs_between(scene: Scene, count: int, first: int, last: int) -> tuple[int, ...]:
+    """`count` usable frames, or as many as there are, from `first` to `last`, these two among them.
+
+    Raises:
+        InputError: there is none.
+    """
+    among = usable_between(scene, first, last)
+    return tuple(spread_inputs(scene, min(count, len(among), MAX_INPUTS), among, ends=True))
+
+
+def usable_between(scene: Scene, first: int, last: int) -> list[int]:
+    """The frames from `first` to `last` that can be used.
+
+    Raises:
+        InputError: there is none.
+    """
     usable = [frame for frame in scene.usable_frames() if first <= frame <= last]
     if not usable:
         raise InputError(f"scene {scene.name}: none of the frames {first} to {last} can be used: name others")
-    places = np.linspace(0, len(usable) - 1, min(count, len(usable), MAX_INPUTS)).round().astype(int)
-    return tuple(usable[place] for place in places)
+    return usable
 
 
 def chosen_inputs(scene: Scene, frames: Sequence[int]) -> tuple[int, ...]:

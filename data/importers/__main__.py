@@ -15,7 +15,7 @@ from itertools import chain
 from data.importers.capture import Options, Prepared, plain_name, prepare
 from data.importers.kinds import KINDS, find_sources
 from data.importers.verdict import check_scene
-from data.outcome import tell_losses
+from data.outcome import tell_losses, tell_packing
 from data.scene import Scene
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="N", help="which of several COLMAP models; default: the one with most images")
     add("--fov", type=float, metavar="DEGREES", help="what photographs without cameras show along their longer side")
     add("--focal35", type=float, metavar="MM", help="their focal length in 35 mm terms; default: what they name (EXIF)")
+    add("--pack", action="store_true", help="write the frames of a scene as one tar (data/packing.py converts)")
     add("--no_check", action="store_true", help="do not check whether the cameras fit the images")
     add("--allow_outside_images", action="store_true", help="read images outside the folder of the source, too")
     return parser.parse_args(argv)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         first = next(scenes, None)
         if first is None:
             raise InputError(f"nothing of {printable(str(arguments.source))} can be used: {_first_loss(result)}")
-        writer = SceneWriter(arguments.output_dir)
+        writer = SceneWriter(arguments.output_dir, packed=arguments.pack)
         with writer.session():
             written = [_write(prepared, writer, result) for prepared in chain([first], scenes)]
     _tell(result, writer)
@@ -148,6 +149,7 @@ def _tell(result: ImportResult, writer: SceneWriter) -> None:
         raise InputError(f"no scene could be written: {_first_loss(result)}")
     where = printable(str(writer.root / "full_list.txt"))
     print(f"{counted(result.written, 'scene')} written, {result.kept} already there: {where}")
+    tell_packing(result, writer)
     if lost_path is not None:
         print(f"not used: {len(result.lost)} images or scenes, which {printable(str(lost_path))} names")
 

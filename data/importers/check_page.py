@@ -129,7 +129,7 @@ def draw_pair(pair: PairMatches, cameras: MatchedCameras) -> UInt8[np.ndarray, "
 def _spread(points: Float[np.ndarray, "m 2"]) -> np.ndarray:
     """Numbers of points far from one another: each is the farthest from those before it."""
     count = min(_LINES, len(points))
-    return np.array(farthest_first(lambda one: np.linalg.norm(points - points[one], axis=1), 0, count))
+    return np.array(farthest_first(lambda one: np.linalg.norm(points - points[one], axis=1), [0], count))
 
 
 def _reduced(picture: np.ndarray, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "2"]]:

@@ -292,6 +292,17 @@ def test_a_second_run_leaves_what_is_complete(tmp_path):
     assert run_importer(source, tmp_path / "out", "--name", "again").name == "again"
 
 
+def test_a_scene_may_be_packed(tmp_path, caplog):
+    source = colmap_project(tmp_path / "in", model="OPENCV")
+    loose = run_importer(source, tmp_path / "loose")
+    packed = run_importer(source, tmp_path / "packed", "--pack")
+    assert [path.name for path in (tmp_path / "packed" / "images").iterdir()] == ["in.tar"]
+    assert [image.read(1 << 20) for image in packed.image_paths] == [path.read_bytes() for path in loose.image_paths]
+    np.testing.assert_array_equal(packed.fxfycxcy, loose.fxfycxcy)
+    run_importer(source, tmp_path / "packed")
+    check_told(caplog.messages, "1 clip", "data.packing")
+
+
 @pytest.mark.parametrize("state", ["good", "cannot tell", "bad"])
 def test_cameras_are_checked_at_the_end(tmp_path, capsys, monkeypatch, state):
     def verdict(scene):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import inference
+from data import packing
 from data.views import Selection
 from evaluation import evaluator
 from evaluation.copying import NearestInput
@@ -617,6 +618,17 @@ def test_scenes_with_and_without_truth_are_one_evaluation(place, caplog):
     with caplog.at_level("INFO", "lvsm"):
         inference.main(command(place, *extras))
     check_told(caplog.messages, "evaluated before", "4 of 4 scenes")
+
+
+def test_packed_scenes_are_evaluated_as_loose_ones(place):
+    save_model(place)
+    packing.main([f"{place}/scenes/full_list.txt", "--output_dir", f"{place}/packed", "--num_processes", "1"])
+    inference.main(command(place, *FILM))
+    inference.main(command(place, *FILM, f"training.dataset_path={place}/packed/full_list.txt", out="of_packed"))
+    for path in (path for path in (place / "out").glob("*/*") if path.suffix in (".png", ".mp4")):
+        assert path.read_bytes() == (place / "of_packed" / path.parent.name / path.name).read_bytes()
+    assert scores(place, "out") == scores(place, "of_packed")
+    assert len(views_of(place / "of_packed")[1]) == 3 and (place / "of_packed" / "index.html").is_file()
 
 
 def test_frames_that_a_scene_does_not_have_are_refused(place):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.scene import read_cameras
+from data import packing
+from data.packed import PackedImage
+from data.scene import read_cameras, read_scene_list
 from tests.helpers import PATIENCE, write_toy_set
 from tests.messages import refused
 from tests.runs import wait_for
@@ -114,6 +116,22 @@ def test_every_client_has_a_pose_and_a_scene_of_its_own(served):
         a = go(served, first, one, 5)
         b = go(served, second, two, 5)
         assert a.shape != b.shape == (512, 398, 3)
+
+
+def test_a_packed_scene_is_shown_as_a_loose_one(tmp_path):
+    loose = write_toy_set(tmp_path / "scenes")
+    packing.main([str(loose), "--output_dir", str(tmp_path / "packed"), "--num_processes", "1"])
+    with toy_viewer(tmp_path, "prefix+prope", tmp_path / "packed" / "full_list.txt") as served:
+        with HeadlessClient(served.address) as client:
+            window = window_of(served, client)
+            go(served, window, client, 4)
+            look = window.painter.latest
+        sessions = served.viewer.sessions
+        of_files = sessions.open(read_scene_list(loose)[0], look.session.inputs)
+        assert isinstance(look.session.scene.image_path(0), PackedImage)
+        assert np.array_equal(of_files.render(look.camera), look.session.render(look.camera))
+        truths = [sessions.truth(session, 4).images for session in (of_files, look.session)]
+        assert torch.equal(*truths)
 
 
 def test_a_client_that_returns_is_a_new_one(served):

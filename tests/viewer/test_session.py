@@ -15,7 +15,7 @@ from tests.messages import refused
 from utils.media import to_uint8
 from utils.precision import PrecisionConfig
 from viewer import session as module
-from viewer.session import Sessions, chosen_inputs, default_inputs, find_preview, parse_frames, recorded, spread_evenly
+from viewer.session import Sessions, chosen_inputs, default_inputs, find_preview, inputs_between, parse_frames, recorded
 
 
 def sessions(model="decoder_only", **data):
@@ -80,13 +80,15 @@ def test_inputs_are_spread_over_what_can_be_used(path):
     scene = read_scene(path)
     (path.parent.parent / "images" / "scene" / "00013.jpg").unlink()
     scene.image_paths[5] = None
-    assert spread_evenly(scene, 3, 0, 12) == (0, 7, 12)
-    assert spread_evenly(scene, 1, 4, 13) == (4,)
-    assert spread_evenly(scene, 99, 4, 6) == (4, 6)
+    assert inputs_between(scene, 3, 0, 12) == (0, 6, 12)
+    assert inputs_between(scene, 1, 4, 13) == (4,)
+    assert inputs_between(scene, 99, 4, 6) == (4, 6)
     assert default_inputs(scene, DataConfig(num_input_views=2)) == (0, 13)
+    scene.w2c[12] = scene.w2c[0]
+    assert inputs_between(scene, 2, 0, 12) == (0, 12)
     scene.image_paths[:] = [None] * 14
     with refused("scene scene", 0, 13):
-        spread_evenly(scene, 3, 0, 13)
+        inputs_between(scene, 3, 0, 13)
 
 
 @pytest.mark.parametrize(
