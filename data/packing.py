@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.outcome import tell
 from data.packed import read_image_file
+from data.parallel import DIED, import_in_parallel
 from data.scene import read_named_scene, read_scene_list
 from data.transforms import MAX_IMAGE_BYTES
 from data.writing import ImportResult, NewScene, SceneWriter
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.parallel import cores_of_process
-from utils.pool import run_in_workers
 from utils.stop_signal import exit_on_sigterm
 from utils.text import printable
 
@@ -37,6 +35,9 @@ class Task:
     paths: Sequence[Path]
     writer: SceneWriter
     allow_outside: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 def copy_scenes(paths: Sequence[Path], writer: SceneWriter, num_processes: int, allow_outside: bool) -> ImportResult:
@@ -54,15 +55,8 @@ def copy_scenes(paths: Sequence[Path], writer: SceneWriter, num_processes: int, 
         Task(chosen[start : start + _SCENES_A_TASK], writer, allow_outside)
         for start in range(0, len(chosen), _SCENES_A_TASK)
     ]
-    with writer.session(), tqdm(total=len(chosen), desc="clips", unit="clip", disable=None) as bar:
-
-        def add(task: Task, result: ImportResult | None) -> None:
-            for path in task.paths if result is None else ():
-                total.lose(f"clip {path.stem}", "the process that copied it died twice (out of memory?)")
-            total.add(result or ImportResult())
-            bar.update(len(task.paths))
-
-        run_in_workers(_copy, tasks, num_processes, add)
+    with writer.session():
+        import_in_parallel(_copy, tasks, num_processes, _lose_all, total)
     return total
 
 
@@ -73,6 +67,13 @@ def _first_of_each_name(paths: Sequence[Path], total: ImportResult) -> list[Path
         if first.setdefault(path.stem, path) != path:
             total.lose(f"clip {path}", f"{first[path.stem]} is of a clip of this name, too: only that is used")
     return list(first.values())
+
+
+def _lose_all(task: Task) -> ImportResult:
+    result = ImportResult()
+    for path in task.paths:
+        result.lose(f"clip {path.stem}", DIED)
+    return result
 
 
 def _copy(task: Task) -> ImportResult:

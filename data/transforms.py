@@ -29,6 +29,7 @@ _LANCZOS_REACH = 3
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error)
 # Pillow knows many more, some of which start programs (PostScript), fetch or unpack without end.
 IMAGE_FORMATS = ("JPEG", "PNG")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_IMAGE_BYTES = 512 << 20
 MAX_IMAGE_PIXELS = 100_000_000
 # Of the longer side to the shorter one.

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from data.image_paths import exists, is_path
 from data.importers.images import Frame, plan_frame
 from data.importers.lens import Lens
+from data.transforms import IMAGE_SUFFIXES
 from data.writing import NewScene, UnusableFrame
 from geometry.camera_check import camera_faults
 from utils.errors import InputError
 from utils.files import is_inside
 from utils.text import counted, printable, shown
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DIGITS = re.compile("([0-9]+)")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_\-.]+")
 

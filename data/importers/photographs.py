@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.importers.capture import IMAGE_SUFFIXES, Capture, Options, Photo, plain_name
+from data.importers.capture import Capture, Options, Photo, plain_name
 from data.importers.images import fit, on_white, upright
 from data.importers.lens import Lens, Size, lens_of_values
 from data.importers.structure import Placed, Structure, find_structure
-from data.transforms import IMAGE_ERRORS, open_image, orientation
+from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, open_image, orientation
 from utils.errors import InputError
 from utils.text import counted, printable, shown
 

@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.importers.re10k_chunks import Clip, chunk_files, clip_key, missing_keys, open_chunk, parse_clip
+from data.parallel import DIED, import_in_parallel, useful_workers
 from data.writing import ImportResult, NewScene, SceneWriter, loss_reason
 from utils.errors import DamagedError, InputError
-from utils.parallel import cores_of_process
 from utils.pool import run_in_workers
 from utils.torch_file import TorchFile
-
-# Beyond that many processes (or the cores, if they are more) nothing gets faster.
-_MOST_PROCESSES = 64
 
 
 def import_folder(folder: Path, writer: SceneWriter, num_processes: int) -> ImportResult:
@@ -34,10 +30,9 @@ def import_chunks(chunks: dict[Path, list[str] | None], writer: SceneWriter, num
         OSError: the disk is full or not writable; complete scenes stay, so that a later run goes on.
     """
     total = ImportResult()
-    workers = min(num_processes, max(_MOST_PROCESSES, cores_of_process()))
     with writer.session():
-        tasks = _assign_clips(_all_names(chunks, workers, total), writer)
-        _import_all(tasks, workers, total)
+        tasks = _assign_clips(_all_names(chunks, useful_workers(num_processes), total), writer)
+        import_in_parallel(import_chunk, tasks, num_processes, _lose_rest, total)
     return total
 
 
@@ -49,6 +44,9 @@ class Task:
     keys: list[str]
     refused: dict[str, str]
     writer: SceneWriter
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def _all_names(
 
 
 def _died(path: Path) -> str:
-    return f"the process that read it died twice (out of memory?): {path.name} is too large, or not a sound chunk"
+    return f"{DIED}: {path.name} is too large, or not a sound chunk"
 
 
 def _lose_chunk(result: ImportResult, path: Path, keys: Sequence[str], reason: object) -> None:
@@ -118,18 +116,12 @@ def _folding(root: Path) -> Callable[[str], str]:
     return str.casefold if (root / "METADATA").exists() else str
 
 
-def _import_all(tasks: list[Task], workers: int, total: ImportResult) -> None:
-    with tqdm(total=sum(len(task.keys) for task in tasks), desc="clips", unit="clip", disable=None) as bar:
-
-        def add(task: Task, result: ImportResult | None) -> None:
-            if result is None:
-                left = [key for key in task.keys if task.writer.find(key) is None]
-                _lose_chunk(total, task.path, left, _died(task.path))
-                return
-            total.add(result)
-            bar.update(result.written + result.kept)
-
-        run_in_workers(import_chunk, tasks, workers, add)
+def _lose_rest(task: Task) -> ImportResult:
+    """What a chunk costs that kills its process: the clips that are not there yet."""
+    result = ImportResult()
+    left = [key for key in task.keys if task.writer.find(key) is None]
+    _lose_chunk(result, task.path, left, _died(task.path))
+    return result
 
 
 def import_chunk(task: Task) -> ImportResult:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from data.importers.re10k_cameras import w2c_of_rows
 from data.transforms import MAX_IMAGE_BYTES
 from utils.errors import DamagedError, InputError
 from utils.files import atomic_path, check_plain_name, is_plain_name, read_json, write_json
@@ -27,7 +28,7 @@ class Clip:
 
     Attributes:
         key: its name, safe as a path component.
-        cameras: rows [n, 18]: fx, fy, cx, cy as fractions of width and height, two zeros, w2c 3x4 row-major.
+        cameras: rows [n, 18] as in `re10k_cameras`.
         images: undecoded JPEG bytes, one a frame, still in the file; or whatever stands in their place.
     """
 
@@ -37,9 +38,7 @@ class Clip:
 
     def w2c(self) -> Float[np.ndarray, "n 4 4"]:
         """World-to-camera matrices, OpenCV axes."""
-        matrices = np.tile(np.eye(4), (len(self.cameras), 1, 1))
-        matrices[:, :3] = self.cameras[:, 6:].reshape(-1, 3, 4)
-        return matrices
+        return w2c_of_rows(self.cameras)
 
     def image(self, frame: int) -> bytes:
         """The undecoded bytes of a frame.

@@ -9,17 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from data.image_paths import exists, is_path
-from data.importers.capture import (
-    IMAGE_SUFFIXES,
-    Capture,
-    Options,
-    Photo,
-    find_image,
-    natural_order,
-    plain_name,
-)
+from data.importers.capture import Capture, Options, Photo, find_image, natural_order, plain_name
 from data.importers.json_frames import Values, finds_file, make_photos, matrix_of, number_of, size_of, the_file
 from data.importers.lens import MODELS, Lens, lens_of_values
+from data.transforms import IMAGE_SUFFIXES
 from utils.errors import InputError
 from utils.text import counted, printable, shown
 
