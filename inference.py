@@ -18,10 +18,13 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.dataset import ViewLoader
+from data.scene import Scene
+from data.views import Selection
 from evaluation.compare import compare_runs, missing_pictures
 from evaluation.copying import NearestInput
 from evaluation.evaluator import Evaluator
@@ -119,17 +122,25 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
     renderer, checkpoint = choose_predictor(config, process)
     files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
     load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
+    remark = partial(remark_on_inputs, training.data.square_crop) if cfg.chooses_views else None
     evaluator = Evaluator(
         cfg,
         process,
         Path(config.inference_out_dir),
         renderer=renderer,
         metrics=metrics,
-        read=items_reader(load, training.loader, process, training.process.patience),
+        read=items_reader(load, training.loader, process, training.process.patience, remark),
         run_id=identify_run(owners(as_predicted(config, renderer)), files),
         patience=training.process.patience,
     )
     return evaluator, files
+
+
+def remark_on_inputs(square_crop: bool, scene: Scene, selection: Selection) -> dict[str, str]:
+    """What is to be said of the inputs of a scene of one's own, by kind."""
+    from data.importers.verdict import remarks_on_inputs  # here, so that no other evaluation waits for OpenCV
+
+    return remarks_on_inputs(scene, selection.context, square_crop)
 
 
 def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None]:

@@ -1,6 +1,6 @@
 """Samples: chosen frames of a scene as normalised views."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -334,12 +334,21 @@ def _epoch_order(seed: int, epoch: int, num_scenes: int) -> Int[np.ndarray, " n"
     return np.random.default_rng([seed, 0, epoch]).permutation(num_scenes)
 
 
-class EvaluationDataset(Dataset["Batch | Unusable"]):
-    """The scenes of an evaluation index with the views that it selects."""
+# What is to be said of a scene and its views once a run, by kind.
+Remark = Callable[[Scene, Selection], dict[str, str]]
 
-    def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]]) -> None:
+
+class EvaluationDataset(Dataset["Batch | Unusable"]):
+    """The scenes of an evaluation index with the views that it selects.
+
+    Args:
+        remark: gives what is to be said of a scene and its views, for `Batch.notes`.
+    """
+
+    def __init__(self, load: ViewLoader, items: list[tuple[Path, Selection]], remark: Remark | None = None) -> None:
         self.load = load
         self.items = items
+        self.remark = remark
 
     def __len__(self) -> int:
         return len(self.items)
@@ -348,9 +357,12 @@ class EvaluationDataset(Dataset["Batch | Unusable"]):
         """The views of a scene, or why they cannot be had: a scene or frame that is missing or unreadable."""
         path, selection = self.items[index]
         try:
-            return self.load(read_scene(path, self.load.cfg.allow_outside_images), selection)
+            scene = read_scene(path, self.load.cfg.allow_outside_images)
+            batch = self.load(scene, selection)
+            remarks = self.remark(scene, selection) if self.remark else {}
         except InputError as error:
             return Unusable(path.stem, str(error))
         except Exception as error:
             error.add_note(f"scene {path}")
             raise
+        return replace(batch, notes=batch.notes | remarks)

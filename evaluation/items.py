@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data.dataset import Batch, EvaluationDataset, Unusable, ViewLoader
+from data.dataset import Batch, EvaluationDataset, Remark, Unusable, ViewLoader
 from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, evaluation_batches
 from data.scene import check_cameras_are_of, read_cameras, read_scene, read_scene_list
@@ -25,15 +25,18 @@ ReadItems = Callable[[list[Item]], Iterator[Batch | Unusable]]
 _GO_ON = "inference.allow_missing=true goes on without them"
 
 
-def items_reader(load: ViewLoader, cfg: LoaderConfig, process: Process, patience: float) -> ReadItems:
+def items_reader(
+    load: ViewLoader, cfg: LoaderConfig, process: Process, patience: float, remark: Remark | None = None
+) -> ReadItems:
     """A function that reads this process's part of the items it is given.
 
     Args:
         patience: seconds after which a batch that does not come is an error.
+        remark: gives what is to be said of a scene.
     """
 
     def read(items: list[Item]) -> Iterator[Batch | Unusable]:
-        dataset = EvaluationDataset(load, items)
+        dataset = EvaluationDataset(load, items, remark)
         return evaluation_batches(dataset, cfg, cfg.batch_size_per_gpu, process.rank, process.world_size, patience)
 
     return read

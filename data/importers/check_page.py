@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.importers.verdict import AS_GIVEN, MatchedCameras, Verdict, pair_error
+from data.importers.matched_cameras import MatchedCameras, pair_error
+from data.importers.verdict import AS_GIVEN, Verdict
 from data.matching import PairMatches
 from geometry.epipolar import points_in_front
 from geometry.spreading import farthest_first

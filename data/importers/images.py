@@ -9,6 +9,7 @@ from PIL import Image
 
 from data.importers.lens import Four, Lens, Size
 from data.importers.undistortion import Undistortion, plan_undistortion
+from data.packed import ImageFile
 from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, is_plain, open_image, orientation, to_rgb
 from utils.errors import InputError
 from utils.files import read_bytes
@@ -94,7 +95,7 @@ def plan_frame(path: Path, lens: Lens) -> Frame:
     return Frame(path, fitted, fxfycxcy, turn, undistortion, is_kept, tuple(notes))
 
 
-def image_size(path: Path) -> Size:
+def image_size(path: ImageFile) -> Size:
     """Width and height of an image as it is stored.
 
     Raises:

@@ -7,17 +7,26 @@ Points that two frames both show must lie on each other's epipolar lines, in fro
 the cameras as given and for the usual misreadings of cameras (`geometry/misreadings.py`).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
+from data.importers.images import image_size
+from data.importers.matched_cameras import (
+    MatchedCameras,
+    baseline_figures,
+    baseline_warnings,
+    lens_figures,
+    lens_warnings,
+    matched_cameras,
+    median_error,
+    pair_error,
+)
 from data.matching import PairMatches, SceneMatches, match_scene
 from data.scene import Scene
 from geometry.camera_check import camera_faults
-from geometry.epipolar import CameraPair, relative_pose, symmetric_distance_in_front, triangulated_depths
 from geometry.misreadings import MISREADINGS, corrected_cameras
 from utils.text import counted, printable
 
@@ -32,12 +41,6 @@ _WRONG = 5e-3
 _CLEARLY_SMALLER = 2.0
 # Matches, over all pairs, that a verdict needs.
 _FEWEST_MATCHES = 50
-# Degrees: lenses of 18 to 49 mm in 35 mm terms. A focal length outside that was most likely guessed, and guessed wrong.
-_FIELDS_OF_VIEW = (40.0, 90.0)
-# Degrees between the rays from the two farthest cameras: from less no mapping of photographs starts.
-_SMALLEST_ANGLE = 2.0
-# Degrees: a camera that is turned further about its axis is nearer to lying on its side than to standing.
-_LARGEST_ROLL = 45.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Verdict:
     figures: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     matches: SceneMatches | None = None
-    cameras: "MatchedCameras | None" = None
+    cameras: MatchedCameras | None = None
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -112,43 +115,6 @@ def _first_fault(faults: dict[int, str]) -> str:
     return f"frame {min(faults)}: {faults[min(faults)]}"
 
 
-@dataclass(frozen=True)
-class MatchedCameras:
-    """The cameras [n] of those frames of a scene that have matches, and the images' sizes."""
-
-    frames: list[int]
-    fxfycxcy: Float[np.ndarray, "n 4"]
-    w2c: Float[np.ndarray, "n 4 4"]
-    sizes: Float[np.ndarray, "n 2"]
-
-    def read_as(self, misreading: str | None) -> "MatchedCameras":
-        """The cameras that were meant if these are a misreading."""
-        if misreading is None:
-            return self
-        fxfycxcy, w2c = MISREADINGS[misreading].correct(self.fxfycxcy, self.w2c, self.sizes)
-        return replace(self, fxfycxcy=fxfycxcy, w2c=w2c)
-
-    def of_pair(self, pair: PairMatches) -> CameraPair:
-        """The cameras of two frames."""
-        first, second = (self.frames.index(frame) for frame in pair.frames)
-        relative = relative_pose(self.w2c[first], self.w2c[second])
-        return CameraPair(relative, self.fxfycxcy[first], self.fxfycxcy[second])
-
-
-def matched_cameras(scene: Scene, matches: SceneMatches) -> MatchedCameras:
-    """The cameras of a scene that can be judged by matches."""
-    sizes = matches.sizes()
-    frames = sorted(sizes)
-    return MatchedCameras(
-        frames, scene.fxfycxcy[frames], scene.w2c[frames], np.array([sizes[frame] for frame in frames], np.float64)
-    )
-
-
-def pair_error(cameras: MatchedCameras, pair: PairMatches) -> float:
-    """Median of `symmetric_distance_in_front` over the matches of a pair, in pixels of the stored images."""
-    return float(np.median(symmetric_distance_in_front(cameras.of_pair(pair), pair.first, pair.second)))
-
-
 def judge_cameras(scene: Scene, matches: SceneMatches, faults: dict[int, str]) -> Verdict:
     """Judge the cameras of a scene by matches of its frames.
 
@@ -161,14 +127,17 @@ def judge_cameras(scene: Scene, matches: SceneMatches, faults: dict[int, str]) -
         return Verdict(scene.name, "cannot tell", _too_few(matches, count), warnings=warnings, matches=matches)
     cameras = matched_cameras(scene, matches)
     names = corrected_cameras(cameras.fxfycxcy, cameras.w2c, cameras.sizes)
-    errors = {name or AS_GIVEN: _error(cameras.read_as(name), matches) for name in (None, *names)}
+    errors = {name or AS_GIVEN: median_error(cameras.read_as(name), matches) for name in (None, *names)}
     longest = float(np.median(cameras.sizes.max(1)))
     state, reason, misreading = _decide(errors, longest, _lens_fault(cameras))
     if state == "good":
         warnings += [*_warn_of_pairs(cameras, matches, longest), *_warn_of_rivals(errors, longest)]
     explained = state == "good" or misreading is not None
-    figures = _figures(cameras.read_as(misreading), matches) if explained else {}
-    warnings += _warn_of_figures(figures)
+    figures: dict[str, float] = {}
+    if explained:
+        meant = cameras.read_as(misreading)
+        figures = lens_figures(meant) | baseline_figures(meant, matches)
+        warnings += [*lens_warnings(figures), *baseline_warnings(figures)]
     return Verdict(scene.name, state, reason, misreading, errors, figures, warnings, matches, cameras)
 
 
@@ -184,10 +153,6 @@ def _too_few(matches: SceneMatches, count: int) -> str:
     if matches.still:
         return f"the images hardly differ in {matches.still} of {counted(matches.tried, 'pair')}: move the camera"
     return f"{counted(matches.tried, 'pair')} of images have {count} points in common, {_FEWEST_MATCHES} are needed"
-
-
-def _error(cameras: MatchedCameras, matches: SceneMatches) -> float:
-    return float(np.median([pair_error(cameras, pair) for pair in matches.pairs]))
 
 
 def _lens_fault(cameras: MatchedCameras) -> str | None:
@@ -231,51 +196,53 @@ def _warn_of_pairs(cameras: MatchedCameras, matches: SceneMatches, longest: floa
         yield "the cameras are imprecise"
 
 
-def _figures(cameras: MatchedCameras, matches: SceneMatches) -> dict[str, float]:
-    """Figures of the cameras; depths are those of triangulated matches."""
-    view = np.degrees(2 * np.arctan(cameras.sizes / (2 * cameras.fxfycxcy[:, :2])))
-    depth = _median_depth(cameras, matches)
-    c2w = np.linalg.inv(cameras.w2c)
-    baseline = float(np.linalg.norm(c2w[:, None, :3, 3] - c2w[None, :, :3, 3], axis=-1).max())
-    return {
-        "field_of_view_x": float(np.median(view[:, 0])),
-        "field_of_view_y": float(np.median(view[:, 1])),
-        "aspect": float(np.median(cameras.sizes[:, 0] / cameras.sizes[:, 1])),
-        "baseline_over_depth": baseline / depth,
-        "angle": float(np.degrees(2 * np.arctan(baseline / depth / 2))),
-        "largest_roll": float(_rolls(c2w).max()),
+def remarks_on_inputs(scene: Scene, inputs: Sequence[int], square_crop: bool) -> dict[str, str]:
+    """What of a scene's inputs is cut away, or unlike what weights have seen: a sentence each, by kind.
+
+    Args:
+        square_crop: the model sees the squares in the middle of the images.
+
+    Raises:
+        InputError: an input cannot be read.
+    """
+    sizes = np.array([image_size(scene.image_path(frame)) for frame in inputs], np.float64)
+    seen = np.tile(sizes.min(1, keepdims=True), 2) if square_crop else sizes
+    cameras = MatchedCameras(list(inputs), scene.fxfycxcy[inputs], scene.w2c[inputs], seen)
+    matches = match_scene(scene, inputs)
+    remarks = {
+        "crop": _remark_on_crop(sizes, seen),
+        "lens": "; ".join(lens_warnings(lens_figures(cameras))),
+        "baseline": _remark_on_baseline(cameras, matches, float(sizes.max())),
     }
+    return {kind: f"scene {scene.name}: {remark}" for kind, remark in remarks.items() if remark}
 
 
-def _median_depth(cameras: MatchedCameras, matches: SceneMatches) -> float:
-    """Median depth of matches that lie in front of both cameras; infinite if none does."""
-    depths = [triangulated_depths(cameras.of_pair(pair), pair.first, pair.second) for pair in matches.pairs]
-    both = np.concatenate(depths)
-    in_front = both[np.isfinite(both).all(1) & (both > 0).all(1)]
-    return float(np.median(in_front)) if len(in_front) else np.inf
+def _remark_on_crop(sizes: np.ndarray, seen: np.ndarray) -> str:
+    cut = np.flatnonzero((sizes != seen).any(1))
+    if not len(cut):
+        return ""
+    width, height = sizes[cut[0]]
+    return (
+        f"of {width:.0f}x{height:.0f} pixels the model sees the square in the middle, unless training.square_crop=false"
+    )
 
 
-def _rolls(c2w: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, "n"]:
-    """Degrees by which cameras are turned about their optical axis against the mean of all y axes."""
-    down = c2w[:, :3, 1].mean(0)
-    across = c2w[:, :3, 0] @ down
-    along = c2w[:, :3, 1] @ down
-    return np.abs(np.degrees(np.arctan2(across, along)))
+def _remark_on_baseline(cameras: MatchedCameras, matches: SceneMatches, longest: float) -> str:
+    count = sum(len(pair.first) for pair in matches.pairs)
+    if count < _FEWEST_MATCHES:
+        return _few_in_common(matches)
+    error = median_error(cameras, matches)
+    if error > _WRONG * longest:
+        return f"its cameras do not fit its images (error {_pixels(error)}): python -m data.importers.check says more"
+    return "; ".join(baseline_warnings(baseline_figures(cameras, matches)))
 
 
-def _warn_of_figures(figures: dict[str, float]) -> Iterator[str]:
-    if not figures:
-        return
-    narrow, wide = sorted((figures["field_of_view_x"], figures["field_of_view_y"]))
-    low, high = _FIELDS_OF_VIEW
-    if wide < low or narrow > high:
-        yield f"the field of view is {narrow:.0f} by {wide:.0f} degrees; {low:g} to {high:g} are usual"
-    if figures["angle"] < _SMALLEST_ANGLE:
-        yield (
-            f"the cameras are {figures['baseline_over_depth']:.3f} of the scene's depth apart: "
-            "move the camera, do not only turn it"
-        )
-    if figures["aspect"] < 1:
-        yield "the images are in portrait format: a square is cut from their middle, unless training.square_crop=false"
-    if figures["largest_roll"] > _LARGEST_ROLL:
-        yield f"a camera is turned by {figures['largest_roll']:.0f} degrees about its axis against the others"
+def _few_in_common(matches: SceneMatches) -> str:
+    if matches.tried == 0:
+        return ""
+    if matches.still:
+        return "the inputs hardly differ: other frames (inference.input_frames) show more of the scene"
+    return (
+        "the inputs have hardly a point in common: nearer frames (inference.input_frames) or more of them "
+        "(training.num_input_views) show better how far away things are"
+    )

@@ -11,11 +11,12 @@ from PIL import Image
 
 from data.importers import check
 from data.importers.check_page import scene_section, write_check_page
-from data.importers.verdict import check_scene, judge_cameras
+from data.importers.verdict import check_scene, judge_cameras, remarks_on_inputs
 from data.matching import MOST_PAIRS, agree, candidate_pairs, match_scene
 from data.scene import Scene, write_scene
 from geometry.misreadings import MISREADINGS
 from tests.camera_cases import HEIGHT, MISREAD, PHOTOGRAPHS, WIDTH, X, lund_door, misread, part, photograph_room
+from tests.messages import check_names
 from utils.errors import InputError
 
 pytestmark = pytest.mark.slow  # rooms take a second each to build
@@ -196,9 +197,11 @@ def test_figures_are_those_of_the_cameras(room, matches):
 
 
 def test_a_camera_that_only_turns_fits_and_is_told_to_move(tmp_path):
-    verdict = check_scene(photograph_room(tmp_path, seed=0, frames=4, turn=6.0))
+    scene = photograph_room(tmp_path, seed=0, frames=4, turn=6.0)
+    verdict = check_scene(scene)
     assert verdict.state == "good" and "move the camera" in verdict.line()
     assert verdict.figures["baseline_over_depth"] < 0.01
+    check_names(remarks_on_inputs(scene, [0, 1], square_crop=True)["baseline"], "scene room", "move the camera")
 
 
 def test_a_long_lens_is_named(tmp_path):
@@ -218,6 +221,31 @@ def test_a_photograph_taken_sideways_is_named(room, tmp_path):
     verdict = check_scene(replace(room, image_paths=paths, fxfycxcy=fxfycxcy, w2c=w2c))
     assert verdict.state == "good" and 60 < verdict.figures["largest_roll"] < 100
     assert "turned by" in verdict.line()
+
+
+def test_of_usual_inputs_nothing_is_said_but_that_they_are_cut(room):
+    assert list(remarks_on_inputs(room, [0, 6], square_crop=True)) == ["crop"]
+    assert remarks_on_inputs(room, [0, 6], square_crop=False) == {}
+    assert list(remarks_on_inputs(room, [3], square_crop=True)) == ["crop"]
+
+
+def test_inputs_unlike_those_of_training_are_named(room, tmp_path):
+    gray = blank_scene(tmp_path, [Image.new("RGB", (HEIGHT, WIDTH), (128, 128, 128))] * 2)
+    misfit = misread(room, "OpenGL for OpenCV")
+    for scene, inputs, kind, culprit in [
+        (gray, [0, 1], "crop", "270x480"),
+        (gray, [0, 1], "baseline", "inference.input_frames"),
+        (part(room, [2, 2]), [0, 1], "baseline", "inference.input_frames"),
+        (misfit, [0, 6], "baseline", "data.importers.check"),
+    ]:
+        check_names(remarks_on_inputs(scene, inputs, square_crop=True)[kind], f"scene {scene.name}", culprit)
+
+
+def test_the_field_of_view_is_that_of_what_the_model_sees(room):
+    """40 degrees are usual; this lens sees 55 of them across, and 32 in the square."""
+    long_lens = replace(room, fxfycxcy=room.fxfycxcy * [2, 2, 1, 1])
+    assert "lens" in remarks_on_inputs(long_lens, [0, 6], square_crop=True)
+    assert "lens" not in remarks_on_inputs(long_lens, [0, 6], square_crop=False)
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8, 12, 150, 5000])

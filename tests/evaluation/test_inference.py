@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import inference
-from data import packing
+from data import loader, packing
 from data.views import Selection
 from evaluation import evaluator
 from evaluation.copying import NearestInput
@@ -573,10 +573,15 @@ def views_of(out, scene="scene0"):
     return metrics["context"], [view["view"] for view in metrics["per_view"]]
 
 
-def test_scenes_without_an_index_are_evaluated_on_all_other_frames(place):
+def test_scenes_without_an_index_are_evaluated_on_all_other_frames(place, monkeypatch, caplog):
     save_model(place)
+    monkeypatch.setattr(loader, "_said", set())
+    inference.main(command(place, out="indexed"))
+    assert loader._said == set()
     (place / "index.json").unlink()
     inference.main(command(place, AUTO, "training.num_input_views=3"))
+    check_told(caplog.messages, "scene0", "48x32", "training.square_crop")
+    assert sum("training.square_crop" in message for message in caplog.messages) == 1
     context, targets = views_of(place / "out")
     assert len(context) == 3 and {0, 13} < set(context)
     assert sorted([*context, *targets]) == list(range(14))
