@@ -22,9 +22,11 @@ import inference
 import preprocess_data
 import setup
 import train
-from data.scene import read_scene
+from data.importers import __main__ as importers
+from data.scene import Scene, read_scene
 from data.writing import ImportResult, NewScene, SceneWriter
 from model.function import Function
+from tests.captures import transforms, write_colmap, write_json
 from tests.fuzz_damage import (
     ALIASES,
     IMAGES,
@@ -35,8 +37,10 @@ from tests.fuzz_damage import (
     TEXTS,
     YAML_VALUES,
     damage_bytes,
+    damage_field,
     damage_file,
     damage_tree,
+    damage_word,
     image_bytes,
     json_text,
     repeat_key,
@@ -159,6 +163,11 @@ def preprocess_door(*more: str) -> Door:
     return preprocess_data.main, [*paths, *more]
 
 
+def import_door(rng: random.Random) -> Door:
+    extras = rng.choice([(), ("--no_check",), ("--no_check",), ("--no_check", "--pack")])
+    return importers.main, ["capture", "--output_dir", "scenes/train", *extras]
+
+
 def index_door() -> Door:
     distances = ["--targets", "1", "--min_frame_dist", "4", "--max_frame_dist", "5"]
     return data.evaluation_index.main, ["--scenes", "set/full_list.txt", "--output", "made.json", *distances]
@@ -210,6 +219,19 @@ class Case:
             content, words = damage_bytes(path.read_bytes(), self.rng)
             path.write_bytes(content)
             return f"{words} in {path.suffix}"
+
+        return action
+
+    def spoil_field(self, path: Path) -> Callable[[], str]:
+        """Damage one number of a binary file, or one word of a text."""
+
+        def action() -> str:
+            if not path.is_file() or path.is_symlink():
+                return "nothing"
+            damage = damage_field if path.suffix == ".bin" else damage_word
+            content, words = damage(path.read_bytes(), self.rng)
+            path.write_bytes(content)
+            return f"{words} in {path.name}"
 
         return action
 
@@ -379,6 +401,47 @@ def packed_case(case: Case) -> Door:
     tar = case.path("set", "images", "scene0.tar")
     case.do(*[case.spoil_json(path)] * 3, *[case.spoil_bytes(tar)] * 2, case.spoil_file(tar))
     return read_set_door(case.rng)
+
+
+def colmap_case(case: Case) -> Door:
+    scene, names = write_capture_images(case)
+    binary = case.rng.random() < 0.5
+    folder = case.path("capture", "sparse", "0")
+    write_colmap(folder, binary, names=names, size=SIZE, w2c=scene.w2c, parameters=scene.fxfycxcy[0])
+    path = folder / f"{case.rng.choice(['cameras', 'images', 'images'])}{'.bin' if binary else '.txt'}"
+    case.do(*[case.spoil_field(path)] * 4, *[case.spoil_bytes(path)] * 2, case.spoil_file(path), spoil_image(case))
+    return import_door(case.rng)
+
+
+def transforms_case(case: Case) -> Door:
+    scene, names = write_capture_images(case)
+    fx, fy, cx, cy = scene.fxfycxcy[0].tolist()
+    lens = {"w": SIZE[0], "h": SIZE[1], "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "k1": 0.01}
+    record = transforms([f"images/{name}" for name in names], scene.w2c, **lens)
+    path = write_json(case.path("capture", "transforms.json"), record)
+    case.do(*[case.spoil_json(path)] * 4, case.spoil_bytes(path), case.spoil_file(path), spoil_image(case))
+    return import_door(case.rng)
+
+
+def write_capture_images(case: Case) -> tuple[Scene, list[str]]:
+    """The images of a toy scene as those of a capture; the scene and their names."""
+    scene = read_scene(case.path("set", "metadata", "scene0.json"))
+    shutil.copytree(case.path("set", "images", "scene0"), case.path("capture", "images"))
+    return scene, [path.name for path in scene.image_paths if path]
+
+
+def spoil_image(case: Case) -> Callable[[], str]:
+    """Put an odd image, or something else, in the place of one of a capture."""
+    path = case.rng.choice(sorted(case.path("capture", "images").iterdir()))
+
+    def action() -> str:
+        if case.rng.random() < 0.3 or not path.is_file():
+            return case.spoil_file(path)()
+        content, words = odd_image(path.read_bytes(), case.rng)
+        path.write_bytes(content)
+        return words
+
+    return action
 
 
 def list_case(case: Case) -> Door:
@@ -596,6 +659,8 @@ KINDS = {
     "image": image_case,
     "scene": scene_case,
     "packed scene": packed_case,
+    "COLMAP model": colmap_case,
+    "transforms.json": transforms_case,
     "list": list_case,
     "evaluation index": index_case,
     "training state": training_state_case,

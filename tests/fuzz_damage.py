@@ -7,6 +7,8 @@ that like damage reads alike.
 import json
 import os
 import random
+import re
+import struct
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -241,6 +243,37 @@ _BYTES: dict[str, Callable[[bytes, int, int, random.Random], bytes]] = {
     ),
     "postscript": lambda data, a, b, rng: POSTSCRIPT,
 }
+# What stands for a number in binary files.
+_FIELDS = {
+    "nan": struct.pack("<d", float("nan")),
+    "inf": struct.pack("<d", float("inf")),
+    "1e30": struct.pack("<d", 1e30),
+    "0": bytes(8),
+    "-1": b"\xff" * 8,
+    "2^63 - 1": struct.pack("<q", 2**63 - 1),
+    "2^32": struct.pack("<q", 2**32),
+}
+
+
+def damage_field(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Put another number in a place of a binary file that is a multiple of four bytes."""
+    name = rng.choice(sorted(_FIELDS))
+    place = 4 * rng.randrange(len(data) // 4 + 1)
+    return data[:place] + _FIELDS[name] + data[place + 8 :], name
+
+
+def damage_word(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Put something else in the place of a word of a text."""
+    words = list(re.finditer(rb"\S+", data))
+    if not words:
+        return data, "nothing"
+    word = rng.choice(words)
+    values = NUMBERS | TEXTS
+    name = rng.choice(sorted(values))
+    text = str(values[name]).encode(errors="surrogatepass")
+    return data[: word.start()] + text + data[word.end() :], name
+
+
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n%%EndComments\n0 0 moveto\nshowpage\n%%EOF\n"
 
 
