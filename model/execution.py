@@ -13,8 +13,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from model.attention_kernel import why_no_fa4
 from model.compilation import Compilable, run_compiled, run_plainly
-from model.transformer import AttentionKernel, MultiHead, ResidualDtype, Transformer
+from model.transformer import AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
 from utils.fields import bounded
 
 log = logging.getLogger("lvsm")
@@ -23,6 +24,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 # Compiled forms of one function before torch gives up and runs further ones as they are.
 _FORMS = 32
+# The first number of that card's capability.
+_HOPPER = 9
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,38 @@ def _warn_once(message: str) -> None:
 
 
 @functools.cache
-def attention_kernel(name: Literal["auto", AttentionKernel]) -> AttentionKernel:
+def attention_kernel(name: Literal["auto", AttentionKernel]) -> KernelChoice:
     """The attention kernel to try first: the one named, or for "auto" the fastest known.
 
-    cuDNN's is the fastest on Hopper and later (capability 9), FlashAttention before.
+    On Hopper (capability 9) that is FlashAttention-4 or cuDNN's, by shape and direction; later cuDNN's, FlashAttention
+    before. Where FlashAttention-4 is wanted and cannot run, a line says why, and the fastest of torch's own runs.
     """
-    if name != "auto":
+    if name == "auto":
+        return _fastest_kernel()
+    why_not = why_no_fa4() if name == "fa4" else None
+    if why_not is None:
         return name
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    kernel: AttentionKernel = "cudnn" if hopper and torch.backends.cudnn.is_available() else "flash"
-    if torch.cuda.is_available():
-        log.info("attention: %s first", kernel)
-    return kernel
+    fallback = _torchs_fastest()
+    _warn_once(f"attention: {fallback} first, since FlashAttention-4 cannot run ({why_not})")
+    return fallback
+
+
+def _fastest_kernel() -> KernelChoice:
+    fastest = _torchs_fastest()
+    if not torch.cuda.is_available():
+        return fastest
+    if torch.cuda.get_device_capability()[0] != _HOPPER or fastest != "cudnn":
+        log.info("attention: %s first", fastest)
+        return fastest
+    why_not = why_no_fa4()
+    if why_not is None:
+        log.info("attention: fa4 or cudnn, by shape and direction")
+        return "by_shape"
+    log.info("attention: cudnn first; FlashAttention-4 would be faster (%s)", why_not)
+    return fastest
+
+
+def _torchs_fastest() -> AttentionKernel:
+    """The fastest of the kernels that torch brings."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (_HOPPER, 0)
+    return "cudnn" if hopper and torch.backends.cudnn.is_available() else "flash"

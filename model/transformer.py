@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from model.attention_kernel import attend_by, own_kernels
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
@@ -19,7 +20,9 @@ from utils.fields import bounded
 
 _INIT_STD = 0.02
 
-AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
+AttentionKernel = Literal["fa4", "cudnn", "flash", "efficient", "math"]
+# "by_shape": the fastest of "fa4" and "cudnn", as measured.
+KernelChoice = Literal["by_shape", AttentionKernel]
 ResidualDtype = Literal["fp32", "amp"]
 CameraEncoding = Literal["none", "prope"]
 # Queries of a stack of which only keys and values are wanted.
@@ -35,6 +38,8 @@ _BACKENDS = {
 _PREFERENCES = {
     name: [first, *(other for other in _BACKENDS.values() if other != first)] for name, first in _BACKENDS.items()
 }
+# What these leave to torch is for the GPUs that cuDNN is the fastest on.
+_PREFERENCES |= dict.fromkeys(("fa4", "by_shape"), _PREFERENCES["cudnn"])
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,11 @@ class Relative(Protocol):
         """Turn what attention gives to `tokens`, or to all."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Float[Tensor, "b h n c"]:
+def attend(q: Tensor, k: Tensor, v: Tensor, kernel: KernelChoice) -> Float[Tensor, "b h n c"]:
     """softmax(q kᵀ / √c) v of every head; `kernel` is tried first."""
+    own = own_kernels(kernel, q, k)
+    if own is not None:
+        return attend_by(own, q, k, v)
     # Inside the function, since a compiled one does not see choices that are made around it.
     with sdpa_kernel(_PREFERENCES[kernel], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
@@ -104,7 +112,7 @@ class MultiHead(nn.Module):
     def __init__(self, d: int, d_head: int, use_qk_norm: bool, **projections: int) -> None:
         super().__init__()
         self.d_head = d_head
-        self.kernel: AttentionKernel = "flash"
+        self.kernel: KernelChoice = "flash"
         for name, width in projections.items():
             self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)

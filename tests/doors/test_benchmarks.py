@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, loader, loss_curve, preprocess, quality, recipes, render, restart, train_step, viewer
+from benchmarks import (
+    agreement,
+    attention,
+    loader,
+    loss_curve,
+    preprocess,
+    quality,
+    recipes,
+    render,
+    restart,
+    train_step,
+    viewer,
+)
+from tests import flash4
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
 from utils.cli import run_main
@@ -58,6 +71,24 @@ def test_fast_and_plain_agree(measured, monkeypatch):
     monkeypatch.setattr(agreement, "results", broken)
     with refused("1 tensor", "transformer.1.mlp.up.weight by 1", "plain", error=SystemExit):
         measured(agreement, *config)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_attention(measured, monkeypatch, installed):
+    flash4.install(monkeypatch)
+    monkeypatch.setattr(attention, "why_no_fa4", lambda: None if installed else "the card is older than Hopper")
+    rows = measured(attention, "--shape", "2 3 8 12", "--channels", 16, "--calls", 1)
+    own = ["fa4", "cudnn + fa4", "cudnn, own operator"] if installed else []
+    assert [row["kernel"] for row in rows] == ["flash", *own]
+    assert all((row["queries"], row["keys"]) == (8, 12) and row["difference"] < 1e-5 for row in rows)
+    assert all(row["forward ms"] > 0 and row["backward ms"] > 0 for row in rows)
+
+
+def test_attention_says_when_a_kernel_fails(measured, monkeypatch):
+    flash4.install(monkeypatch).errors["backward"] = RuntimeError("no compiler")
+    monkeypatch.setattr(attention, "why_no_fa4", lambda: None)
+    with refused("fa4", "no compiler", error=SystemExit):
+        measured(attention, "--shape", "1 1 4 4", "--channels", 8, "--calls", 1)
 
 
 def test_recipes(measured, tmp_path):

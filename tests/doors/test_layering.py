@@ -79,7 +79,8 @@ def test_processes_that_make_synthetic_clips_do_without_torch():
 def test_attention_lives_in_one_place():
     files = [path for room in ALLOWED for path in (ROOT / room).glob("**/*.py")]
     users = [path for path in files if ".scaled_dot_product_attention(" in path.read_text(encoding="utf-8")]
-    assert users == [ROOT / "model" / "transformer.py"]
+    # The benchmark measures what there is to choose from.
+    assert set(users) == {ROOT / "model" / "transformer.py", ROOT / "benchmarks" / "attention.py"}
 
 
 def test_viser_is_imported_in_one_place():

@@ -71,8 +71,10 @@ def test_every_kernel_leaves_what_it_cannot_take_to_all_others():
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
         "math": SDPBackend.MATH,
     }
+    backends |= dict.fromkeys(("fa4", "by_shape"), SDPBackend.CUDNN_ATTENTION)
     for name, preferred in _PREFERENCES.items():
         assert preferred[0] == backends[name] and set(preferred) == set(backends.values())
+    assert _PREFERENCES.keys() == backends.keys()
 
 
 def test_compilation_is_for_gpus_unless_asked_for(monkeypatch):
@@ -203,6 +205,7 @@ CLAIMS = [
     "saves_matmuls",
     "encoded_once_equals_plain",
     "encoder_decoder_equals_plain",
+    "own_attention_equals_plain",
     "takes_context_and_cameras",
     "copies_are_plain",
     "counts_graphs_of_shapes",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model import compilation
 from model.execution import ExecutionConfig, apply_execution, prepare_compiler
 from model.transformer import Transformer
+from tests import flash4
 from tests.helpers import PLAIN, random_cameras, random_views, small_config, small_model
 from tests.sockets import TurnedByCameras, random_context
 
@@ -83,6 +85,20 @@ def encoded_once_equals_plain():
         check_equals_plain(variant, [(0.5, 1)], n_layer=2, encoder_n_layer=1)
 
 
+def own_attention_equals_plain():
+    """The operator of kernels that torch does not know: compiled whole, and its result kept for backward."""
+    with pytest.MonkeyPatch.context() as patch:
+        package = flash4.install(patch)
+        plain, found = (
+            layer_gradients(execution, kernel, random_context(1, layers=1))
+            for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(1, 1 / 9, compile="on"), "fa4"))
+        )
+    for ours, theirs in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert package.calls == {"forward": 1, "backward": 1}
+    assert not counters["graph_break"]
+
+
 def check_rounding(results):
     """What `results` of an execution gives, images or tokens and gradients, is as exact compiled as plain."""
     exact, distances = results(PLAIN), []
@@ -99,11 +115,11 @@ def generates_code():
     check_rounding(layer_gradients)
 
 
-def layer_gradients(execution):
+def layer_gradients(execution, kernel="flash", context=None):
     """Tokens and gradients of a layer."""
     torch.manual_seed(0)
     stack = apply_execution(Transformer(small_config("decoder_only").transformer, 1), execution).train()
-    tokens = stack(torch.randn(2, 7, 64))
+    tokens = flash4.use(stack, kernel)(torch.randn(2, 7, 64), context=context)
     tokens.square().sum().backward()
     return [tokens.detach(), *(p.grad for p in stack.parameters())]
 
@@ -220,6 +236,7 @@ GROUPS = (
         (decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
+    (LOWERING, (own_attention_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),

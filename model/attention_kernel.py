@@ -1,0 +1,212 @@
+"""Attention by kernels of our choice: FlashAttention-4 for what it is fastest at, cuDNN for the rest.
+
+One operator for compilers and autograd, whose directions may run on different kernels: all of them give and take the
+log-sum-exp of the scores. FlashAttention-4 (Dao et al., `requirements-fast.txt`) is imported when it is first wanted.
+"""
+
+import functools
+import importlib
+import logging
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.fused import HALF
+from utils.text import printable
+
+log = logging.getLogger("lvsm")
+
+_ATEN = torch.ops.aten
+_PACKAGE = "flash_attn.cute.interface"
+_HOPPER = (9, 0)
+_DEVICES = {"cuda"}
+_DTYPES = HALF
+# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): backward, FlashAttention-4
+# is the fastest of all for so many scores and more, forward from so many queries. Below, its host work shows.
+_MEASURED_HEAD = 64
+_SCORES = 400_000_000
+_QUERIES = 2048
+# Channels of a head that it takes: multiples of 8, up to so many.
+_WIDEST_HEAD = 128
+# Characters of an error that a message shows.
+_SHOWN = 300
+# Why FlashAttention-4 was given up, if it was.
+failures: list[Exception] = []
+
+OwnKernel = Literal["fa4", "cudnn"]
+
+
+class Kernels(NamedTuple):
+    """The kernels of the two directions."""
+
+    forward: OwnKernel
+    backward: OwnKernel
+
+
+def attend_by(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √c) v of heads [b h n c], computed in the layout [b n h c], which costs a view alone."""
+    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *kernels)[0].transpose(1, 2)
+
+
+def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
+    """The kernels for queries and keys [b h n c]: "fa4" wherever it can, "by_shape" where it was measured to win.
+
+    None: torch's own attention serves them better, or alone.
+    """
+    if kernel not in ("fa4", "by_shape") or q.dtype not in _DTYPES or q.device.type not in _DEVICES:
+        return None
+    b, h, n, c = q.shape
+    if kernel == "fa4":
+        return Kernels("fa4", "fa4") if c % 8 == 0 and c <= _WIDEST_HEAD else None
+    if c != _MEASURED_HEAD or b * h * n * k.shape[2] < _SCORES:
+        return None
+    if n >= _QUERIES:
+        return Kernels("fa4", "fa4")
+    # Without gradients torch's own attention is the same kernel, and spares the log-sum-exp.
+    return Kernels("cudnn", "fa4") if torch.is_grad_enabled() else None
+
+
+@functools.cache
+def why_no_fa4() -> str | None:
+    """Why FlashAttention-4 cannot run in this process; None if it can."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.cuda.get_device_capability() < _HOPPER:
+        return "the card is older than Hopper"
+    try:
+        _check_interface(_fa4())
+    except ModuleNotFoundError as error:
+        return f"no module {error.name}; pip install -r requirements-fast.txt"
+    # Whatever a broken installation raises: it is one more reason to do without.
+    except Exception as error:
+        return f"its import failed ({_described(error)})"
+    return None
+
+
+@functools.cache
+def _fa4() -> Any:
+    # Said of an argument that is left out, each time a kernel is compiled.
+    warnings.filterwarnings("ignore", "Argument aux_data ", UserWarning)
+    return importlib.import_module(_PACKAGE)
+
+
+def _check_interface(package: Any) -> None:
+    """Raise AttributeError for a package without the two functions that are called."""
+    for name in ("_flash_attn_fwd", "_flash_attn_bwd"):
+        getattr(package, name)
+
+
+def _described(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}", _SHOWN)
+
+
+def _give_up(error: Exception) -> None:
+    failures.append(error)
+    log.warning(
+        "FlashAttention-4 failed, and cuDNN's attention takes its place; training.attention_backend=cudnn does "
+        "without the attempt (%s)",
+        _described(error),
+    )
+
+
+def _fa4_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    # Later versions return more.
+    out, lse, *_ = _fa4()._flash_attn_fwd(q, k, v, return_lse=True)
+    return out, lse
+
+
+def _fa4_backward(
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = map(_empty_heads, (q, k, v))
+    _fa4()._flash_attn_bwd(q, k, v, out, outer.contiguous(), lse, dq=dq, dk=dk, dv=dv)
+    return dq, dk, dv
+
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse, *_ = _ATEN._scaled_dot_product_cudnn_attention(*heads, None, True)
+    return out.transpose(1, 2).contiguous(), lse.reshape(out.shape[:3])
+
+
+def _cudnn_backward(
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads = (x.transpose(1, 2) for x in (outer, q, k, v, out))
+    # Seed and offset of dropout, of which there is none.
+    unused = torch.zeros((), dtype=torch.int64, device=q.device)
+    sizes = (None, None, None, q.shape[1], k.shape[1])
+    gradients = _ATEN._scaled_dot_product_cudnn_attention_backward(
+        *heads, lse[..., None], unused, unused, *sizes, 0.0, False
+    )
+    dq, dk, dv = (x.transpose(1, 2).contiguous() for x in gradients)
+    return dq, dk, dv
+
+
+_FORWARD = {"fa4": _fa4_forward, "cudnn": _cudnn_forward}
+_BACKWARD = {"fa4": _fa4_backward, "cudnn": _cudnn_backward}
+
+
+def _run(kernels: dict[str, Any], name: str, *heads: Tensor) -> Any:
+    """The kernel's result; cuDNN's where FlashAttention-4 fails, from then on."""
+    if name == "fa4" and not failures:
+        try:
+            return kernels["fa4"](*heads)
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever its compiler raises; an error of the heads' own comes again from cuDNN.
+        except Exception as error:
+            _give_up(error)
+    return kernels["cudnn"](*heads)
+
+
+def _empty_heads(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("lvsm::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, forward: str, backward: str) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ / √c) v of heads [b n h c], and the log-sum-exp of the scores [b h n] in float32.
+
+    Args:
+        forward: the kernel.
+        backward: that of the gradients.
+    """
+    return _run(_FORWARD, forward, q, k, v)
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, forward: str, backward: str) -> tuple[Tensor, Tensor]:
+    b, n, h, _c = q.shape
+    return _empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("lvsm::attention_backward", mutates_args=())
+def attention_backward(
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values; `out` and `lse` are what `attention` gave."""
+    return _run(_BACKWARD, kernel, outer, q, k, v, out, lse)
+
+
+@attention_backward.register_fake
+def _(
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, _, ctx.backward_kernel = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor | None, ...]:
+    return *attention_backward(outer, *ctx.saved_tensors, ctx.backward_kernel), None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_remember)
+# The operator as programs of operators hold it.
+ATTENTION = torch.ops.lvsm.attention.default

@@ -1,0 +1,229 @@
+"""Attention by FlashAttention-4 and cuDNN, here in plain formulas: when they run, and that no number depends on it."""
+
+import importlib
+import logging
+import sys
+from itertools import product
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import attention_kernel as room
+from model import execution
+from model.attention_kernel import Kernels, attend_by, own_kernels, why_no_fa4
+from model.execution import ExecutionConfig, attention_kernel
+from tests import flash4
+from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """FlashAttention-4 in plain formulas."""
+    yield flash4.install(monkeypatch)
+    room._fa4.cache_clear()
+
+
+def heads(*tokens, b=2, h=3, c=16, dtype=torch.float32):
+    """Heads [b h n c] as projections give them: views of one tensor whose gradient is wanted."""
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(b, n, 2, h, c, generator=generator, dtype=dtype).requires_grad_() for n in tokens]
+    return [x[:, :, 1].transpose(1, 2) for x in whole], whole
+
+
+KERNELS = [Kernels(*names) for names in product(("fa4", "cudnn"), repeat=2)]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 8)])
+def test_every_pair_of_kernels_gives_attention_and_its_gradients(package, kernels, queries, keys):
+    (q, k, v), whole = heads(queries, keys, keys)
+    outer = torch.randn(2, 3, queries, 16, generator=torch.Generator().manual_seed(1))
+    expected = F.scaled_dot_product_attention(q, k, v)
+    found = attend_by(kernels, q, k, v)
+    torch.testing.assert_close(found, expected)
+    theirs = torch.autograd.grad(expected, whole, outer, retain_graph=True)
+    for ours, plain in zip(torch.autograd.grad(found, whole, outer), theirs, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    assert package.calls == {
+        name: 1 for name, kernel in zip(("forward", "backward"), kernels, strict=True) if kernel == "fa4"
+    }
+
+
+def test_the_operator_is_what_it_says_of_itself(package):
+    (q, k, v), _ = heads(4, 6, 6)
+    args = [x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(room.attention, (*args, "fa4", "fa4"))
+
+
+def test_no_heads_are_copied_on_their_way(package):
+    (q, k, v), _ = heads(5, 5, 5)
+    out = attend_by(Kernels("fa4", "fa4"), q, k, v)
+    assert package.places == [x.data_ptr() for x in (q, k, v)]
+    # The projection behind takes the heads of a token side by side.
+    assert out.transpose(1, 2).is_contiguous()
+
+
+# Of the table in benchmarks/RECORDS.md: batch x heads, queries, keys, and which kernels are the fastest.
+MEASURED = [
+    (48, 3072, 3072, ("fa4", "fa4")),
+    (12, 3072, 3072, ("fa4", "fa4")),
+    (8, 6144, 2048, ("fa4", "fa4")),
+    (8, 2048, 2048, ("fa4", "fa4")),
+    (48, 1024, 3072, ("cudnn", "fa4")),
+    (48, 1024, 1024, ("cudnn", "fa4")),
+    (1, 1024, 3072, None),
+    (2, 256, 768, None),
+]
+
+
+def empty_heads(b, n, c=64, dtype=torch.bfloat16):
+    return torch.empty(b, 12, n, c, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(("b", "queries", "keys", "fastest"), MEASURED)
+def test_kernels_follow_shape_and_direction_as_measured(monkeypatch, b, queries, keys, fastest):
+    monkeypatch.setattr(room, "_DEVICES", {"meta"})
+    q, k = empty_heads(b, queries), empty_heads(b, keys)
+    assert own_kernels("by_shape", q, k) == fastest
+    assert own_kernels("fa4", q, k) == ("fa4", "fa4")
+    with torch.no_grad():
+        # There is no backward to prepare for.
+        assert own_kernels("by_shape", q, k) == (None if fastest == ("cudnn", "fa4") else fastest)
+
+
+def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
+    wide = empty_heads(48, 3072)
+    assert own_kernels("fa4", wide, wide) is None
+    monkeypatch.setattr(room, "_DEVICES", {"meta"})
+    for kernel in ("cudnn", "flash", "efficient", "math"):
+        assert own_kernels(kernel, wide, wide) is None
+    for c, dtype, taken in ((128, torch.float16, True), (20, torch.float16, False), (256, torch.bfloat16, False)):
+        other = empty_heads(48, 3072, c, dtype)
+        assert own_kernels("by_shape", other, other) is None
+        assert (own_kernels("fa4", other, other) is not None) == taken
+    exact = empty_heads(48, 3072, dtype=torch.float32)
+    assert own_kernels("fa4", exact, exact) is None
+
+
+# The whole model
+
+
+def images_and_gradients(variant, kernel, execution=PLAIN):
+    model = flash4.use(small_model(variant, execution=execution), kernel).train()
+    images = model(random_views(2, 2), random_cameras(2, 3, seed=1))
+    images.square().sum().backward()
+    return [images.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "prefix+prope"])
+def test_models_compute_the_same(package, variant):
+    expected = images_and_gradients(variant, "flash")
+    found = images_and_gradients(variant, "fa4")
+    assert package.calls["forward"] == package.calls["backward"] > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("share", "again"), [(0.0, 3), (1 / 9, 0), (1.0, 0)])
+def test_what_is_saved_is_not_computed_again(package, share, again):
+    images_and_gradients("decoder_only", "fa4", ExecutionConfig(1, share, compile="off"))
+    assert package.calls == {"forward": 3 + again, "backward": 3}
+
+
+# Where it cannot run
+
+
+@pytest.fixture
+def card(monkeypatch, package):
+    """A Hopper, on which FlashAttention-4 is installed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    forget()
+    yield monkeypatch
+    forget()
+
+
+def forget():
+    for function in (attention_kernel, why_no_fa4, room._fa4, execution._warn_once):
+        function.cache_clear()
+
+
+def chosen(caplog):
+    """The kernels for "auto" and "fa4", and the lines that said so."""
+    with caplog.at_level(logging.INFO, "lvsm"):
+        kernels = [attention_kernel(name) for name in ("auto", "fa4", "fa4")]
+    return kernels[:2], [record.getMessage() for record in caplog.records]
+
+
+def test_it_is_chosen_where_it_can_run(card, caplog):
+    kernels, lines = chosen(caplog)
+    assert kernels == ["by_shape", "fa4"]
+    assert len(lines) == 1 and "by shape" in lines[0]
+
+
+def test_a_card_that_was_not_measured_has_to_be_asked(card, caplog):
+    card.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert chosen(caplog)[0] == ["cudnn", "fa4"]
+
+
+def missing(card):
+    card.setitem(sys.modules, "flash_attn", None)
+    card.delitem(sys.modules, "flash_attn.cute.interface")
+
+
+def broken(card):
+    def fail(name):
+        raise OSError("libcute.so: cannot open\nshared object\x1b[31m")
+
+    card.setattr(importlib, "import_module", fail)
+
+
+def other_package(card):
+    card.setitem(sys.modules, "flash_attn.cute.interface", ModuleType("flash_attn.cute.interface"))
+
+
+def older(card):
+    card.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+
+
+def gone(card):
+    card.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel", "lines", "culprit"),
+    [
+        (missing, "cudnn", 2, "requirements-fast.txt"),
+        (broken, "cudnn", 2, "OSError: libcute.so: cannot open shared object\\x1b"),
+        (other_package, "cudnn", 2, "_flash_attn_fwd"),
+        (older, "flash", 2, "older than Hopper"),
+        (gone, "flash", 1, "no GPU"),
+    ],
+)
+def test_where_it_cannot_run_a_line_says_why_and_torchs_fastest_runs(card, caplog, change, kernel, lines, culprit):
+    change(card)
+    kernels, said = chosen(caplog)
+    assert kernels == [kernel, kernel]
+    assert len(said) == lines and culprit in said[-1] and "\n" not in said[-1]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, direction):
+    package.errors[direction] = RuntimeError("no compiler\nfor sm_90a")
+    expected = images_and_gradients("decoder_only", "flash")
+    for ours, theirs in zip(images_and_gradients("decoder_only", "fa4"), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    (record,) = caplog.records
+    assert "no compiler for sm_90a" in record.getMessage() and "attention_backend=cudnn" in record.getMessage()
+    assert package.calls[direction] == 1
+
+
+def test_full_memory_is_no_failure_of_the_kernel(package, caplog):
+    package.errors["forward"] = torch.OutOfMemoryError("CUDA out of memory")
+    (q, k, v), _ = heads(5, 5, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        attend_by(Kernels("fa4", "fa4"), q, k, v)
+    assert not room.failures and not caplog.records
