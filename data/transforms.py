@@ -30,6 +30,8 @@ IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, Overflow
 # Pillow knows many more, some of which start programs (PostScript), fetch or unpack without end.
 IMAGE_FORMATS = ("JPEG", "PNG")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# How HEIC files begin, after a length.
+_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")
 MAX_IMAGE_BYTES = 512 << 20
 MAX_IMAGE_PIXELS = 100_000_000
 # Of the longer side to the shorter one.
@@ -137,7 +139,8 @@ def open_image(source: ImageFile | bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"not a {' or '.join(IMAGE_FORMATS)} image") from None
+        hint = " (HEIC, as phones write it: export JPEG)" if content[4:12] in _HEIC else ""
+        raise ValueError(f"not a {' or '.join(IMAGE_FORMATS)} image{hint}") from None
     check_image_size(*image.size)
     if image.format == "JPEG" and image.width * image.height > _MAX_JPEG_PIXELS_PER_BYTE * len(content):
         raise ValueError(f"{image.width}x{image.height} pixels are more than its {len(content)} bytes can hold")

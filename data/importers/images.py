@@ -109,8 +109,13 @@ def image_size(path: ImageFile) -> Size:
 
 
 def _undecodable(error: Exception) -> InputError:
+    return InputError(f"it cannot be decoded: {why_undecodable(error)}")
+
+
+def why_undecodable(error: Exception) -> str:
+    """What an error of `IMAGE_ERRORS` says, in words for a message."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return InputError(f"it cannot be decoded: {printable(reason.split(' <')[0], 200)}")
+    return printable(reason.split(" <")[0], 200)
 
 
 def fit(lens: Lens, stored: Size, tag: int) -> tuple[Lens, int]:

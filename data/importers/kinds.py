@@ -55,4 +55,6 @@ def find_sources(source: Path, kind: str | None) -> dict[Path, str]:
         if found:
             return found
     known = ", ".join(kind.what for kind in KINDS.values())
-    raise InputError(f"{printable(str(source))} is none of the sources that are read: {known}")
+    raise InputError(
+        f"{printable(str(source))} is none of the sources that are read: {known}{photographs.hint(source)}"
+    )

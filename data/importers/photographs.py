@@ -1,5 +1,6 @@
 """Photographs without cameras: these are found from the photographs, with the focal lengths that they name."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from data.importers.capture import Capture, Options, Photo, plain_name
-from data.importers.images import fit, on_white, upright
+from data.importers.images import fit, on_white, upright, why_undecodable
 from data.importers.lens import Lens, Size, lens_of_values
 from data.importers.structure import Placed, Structure, find_structure
-from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, open_image, orientation
+from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, MAX_IMAGE_BYTES, open_image, orientation
 from utils.errors import InputError
+from utils.files import read_bytes
 from utils.text import counted, printable, shown
 
 # Pixels of the longer side of the copies that are matched.
@@ -50,6 +52,16 @@ def _photographs_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
+def hint(folder: Path) -> str:
+    """What to say, after a semicolon, of images in a folder that are of other formats; nothing if there are none."""
+    unread = _unread_in(folder)
+    return f"; {shown(unread[0].name)} and the like are not read: export JPEG" if unread else ""
+
+
+def _unread_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in _UNREAD)
+
+
 def read(source: Path, options: Options) -> Capture:
     """Find the cameras of the photographs in a folder.
 
@@ -58,9 +70,8 @@ def read(source: Path, options: Options) -> Capture:
     """
     folders = [options.images] if options.images else _folders(source)
     folder = next((folder for folder in folders if _photographs_in(folder)), options.images or source)
-    paths = _photographs_in(folder)
-    unread = [path for path in folder.glob("*") if path.suffix.lower() in _UNREAD]
-    _check_number(folder, paths, unread)
+    paths, repeats = _without_copies(_photographs_in(folder))
+    _check_number(folder, paths, repeats)
     started = time.monotonic()
     photographs = [_read(path, options) for path in paths]
     known = [photograph.focal for photograph in photographs]
@@ -80,16 +91,31 @@ def read(source: Path, options: Options) -> Capture:
         )
     placed = {camera.number: camera for camera in structure.placed}
     photos = [_photo(photo, placed[n], folder) for n, photo in enumerate(photographs) if n in placed]
-    notes = [*_notes(structure, photographs, focal, time.monotonic() - started), *_left_out(paths, placed, unread)]
+    notes = _notes(structure, photographs, focal, time.monotonic() - started)
+    notes += _left_out(paths, placed, repeats, _unread_in(folder))
     return Capture(plain_name(source), f"{counted(len(paths), 'photograph')}, cameras found by COLMAP", photos, notes)
 
 
-def _check_number(folder: Path, paths: Sequence[Path], unread: Sequence[Path]) -> None:
+def _without_copies(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Photographs of which no other has the same bytes, and what to say of the others."""
+    first: dict[bytes, Path] = {}
+    repeats = []
+    for path in paths:
+        try:
+            digest = hashlib.sha256(read_bytes(path, MAX_IMAGE_BYTES)).digest()
+        except OSError as error:
+            raise _undecodable(path, error) from None
+        if first.setdefault(digest, path) != path:
+            repeats.append(f"{shown(path.name)} is a copy of {shown(first[digest].name)}")
+    return list(first.values()), repeats
+
+
+def _check_number(folder: Path, paths: Sequence[Path], repeats: Sequence[str]) -> None:
     if len(paths) >= 2:
         return
-    others = f"; {shown(unread[0].name)} and the like are not read: export JPEG" if unread else ""
     found = f"{printable(str(folder))} holds {counted(len(paths), 'photograph')} (JPEG or PNG)"
-    raise InputError(f"{found}, and cameras need two or more{others}")
+    repeated = f"; {repeats[0]}" if repeats else ""
+    raise InputError(f"{found}, and cameras need two or more{repeated}{hint(folder)}")
 
 
 def _read(path: Path, options: Options) -> _Photograph:
@@ -99,9 +125,7 @@ def _read(path: Path, options: Options) -> _Photograph:
             stored = image.size
             length = _focal35(image) if options.focal35 is None else options.focal35
     except IMAGE_ERRORS as error:
-        raise InputError(
-            f"{printable(str(path))} cannot be decoded: {printable(str(error).split(' <')[0], 200)}"
-        ) from None
+        raise _undecodable(path, error) from None
     size = stored[::-1] if tag in (5, 6, 7, 8) else stored
     _, turn = fit(_plain_lens(size), stored, tag)
     size = size if turn == tag else stored
@@ -135,7 +159,7 @@ def _copy(photograph: _Photograph) -> Image.Image:
 
 
 def _undecodable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{printable(str(path))} cannot be decoded: {printable(str(error).split(' <')[0], 200)}")
+    return InputError(f"{printable(str(path))} cannot be decoded: {why_undecodable(error)}")
 
 
 def _photo(photograph: _Photograph, placed: Placed, folder: Path) -> Photo:
@@ -164,11 +188,15 @@ def _notes(
     return notes
 
 
-def _left_out(paths: Sequence[Path], placed: dict[int, Placed], unread: Sequence[Path]) -> list[str]:
+def _left_out(
+    paths: Sequence[Path], placed: dict[int, Placed], repeats: Sequence[str], unread: Sequence[Path]
+) -> list[str]:
     notes = []
     lost = [path.name for number, path in enumerate(paths) if number not in placed]
     if lost:
         notes.append(f"  {counted(len(lost), 'photograph')} not placed: {', '.join(map(shown, lost[:5]))}")
+    if repeats:
+        notes.append(f"  {counted(len(repeats), 'photograph')} left out: {', '.join(repeats[:3])}")
     if unread:
         notes.append(f"  {counted(len(unread), 'image')} not read ({shown(unread[0].name)}): export JPEG")
     return notes

@@ -169,6 +169,14 @@ def test_images_in_folders_and_with_any_name(tmp_path):
         check_pinhole(run_importer(source, tmp_path / f"out{binary}"))
 
 
+def test_images_of_json_files_have_any_name(tmp_path):
+    names = ["left eye/b 2.png", "left eye/b 10.png", "右/ü b.png"]
+    check_pinhole(run_importer(transforms_project(tmp_path / "in", names=names), tmp_path / "out"))
+    write_images(tmp_path / "other", names=names)
+    write_json(tmp_path / "other" / "opencv_cameras.json", opencv_cameras(names))
+    check_pinhole(run_importer(tmp_path / "other", tmp_path / "out"))
+
+
 def test_images_elsewhere(tmp_path):
     source = colmap_project(tmp_path / "in")
     (source / "images").rename(tmp_path / "photographs")

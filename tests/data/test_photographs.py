@@ -1,7 +1,9 @@
 """Photographs without cameras: all but what COLMAP does, which test_reference.py shows on real ones."""
 
+import json
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +11,8 @@ from PIL import Image
 from data.importers import photographs
 from data.importers.lens import make_lens
 from data.importers.structure import Placed, Structure
-from tests.captures import NAMES, lens_image, room, run_importer, write_images
-from tests.messages import check_told, refused
+from tests.captures import NAMES, colmap_project, lens_image, room, run_importer, write_images
+from tests.messages import check_names, check_told, refused
 
 TURNS = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
@@ -75,13 +77,65 @@ def test_large_photographs_are_matched_as_copies(tmp_path, colmap, monkeypatch):
 
 def test_what_was_not_placed_or_read_is_named(tmp_path, colmap, capsys):
     write_images(tmp_path / "in", names=NAMES)
-    (tmp_path / "in" / "z.png").write_bytes((tmp_path / "in" / NAMES[0]).read_bytes())
+    photograph(tmp_path / "in" / "z.jpg")
     (tmp_path / "in" / "phone.HEIC").write_bytes(b"something")
     assert len(run_importer(tmp_path / "in", tmp_path / "out")) == 3
     lines = capsys.readouterr().out.splitlines()
-    check_told(lines, "1 photograph", "z.png")
+    check_told(lines, "1 photograph", "z.jpg")
     check_told(lines, "phone.HEIC", "JPEG")
     check_told(lines, "guessed", "--focal35")
+
+
+def test_copies_of_a_photograph_are_left_out_and_named(tmp_path, colmap, capsys):
+    contents = write_images(tmp_path / "in")
+    (tmp_path / "in" / "view_10 (1).png").write_bytes(contents[1])
+    assert len(run_importer(tmp_path / "in", tmp_path / "out")) == 3
+    check_told(capsys.readouterr().out.splitlines(), "1 photograph", "view_10.png", "view_10 (1).png")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_identical_photographs_are_refused_and_named(tmp_path, count):
+    names = [f"{number}.png" for number in range(count)]
+    for name in names:
+        write_images(tmp_path / "in", names=[name])
+    with refused(str(tmp_path / "in"), "1 photograph", *names[:2]):
+        run_importer(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "CMYK"])
+def test_photographs_of_other_pixels_are_matched_and_written_as_rgb(tmp_path, colmap, kind):
+    write_images(tmp_path / "in")
+    plain = lens_image(0, "PINHOLE")
+    if kind == "CMYK":
+        Image.fromarray(plain).convert("CMYK").save(tmp_path / "in" / NAMES[0], "jpeg", quality=98)
+    else:
+        cv2.imwrite(str(tmp_path / "in" / NAMES[0]), plain[..., ::-1].astype(np.uint16) * 257)
+    scene = run_importer(tmp_path / "in", tmp_path / "out", "--fov", 60)
+    for image in (colmap["images"][1], Image.open(scene.image_path(0))):
+        assert image.mode == "RGB" and image.size == (64, 48)
+    assert len(scene) == 3 and colmap["images"][0].mode == "RGB"
+
+
+def test_photographs_may_have_any_name(tmp_path, colmap):
+    names = ["my photo (2).png", "Küche ü.png", "右.png"]
+    contents = write_images(tmp_path / "mein Urlaub", names=names)
+    scene = run_importer(tmp_path / "mein Urlaub", tmp_path / "out")
+    assert {path.read_bytes() for path in scene.image_paths} == set(contents) and scene.name == "mein_Urlaub"
+
+
+def test_heic_files_are_named_as_such(tmp_path):
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"IMG_{number}.HEIC").write_bytes(heic)
+    with refused(str(tmp_path / "in"), "IMG_0.HEIC", "JPEG"):
+        run_importer(tmp_path / "in", tmp_path / "out")
+    source = colmap_project(tmp_path / "model", names=["a.heic", "b.png", "c.png"])
+    (source / "images" / "a.heic").write_bytes(heic)
+    assert len(run_importer(source, tmp_path / "out")) == 3
+    (reason,) = json.loads((tmp_path / "out" / "lost.json").read_text()).values()
+    check_names(reason, "a.heic", "HEIC", "JPEG")
 
 
 def test_photographs_that_are_not_enough(tmp_path):
@@ -103,6 +157,17 @@ def test_photographs_that_share_nothing(tmp_path, monkeypatch):
     write_images(tmp_path / "in")
     with refused(str(tmp_path / "in"), "3 photographs"):
         run_importer(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_colmap_finds_nothing_in_photographs_that_share_nothing(tmp_path):
+    pytest.importorskip("pycolmap")
+    (tmp_path / "in").mkdir()
+    for seed in range(3):
+        coarse = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(coarse).resize((160, 120)).save(tmp_path / "in" / f"{seed}.jpg")
+    with refused(str(tmp_path / "in"), "3 photographs"):
+        run_importer(tmp_path / "in", tmp_path / "out", "--fov", 60)
     assert not (tmp_path / "out").exists()
 
 
