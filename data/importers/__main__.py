@@ -85,6 +85,8 @@ def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[P
         if len(sources) > 1:
             raise InputError(f"--name names one scene, but {arguments.source} holds {len(sources)}: leave it out")
     for path, kind in sources.items():
+        if KINDS[kind].wait:
+            print(printable(f"{path}: {KINDS[kind].wait}"), flush=True)
         try:
             yield prepare(KINDS[kind].read(path, options), arguments.name)
         except InputError as error:

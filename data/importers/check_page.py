@@ -155,4 +155,4 @@ def _draw_line(picture: np.ndarray, points: Float[np.ndarray, "m 2"], colour: tu
     """Draw a line through points in order, as far as they lie about the picture."""
     size = np.array(picture.shape[1::-1])
     near = points[((points > -size) & (points < 2 * size)).all(1)]
-    cv2.polylines(picture, [near.round().astype(np.int32)], False, colour, 1, cv2.LINE_AA)
+    cv2.polylines(picture, [near.round().astype(np.int32)], False, colour, 2, cv2.LINE_AA)

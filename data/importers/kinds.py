@@ -18,11 +18,13 @@ class Kind:
         what: it, in words.
         finds: whether a file or folder is of this kind.
         read: gives what it holds; InputError says why it cannot.
+        wait: what to say before that, if it takes long.
     """
 
     what: str
     finds: Callable[[Path], bool]
     read: Callable[[Path, Options], Capture]
+    wait: str = ""
 
 
 KINDS: dict[str, Kind] = {
@@ -30,7 +32,12 @@ KINDS: dict[str, Kind] = {
     "transforms": Kind("transforms.json", transforms_json.finds, transforms_json.read),
     "opencv_cameras": Kind("opencv_cameras.json", opencv_cameras.finds, opencv_cameras.read),
     "re10k_text": Kind("a RealEstate10K text file", re10k_text.finds, re10k_text.read),
-    "photos": Kind("a folder of photographs", photographs.finds, photographs.read),
+    "photos": Kind(
+        "a folder of photographs",
+        photographs.finds,
+        photographs.read,
+        wait="COLMAP looks for the cameras of its photographs, which takes from half a minute to many",
+    ),
 }
 
 

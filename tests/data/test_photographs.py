@@ -51,6 +51,7 @@ def test_focal_lengths_of_exif_data_and_cameras_become_a_scene(tmp_path, colmap,
     np.testing.assert_allclose(scene.w2c, room().w2c)
     np.testing.assert_allclose(scene.fxfycxcy, [[60, 60, 32, 24]] * 3)
     lines = capsys.readouterr().out.splitlines()
+    check_names(lines[0], tmp_path / "in", "COLMAP")
     check_told(lines, "3 of 3 photographs", "0.50 pixels")
     check_told(lines, "1.0°", "move the camera")
     check_told(lines, "1.250", "wrong")

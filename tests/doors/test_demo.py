@@ -1,11 +1,12 @@
-"""What `make demo` says at its end, and the animation of the README."""
+"""What `make demo` says at its end, the animation of the README, the pictures of docs/own_photos.md."""
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import animation, demo_summary
+from benchmarks import animation, demo_summary, photo_pictures
 from tests.helpers import ROOT, write_run
 from tests.messages import refused
 from tests.runs import evaluation_command as command
@@ -63,3 +64,20 @@ def test_the_animation_of_the_readme_is_small_and_moves():
     with Image.open(path) as image:
         assert image.n_frames > 20
     assert path.stat().st_size <= 3_000_000
+
+
+def test_cameras_walk_round_what_they_look_at_or_turn_in_one_place():
+    moved = photo_pictures.walking_round(np.eye(4))
+    looked_at = moved[:, :3, 3] + 2.5 * moved[:, :3, 2]
+    np.testing.assert_allclose(looked_at[:, [0, 2]], [[0, 2.5]] * 3, atol=1e-12)
+    assert np.linalg.norm(np.diff(moved[:, :3, 3], axis=0), axis=1).min() > 0.5
+    turned = photo_pictures.turning(np.eye(4), 9.0)
+    assert not turned[:, :3, 3].any() and np.ptp(turned[:, 0, 2]) > 0.3
+
+
+def test_the_pictures_of_own_photographs_are_drawn_and_small(tmp_path):
+    photo_pictures.main(["--output_dir", str(tmp_path), "--width", "192"])
+    for name in ("moving.jpg", "epipolar.jpg"):
+        drawn, kept = (Image.open(folder / name) for folder in (tmp_path, ROOT / "docs"))
+        assert drawn.width / drawn.height == pytest.approx(kept.width / kept.height, rel=0.03)
+        assert (ROOT / "docs" / name).stat().st_size <= 150_000
