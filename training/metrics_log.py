@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,26 +37,17 @@ class SampleCost:
     peak: float | None
 
 
-class RunningMean:
-    """Averages device values over steps and ranks, reading them only when asked to."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Remember one step's values, without waiting for them."""
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach().float())
-
-    def read(self, process: Process, also: Mapping[str, float] | None = None) -> dict[str, float]:
-        """The averages since the last reading and those of `also` over ranks, the same on every rank; waits."""
-        also = also or {}
-        means = [torch.stack(values).mean() for values in self._values.values()]
-        host = torch.tensor(list(also.values()), device=process.device)
-        averages = process.mean(torch.cat([torch.stack(means), host] if means else [host])).tolist()
-        names = [*self._values, *also]
-        self._values = {}
-        return dict(zip(names, averages, strict=True))
+def average(updates: Sequence[Update], process: Process, also: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The averages over ranks of what updates gave and of `also`, the same on every rank; waits for the device."""
+    also = also or {}
+    values: dict[str, list[Tensor]] = {}
+    for update in updates:
+        for name, value in update.numbers.items():
+            values.setdefault(name, []).append(value.detach().float())
+    means = [torch.stack(several).mean() for several in values.values()]
+    host = torch.tensor(list(also.values()), device=process.device)
+    averages = process.mean(torch.cat([torch.stack(means), host] if means else [host])).tolist()
+    return dict(zip([*values, *also], averages, strict=True))
 
 
 class MetricsLog:
@@ -89,9 +80,9 @@ class MetricsLog:
         self._train_steps = train_steps
         self._cost = cost
         self._wandb = wandb_run
-        self._means = RunningMean()
-        self._wandb_means = RunningMean()
+        # Updates since the last line, and since the last word to wandb.
         self._updates: list[Update] = []
+        self._wandb_updates: list[Update] = []
         self._line: dict[str, float] = {}
         self._position = position
         self._since = time.perf_counter()
@@ -113,13 +104,13 @@ class MetricsLog:
             InputError: too many samples are unusable (the message names one), or too many updates in a row skipped.
         """
         self._updates.append(update)
-        self._means.add(update.numbers)
-        self._wandb_means.add(update.numbers)
+        self._wandb_updates.append(update)
         text = None
         if last or self._due(update.step, self.cfg.print_every):
             text = self.write_line()
         if self._due(update.step, self.cfg.wandb_log_every):
-            averages = self._wandb_means.read(self.process)
+            averages = average(self._wandb_updates, self.process)
+            self._wandb_updates = []
             self._write_wandb(update.step, self._line | averages | {"lr": update.lr})
         return text
 
@@ -165,7 +156,7 @@ class MetricsLog:
         failures = [failure for update in updates for failure in update.failures]
         waited = sum(update.waited for update in updates)
         local = {"data_wait": waited / elapsed, "unusable": float(len(failures))}
-        numbers = self._means.read(self.process, also=local)
+        numbers = average(updates, self.process, also=local)
         self.incidents.note_skipped(round(numbers["skipped"] * len(updates)), numbers["grad_norm"], updates)
         self.incidents.note_unusable(round(numbers["unusable"] * self.process.world_size), newest.samples, failures)
         numbers |= {"skipped": self.incidents.skipped, "unusable": self.incidents.unusable}
