@@ -21,4 +21,5 @@ def pytest_configure(config):
         return
     for name in PACKAGES:
         importlib.import_module(name)
+    importlib.import_module("tests.type_checks").install()
     config.pluginmanager.import_plugin("tests.fixtures")
