@@ -21,6 +21,9 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
         InputError: something was lost.
     """
     where = printable(str(writer.root / "full_list.txt"))
+    for what, count in result.table.items():
+        if count:
+            print(f"{count:>9,}  {what}")
     print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
     if result.other_format:
         log.warning(

@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # How HEIC files begin, after a length.
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")
 MAX_IMAGE_BYTES = 512 << 20
+# Of images that are written anew; chroma is kept whole.
+JPEG_QUALITY = 95
 MAX_IMAGE_PIXELS = 100_000_000
 # Of the longer side to the shorter one.
 MAX_IMAGE_ASPECT = 16
@@ -166,6 +168,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     image.info.pop("transparency", None)  # else Pillow warns of what is meant here
     return image.convert("RGB")
+
+
+def encode_pixels(pixels: UInt8[np.ndarray, "h w 3"], image_format: str) -> bytes:
+    """The content of an image file, `png` or `jpeg`."""
+    buffer = BytesIO()
+    image = Image.fromarray(pixels)
+    if image_format == "png":
+        image.save(buffer, "png")
+    else:
+        image.save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
 
 
 def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> Image.Image:

@@ -10,6 +10,7 @@ writer.write_lost(result)
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -76,7 +77,7 @@ class ImportResult:
     """What became of clips: how many were written, how many were there before, and what was lost, by name.
 
     Of those that were there, `other_format` are not in the format that was asked for, and `other_packing` are packed
-    where that was not asked for, or the other way round.
+    where that was not asked for, or the other way round. A `table` counts what an importer wants told of all clips.
     """
 
     written: int = 0
@@ -84,6 +85,7 @@ class ImportResult:
     other_format: int = 0
     other_packing: int = 0
     lost: dict[str, str] = field(default_factory=dict)
+    table: Counter[str] = field(default_factory=Counter)
 
     def lose(self, name: str, reason: object) -> None:
         """Add a loss; both texts may hold what stood in a file."""
@@ -96,6 +98,7 @@ class ImportResult:
         self.other_format += other.other_format
         self.other_packing += other.other_packing
         self.lost |= other.lost
+        self.table.update(other.table)
 
 
 @dataclass(frozen=True)

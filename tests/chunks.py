@@ -27,6 +27,11 @@ def jpeg(width=64, height=36, seed=0):
     return buffer.getvalue()
 
 
+def damaged_inside():
+    """A JPEG file with a sound header and end that no decoder takes: it has lost its quantization tables."""
+    return jpeg(seed=1).replace(b"\xff\xdb", b"\xff\xe5")
+
+
 def as_tensor(data):
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
 

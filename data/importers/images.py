@@ -1,7 +1,6 @@
 """Images of a capture as frames of a scene: their bytes kept where nothing changes, else turned and undistorted."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,11 @@ from PIL import Image
 from data.importers.lens import Four, Lens, Size
 from data.importers.undistortion import Undistortion, plan_undistortion
 from data.packed import ImageFile
-from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, is_plain, open_image, orientation, to_rgb
+from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, encode_pixels, is_plain, open_image, orientation, to_rgb
 from utils.errors import InputError
 from utils.files import read_bytes
 from utils.text import printable
 
-# Of images that are written anew; chroma is kept whole.
-JPEG_QUALITY = 95
 # Pixels by which rounding may change a side that was resized.
 _ROUNDED = 1.5
 # By EXIF orientation: what makes the image upright.
@@ -70,7 +67,8 @@ class Frame:
             return content
         with open_image(content) as image:
             pixels = np.asarray(upright(on_white(image), self.turn))
-            return _encode(pixels if self.undistortion is None else self.undistortion.pixels(pixels), image.format)
+            changed = pixels if self.undistortion is None else self.undistortion.pixels(pixels)
+            return encode_pixels(changed, "png" if image.format == "PNG" else "jpeg")
 
 
 def plan_frame(path: Path, lens: Lens) -> Frame:
@@ -181,13 +179,3 @@ def _notes_of_size(lens: Lens, fitted: Lens, tag: int, turn: int) -> list[str]:
             f"of {fitted.size[0]}x{fitted.size[1]} pixels with cameras for {lens.size[0]}x{lens.size[1]}, rescaled"
         )
     return notes
-
-
-def _encode(pixels: np.ndarray, image_format: str | None) -> bytes:
-    buffer = BytesIO()
-    image = Image.fromarray(pixels)
-    if image_format == "PNG":
-        image.save(buffer, "png")
-    else:
-        image.save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()

@@ -83,11 +83,12 @@ def _read_row(fields: list[str], where: str) -> Float[np.ndarray, "18"]:
         row = np.array(fields[1:], dtype=np.float64)
     except ValueError:
         row = np.empty(0)
-    if len(row) != _NUMBERS or not _is_timestamp(fields[0]):
+    if len(row) != _NUMBERS or not is_timestamp(fields[0]):
         line = shown(" ".join(fields), 60)
         raise InputError(f"{where}: {line} is not a timestamp and {_NUMBERS} numbers: fetch the file again")
     return row
 
 
-def _is_timestamp(text: str) -> bool:
+def is_timestamp(text: str) -> bool:
+    """Whether a text is a number of microseconds."""
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

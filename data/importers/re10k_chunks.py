@@ -20,6 +20,8 @@ from utils.torch_file import Foreign, StoredTensor, TorchFile, open_torch_file
 
 # More frames than a clip has, 18 numbers each: RealEstate10K's longest has some hundreds.
 _MOST_FRAMES = 1_000_000
+# Says which chunk holds a clip.
+_INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,11 @@ def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
     Raises:
         InputError: the folder holds no chunk, or its index is not an index.
     """
-    # Hidden ones are no chunks: a Mac leaves `._NAME` beside every file that it copies.
-    files = sorted(folder.glob("[!.]*.torch"))
-    index_path = folder / "index.json"
-    # A link that leads nowhere is meant to be an index, too.
-    has_index = index_path.exists() or index_path.is_symlink()
-    if not files and not has_index:
+    files = _chunks_in(folder)
+    index_path = folder / _INDEX
+    if not has_chunks(folder):
         raise InputError(f"no chunks (*.torch) in {folder}: --base_path must hold the folders train and test")
-    if not has_index:
+    if not _has_index(folder):
         return dict.fromkeys(files)
     index = read_json(index_path, "chunk index")
     if not isinstance(index, dict):
@@ -96,6 +95,22 @@ def chunk_files(folder: Path) -> dict[Path, list[str] | None]:
     for key, name in index.items():
         chunks.setdefault(folder / check_plain_name(name, f"{index_path}: clip {shown(key)}"), []).append(key)
     return dict(chunks)
+
+
+def has_chunks(folder: Path) -> bool:
+    """Whether a folder holds chunks, or an index of some."""
+    return _has_index(folder) or bool(_chunks_in(folder))
+
+
+def _chunks_in(folder: Path) -> list[Path]:
+    # Hidden ones are no chunks: a Mac leaves `._NAME` beside every file that it copies.
+    return sorted(folder.glob("[!.]*.torch"))
+
+
+def _has_index(folder: Path) -> bool:
+    path = folder / _INDEX
+    # A link that leads nowhere is meant to be an index, too.
+    return path.exists() or path.is_symlink()
 
 
 @contextmanager
@@ -197,7 +212,7 @@ def write_split(folder: Path, records: Iterable[dict[str, Any]], clips_per_chunk
         write_chunk(folder / name, chunk)
         index |= {record["key"]: name for record in chunk}
     if index:
-        write_json(folder / "index.json", index)
+        write_json(folder / _INDEX, index)
 
 
 def chunk_name(number: int) -> str:

@@ -22,7 +22,17 @@ from data.views import Selection, ViewSelectorConfig
 from data.writing import ImportResult, SceneWriter
 from evaluation.identity import identify_scene
 from evaluation.items import check_saved_cameras
-from tests.chunks import contents, jpeg, make_clip, names, names_in, preprocess, scene_of, write_chunks
+from tests.chunks import (
+    contents,
+    damaged_inside,
+    jpeg,
+    make_clip,
+    names,
+    names_in,
+    preprocess,
+    scene_of,
+    write_chunks,
+)
 from tests.helpers import write_toy_set
 from tests.messages import check_names, check_told, refused
 from tests.processes import run
@@ -382,11 +392,6 @@ def test_two_scenes_of_one_name_and_unreadable_ones_are_named(tmp_path):
 
 
 # --check_images
-
-
-def damaged_inside():
-    """A JPEG file with a sound header and end that no decoder takes: it has lost its quantization tables."""
-    return jpeg(seed=1).replace(b"\xff\xdb", b"\xff\xe5")
 
 
 @pytest.mark.parametrize("packed", [(), ("--pack",)])

@@ -538,7 +538,8 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_completes(tmp_path, small_
     preprocess(base, tmp_path / "undisturbed")
     arguments = ["--base_path", base, "--output_dir", small_disk, "--mode", "train", "--num_processes", 2]
     done = run("preprocess_data.py", *arguments)
-    assert done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stdout == "" and done.stderr.count("\n") == 2
+    check_names(done.stderr.splitlines()[0], base / "train", "chunks")
     check_error_line(done, "No space left on device")
     complete = list((small_disk / "train" / "metadata").iterdir())
     assert 1 <= len(complete) < 8 and not list(small_disk.rglob(".*"))
