@@ -3,13 +3,13 @@
     python -m benchmarks.attention [--shape "BATCH HEADS QUERIES KEYS" ...] [--channels 64] [--calls 20]
 
 Heads are of noise, in 16 bits on a GPU. `difference` is how far results and gradients are from those of the shape's
-first kernel, relative to their size: the worst of four. "cudnn + fa4" runs forward on the one, backward on the other.
+first kernel, relative to their size: the worst of all. "cudnn + fa4" runs forward on the one, backward on the other.
+Where a context is joined, the copies and the sums of their gradients count.
 """
 
 import functools
-import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.common import benchmark_parser, release_memory, show, spread, timed
 from model import attention_kernel
 from model.attention_kernel import Kernels, attend_by, own_kernels, why_no_fa4
+from model.transformer import KernelChoice, KeysValues, attend_in_context
 from utils.cli import run_main
 from utils.errors import InputError
 from utils.text import shown
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
 
 
 class Shape(NamedTuple):
@@ -35,6 +36,17 @@ class Shape(NamedTuple):
     heads: int
     queries: int
     keys: int
+
+
+class Context(NamedTuple):
+    """Of targets that attend to themselves and to the inputs of their scene."""
+
+    work: str
+    scenes: int
+    targets: int
+    heads: int
+    tokens: int
+    inputs: int
 
 
 # Of the published sizes: 8 scenes x 6 targets, 2 inputs, 1024 tokens a view, 3072 latents.
@@ -48,6 +60,10 @@ SHAPES = (
     Shape("prefix update, own tokens alone", 48, 12, 1024, 1024),
     Shape("prefix update, inputs", 8, 12, 2048, 2048),
     Shape("prefix, one frame", 1, 12, 1024, 3072),
+)
+CONTEXTS = (
+    Context("prefix update, with joining", 8, 6, 12, 1024, 2048),
+    Context("prefix rendering 4 x 3, with joining", 4, 3, 12, 1024, 2048),
 )
 TORCHS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -94,23 +110,19 @@ def runs(attend: Attend, *heads: Tensor) -> bool:
     return True
 
 
-def seeded_heads(shape: Shape, channels: int) -> list[Tensor]:
-    """Queries, keys and values [b h n c] as projections give them, and the gradient of the result."""
+def seeded_heads(channels: int, *sizes: tuple[int, int, int]) -> list[Tensor]:
+    """Heads [b h n c] of so many sequences, tokens and heads each, as projections give them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     generator = torch.Generator(device).manual_seed(0)
-    heads = []
-    for tokens in (shape.queries, shape.keys, shape.keys, shape.queries):
-        size = (shape.batch, tokens, shape.heads, channels)
-        x = torch.randn(size, device=device, dtype=dtype, generator=generator)
-        heads.append(x.transpose(1, 2).requires_grad_())
-    return heads
+    wholes = [torch.randn(*size, channels, device=device, dtype=dtype, generator=generator) for size in sizes]
+    return [whole.transpose(1, 2).requires_grad_() for whole in wholes]
 
 
-def results(attend: Attend, q: Tensor, k: Tensor, v: Tensor, outer: Tensor) -> list[Tensor]:
-    """What attention gives, and the gradients of queries, keys and values."""
-    out = attend(q, k, v)
-    return [out.detach(), *torch.autograd.grad(out, (q, k, v), outer)]
+def results(attend: Attend, heads: Sequence[Tensor], outer: Tensor) -> list[Tensor]:
+    """What attention gives, and the gradients of all that goes in."""
+    out = attend(*heads)
+    return [out.detach(), *torch.autograd.grad(out, heads, outer)]
 
 
 def distance(found: Tensor, reference: Tensor) -> float:
@@ -126,33 +138,68 @@ def speed(direction: str, flops: float, work: Callable[[], object], calls: int) 
     return row | {f"{direction} spread": f"{spread(seconds):.1%}"}
 
 
-def speeds(shape: Shape, attend: Attend, heads: Sequence[Tensor], outer: Tensor, calls: int) -> dict[str, Any]:
-    """Columns of both directions; backward recomputes the scores."""
-    flops = 4.0 * math.prod(shape[1:]) * heads[0].shape[-1]
-    out = attend(*heads)
-    differentiate = functools.partial(torch.autograd.grad, out, heads, outer, retain_graph=True)
-    forward = speed("forward", flops, functools.partial(attend, *heads), calls)
-    return forward | speed("backward", 2.5 * flops, differentiate, calls)
+def compare(
+    kernels: Iterable[tuple[str, Attend]], heads: Sequence[Tensor], outer: Tensor, flops: float, calls: int
+) -> Iterator[dict[str, Any]]:
+    """Columns of every kernel for the same heads; backward recomputes the scores."""
+    reference: list[Tensor] = []
+    for name, attend in kernels:
+        found = results(attend, heads, outer)
+        if attention_kernel.failures:
+            raise SystemExit(f"{name}: FlashAttention-4 failed: {attention_kernel.failures[0]}")
+        reference = reference or found
+        far = max(map(distance, found, reference))
+        differentiate = functools.partial(torch.autograd.grad, attend(*heads), heads, outer, retain_graph=True)
+        forward = speed("forward", flops, functools.partial(attend, *heads), calls)
+        backward = speed("backward", 2.5 * flops, differentiate, calls)
+        yield {"kernel": name} | forward | backward | {"difference": far}
+
+
+def place(work: str, batch: int, heads: int, queries: int, keys: int) -> dict[str, Any]:
+    """Columns that say what is measured."""
+    return {"work": work, "batch x heads": f"{batch} x {heads}", "queries": queries, "keys": keys}
 
 
 def measure(shape: Shape, channels: int, calls: int) -> Iterator[dict[str, Any]]:
     """A row for every kernel."""
     release_memory()
-    q, k, v, outer = seeded_heads(shape, channels)
-    place: dict[str, Any] = {"work": shape.work, "batch x heads": f"{shape.batch} x {shape.heads}"}
-    place |= {"queries": shape.queries, "keys": shape.keys}
-    reference: list[Tensor] = []
-    for name, attend in kernels_here(q, k, v):
-        found = results(attend, q, k, v, outer)
-        if attention_kernel.failures:
-            raise SystemExit(f"{name}: FlashAttention-4 failed: {attention_kernel.failures[0]}")
-        reference = reference or found
-        row = place | {"kernel": name} | speeds(shape, attend, (q, k, v), outer, calls)
-        yield row | {"difference": max(map(distance, found, reference))}
+    _, b, h, queries, keys = shape
+    *heads, outer = seeded_heads(channels, (b, queries, h), (b, keys, h), (b, keys, h), (b, queries, h))
+    flops = 4.0 * b * h * queries * keys * channels
+    for row in compare(kernels_here(*heads), heads, outer, flops, calls):
+        yield place(*shape) | row
+
+
+def measure_context(shape: Context, channels: int, calls: int) -> Iterator[dict[str, Any]]:
+    """A row for every way to attend to keys of one's own and of a context."""
+    release_memory()
+    work, scenes, targets, h, tokens, inputs = shape
+    b = scenes * targets
+    *heads, outer = seeded_heads(channels, *[(b, tokens, h)] * 3, *[(scenes, inputs, h)] * 2, (b, tokens, h))
+    flops = 4.0 * b * h * tokens * (tokens + inputs) * channels
+    for row in compare(ways_here(), heads, outer, flops, calls):
+        yield place(work, b, h, tokens, tokens + inputs) | row
+
+
+def ways_here() -> Iterator[tuple[str, Attend]]:
+    """Every way to attend to a context, by name."""
+    yield "torch's fastest, joined", in_context("cudnn")
+    if why_no_fa4() is None:
+        yield "fa4, joined", in_context("fa4")
+        yield "by shape", in_context("by_shape")
+
+
+def in_context(kernel: KernelChoice) -> Attend:
+    """Attention by a kernel to one's own keys and values and to a context's."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor) -> Tensor:
+        return attend_in_context(q, KeysValues(k, v), KeysValues(context_k, context_v), kernel)
+
+    return attend
 
 
 def chosen_shapes(given: Sequence[str]) -> Sequence[Shape]:
-    """Those of the command line, else those of the published sizes.
+    """Those of the command line.
 
     Raises:
         InputError: one is not four positive numbers.
@@ -163,7 +210,7 @@ def chosen_shapes(given: Sequence[str]) -> Sequence[Shape]:
         if len(numbers) != 4 or not all(number.isdecimal() and int(number) for number in numbers):
             raise InputError(f'--shape {shown(text)}: give "BATCH HEADS QUERIES KEYS", four positive numbers')
         shapes.append(Shape("", *map(int, numbers)))
-    return shapes or SHAPES
+    return shapes
 
 
 def main(argv: Sequence[str]) -> None:
@@ -173,7 +220,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--channels", type=int, default=64, help="of a head")
     parser.add_argument("--calls", type=int, default=20, help="calls a repeat")
     given = parser.parse_args(argv)
-    rows = [row for shape in chosen_shapes(given.shape) for row in measure(shape, given.channels, given.calls)]
+    shapes = chosen_shapes(given.shape) or SHAPES
+    rows = [row for shape in shapes for row in measure(shape, given.channels, given.calls)]
+    contexts = () if given.shape else CONTEXTS
+    rows += [row for shape in contexts for row in measure_context(shape, given.channels, given.calls)]
     show(rows, given.json)
     if why_not := why_no_fa4():
         print(f"without FlashAttention-4: {why_not}")

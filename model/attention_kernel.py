@@ -6,8 +6,10 @@ log-sum-exp of the scores. FlashAttention-4 (Dao et al., `requirements-fast.txt`
 
 import functools
 import importlib
+import importlib.util
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,9 +47,24 @@ class Kernels(NamedTuple):
     backward: OwnKernel
 
 
+_CUDNN_FORWARD = Kernels("cudnn", "fa4")
+
+
 def attend_by(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √c) v of heads [b h n c], computed in the layout [b n h c], which costs a view alone."""
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *kernels)[0].transpose(1, 2)
+
+
+def attend_apart(own: Kernels, other: Kernels, q: Tensor, k: Tensor, v: Tensor, context: Sequence[Tensor]) -> Tensor:
+    """As `attend_by`, to one's own keys and values and to the context's, of which no sequence gets a copy.
+
+    Args:
+        own: the kernels for one's own keys.
+        other: those for the context's.
+        context: keys and values [s h m c] of `s` scenes, each for as many sequences of `q` in a row.
+    """
+    heads = (x.transpose(1, 2) for x in (q, k, v, *context))
+    return attention_apart(*heads, *own, *other)[0].transpose(1, 2)
 
 
 def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
@@ -55,17 +72,39 @@ def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
 
     None: torch's own attention serves them better, or alone.
     """
-    if kernel not in ("fa4", "by_shape") or q.dtype not in _DTYPES or q.device.type not in _DEVICES:
+    if kernel not in ("fa4", "by_shape") or not _suit(q):
         return None
     b, h, n, c = q.shape
     if kernel == "fa4":
         return Kernels("fa4", "fa4") if c % 8 == 0 and c <= _WIDEST_HEAD else None
-    if c != _MEASURED_HEAD or b * h * n * k.shape[2] < _SCORES:
-        return None
-    if n >= _QUERIES:
-        return Kernels("fa4", "fa4")
+    fastest = _fastest(b * h, n, k.shape[2], c)
     # Without gradients torch's own attention is the same kernel, and spares the log-sum-exp.
-    return Kernels("cudnn", "fa4") if torch.is_grad_enabled() else None
+    return fastest if fastest != _CUDNN_FORWARD or torch.is_grad_enabled() else None
+
+
+def kernels_apart(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> tuple[Kernels, Kernels] | None:
+    """The kernels for one's own keys and for the context's, if "by_shape" two attentions beat one to all keys joined.
+
+    Each is worth it by itself then, and the copies of the context, one a sequence, cost more than merging does.
+    """
+    if kernel != "by_shape" or not _suit(q):
+        return None
+    b, h, n, c = q.shape
+    scenes, _, m, _ = context_k.shape
+    own = _fastest(b * h, n, k.shape[2], c)
+    other = _fastest(scenes * h, b // scenes * n, m, c)
+    return None if b == scenes or own is None or other is None else (own, other)
+
+
+def _suit(q: Tensor) -> bool:
+    return q.dtype in _DTYPES and q.device.type in _DEVICES
+
+
+def _fastest(heads: int, queries: int, keys: int, channels: int) -> Kernels | None:
+    """What was measured to beat torch's own choice, if anything was."""
+    if channels != _MEASURED_HEAD or heads * queries * keys < _SCORES:
+        return None
+    return Kernels("fa4", "fa4") if queries >= _QUERIES else _CUDNN_FORWARD
 
 
 @functools.cache
@@ -208,5 +247,113 @@ def _differentiate(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor 
 
 
 attention.register_autograd(_differentiate, setup_context=_remember)
-# The operator as programs of operators hold it.
-ATTENTION = torch.ops.lvsm.attention.default
+
+# Attention to one's own keys and to those of a context, apart. A softmax over both is each one's, weighted by its share
+# of the sum of exponentials; and each one's gradients follow from the results of both together (Liu et al., "Ring
+# Attention with Blockwise Transformers for Near-Infinite Context", 2023).
+
+
+@torch.library.custom_op("lvsm::attention_apart", mutates_args=())
+def attention_apart(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context_k: Tensor,
+    context_v: Tensor,
+    forward: str,
+    backward: str,
+    context_forward: str,
+    context_backward: str,
+) -> tuple[Tensor, Tensor]:
+    """What `attention` gives for heads [b n h c] and the keys and values of a context [s m h c] beside their own."""
+    own = _run(_FORWARD, forward, q, k, v)
+    out, lse = _run(_FORWARD, context_forward, _together(q, context_k), context_k, context_v)
+    return _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)))
+
+
+@attention_apart.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    b, n, h, _c = q.shape
+    return _empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("lvsm::attention_apart_backward", mutates_args=())
+def attention_apart_backward(
+    outer: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context_k: Tensor,
+    context_v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    backward: str,
+    context_backward: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values, the context's last."""
+    dq, dk, dv = _run(_BACKWARD, backward, outer, q, k, v, out, lse)
+    outer, q, out = (_together(x, context_k) for x in (outer, q, out))
+    context = (context_k, context_v, out, _together_again(lse, len(context_k)))
+    context_dq, context_dk, context_dv = _run(_BACKWARD, context_backward, outer, q, *context)
+    return dq.add_(context_dq.reshape(dq.shape)), dk, dv, context_dk, context_dv
+
+
+@attention_apart_backward.register_fake
+def _(
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v), _empty_heads(context_k), _empty_heads(context_v)
+
+
+def _remember_apart(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *heads, _, ctx.backward_kernel, _, ctx.context_kernel = inputs
+    ctx.save_for_backward(*heads, *output)
+
+
+def _differentiate_apart(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor | None, ...]:
+    kernels = (ctx.backward_kernel, ctx.context_kernel)
+    return *attention_apart_backward(outer, *ctx.saved_tensors, *kernels), *[None] * 4
+
+
+attention_apart.register_autograd(_differentiate_apart, setup_context=_remember_apart)
+
+
+def _together(x: Tensor, context: Tensor) -> Tensor:
+    """All sequences of a scene [b n h c] as one [s tn h c]."""
+    return x.unflatten(0, (len(context), -1)).flatten(1, 2)
+
+
+def _together_again(lse: Tensor, scenes: int) -> Tensor:
+    """The log-sum-exp of sequences [b h n] as that of scenes [s h tn]."""
+    return lse.unflatten(0, (scenes, -1)).transpose(1, 2).flatten(2).contiguous()
+
+
+def _apart_again(lse: Tensor, sequences: int) -> Tensor:
+    """The log-sum-exp of scenes [s h tn] as that of sequences [b h n]."""
+    return lse.unflatten(2, (sequences // len(lse), -1)).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def merge_plainly(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The attention to two sets of keys, and its log-sum-exp, from those of each [b n h c], [b h n]."""
+    total = torch.logaddexp(lse, other_lse)
+    share = (lse - total).exp().transpose(1, 2)[..., None]
+    return (share * out + (1 - share) * other).to(out.dtype).contiguous(), total
+
+
+def _merge(x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The form that runs fastest where `x` is."""
+    return _fast_merge() if x.is_cuda else merge_plainly
+
+
+@functools.cache
+def _fast_merge() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The kernel, where Triton is that it is written in."""
+    if importlib.util.find_spec("triton") is None:
+        return merge_plainly
+    from model.merge_kernel import merge_fast
+
+    return merge_fast
+
+
+# The operators as programs of operators hold them.
+OPERATORS = {torch.ops.lvsm.attention.default, torch.ops.lvsm.attention_apart.default}

@@ -36,14 +36,17 @@ class ExecutionConfig:
     a group is compiled in one piece, so that long ones take long.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
     of attention, then those of matmuls. `attention_backend` names a kernel; `compile` fuses what lies between the
-    matmuls, "auto" where there is a GPU. `residual_dtype` is the precision of the tokens from block to block: float32
-    as published, or with "amp" that of the matmuls: less to read and write, but rounded at every block.
+    matmuls, "auto" where there is a GPU, `compile_layers` layers in one piece where they make no groups: more of them
+    spare the host of small models work, and take longer to compile. `residual_dtype` is the precision of the tokens
+    from block to block: float32 as published, or with "amp" that of the matmuls: less to read and write, but rounded
+    at every block.
     """
 
     grad_checkpoint_every: int = bounded(1, 0, 1000)
     keep_activations: float = bounded(0.4, 0, 1)
     attention_backend: Literal["auto", AttentionKernel] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    compile_layers: int = bounded(1, 1, 1000)
     residual_dtype: ResidualDtype = "fp32"
 
 
@@ -54,6 +57,7 @@ def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
             module.kernel = attention_kernel(cfg.attention_backend)
         elif isinstance(module, Transformer):
             module.checkpoint_groups(cfg.grad_checkpoint_every, cfg.keep_activations)
+            module.layers_per_piece = cfg.compile_layers
             module.residual_dtype = cfg.residual_dtype
     return compile_model(model, cfg)
 

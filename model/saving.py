@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from model.attention_kernel import ATTENTION
+from model.attention_kernel import OPERATORS
 
 _ATEN = torch.ops.aten
-_ATTENTION_OPS = {
-    ATTENTION,
+_ATTENTION_OPS = OPERATORS | {
     _ATEN._scaled_dot_product_cudnn_attention.default,
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_efficient_attention.default,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import attend_by, own_kernels
+from model.attention_kernel import attend_apart, attend_by, kernels_apart, own_kernels
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
@@ -168,8 +168,7 @@ class Attention(MultiHead):
         q, k, v = self._project(x, queries)
         q = self._queries(q, queries, relative).transpose(1, 2)
         own = self._keys_values(k, v, relative)
-        k, v = own if context is None else _join(context, own)
-        attended = attend(q, k, v, self.kernel).transpose(1, 2)
+        attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
         return (result, own) if return_kv else result
 
@@ -187,6 +186,16 @@ class Attention(MultiHead):
 
     def _project_kv(self, x: Tensor) -> tuple[Tensor, ...]:
         return F.linear(x, self.qkv.weight[x.shape[-1] :]).chunk(2, dim=-1)
+
+
+def attend_in_context(
+    q: Tensor, own: KeysValues, context: KeysValues | None, kernel: KernelChoice
+) -> Float[Tensor, "b h n c"]:
+    """Attention to the keys and values of one's own sequence, and to those of the context if there is any."""
+    if context is None:
+        return attend(q, *own, kernel)
+    kernels = kernels_apart(kernel, q, own.k, context.k)
+    return attend(q, *_join(context, own), kernel) if kernels is None else attend_apart(*kernels, q, *own, context)
 
 
 def _join(context: KeysValues, own: KeysValues) -> KeysValues:
@@ -329,6 +338,8 @@ class Transformer(Compilable, nn.ModuleList):
     # What a checkpointed group of so many layers saves for backward; everything is saved if it is 0.
     layers_per_group = 0
     save_policies: Sequence[SavePolicy] = ()
+    # Where nothing is checkpointed, so many layers run in one piece.
+    layers_per_piece = 1
     # Precision of the tokens from block to block under autocast: float32, or that of the matmuls.
     residual_dtype: ResidualDtype = "fp32"
 
@@ -384,7 +395,8 @@ class Transformer(Compilable, nn.ModuleList):
         size = self.layers_per_group
         if size and self.training and torch.is_grad_enabled():
             return [(slice(i * size, (i + 1) * size), policy) for i, policy in enumerate(self.save_policies)]
-        return [(slice(i, i + 1), None) for i in range(len(self))]
+        size = self.layers_per_piece
+        return [(slice(i, i + size), None) for i in range(0, len(self), size)]
 
 
 def _run_group(

@@ -21,6 +21,7 @@ from benchmarks import (
     train_step,
     viewer,
 )
+from model import attention_kernel
 from tests import flash4
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
@@ -82,6 +83,18 @@ def test_attention(measured, monkeypatch, installed):
     assert [row["kernel"] for row in rows] == ["flash", *own]
     assert all((row["queries"], row["keys"]) == (8, 12) and row["difference"] < 1e-5 for row in rows)
     assert all(row["forward ms"] > 0 and row["backward ms"] > 0 for row in rows)
+
+
+def test_attention_to_a_context(measured, monkeypatch):
+    flash4.install(monkeypatch)
+    monkeypatch.setattr(attention, "why_no_fa4", lambda: None)
+    monkeypatch.setattr(attention, "SHAPES", ())
+    monkeypatch.setattr(attention, "CONTEXTS", [attention.Context("small", 2, 3, 2, 5, 7)])
+    monkeypatch.setattr(attention_kernel, "_MEASURED_HEAD", 8)
+    monkeypatch.setattr(attention_kernel, "_SCORES", 1)
+    rows = measured(attention, "--channels", 8, "--calls", 1)
+    assert [row["kernel"] for row in rows] == ["torch's fastest, joined", "fa4, joined", "by shape"]
+    assert all((row["batch x heads"], row["keys"]) == ("6 x 2", 12) and row["difference"] < 1e-5 for row in rows)
 
 
 def test_attention_says_when_a_kernel_fails(measured, monkeypatch):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from model import attention_kernel as room
-from model import execution
-from model.attention_kernel import Kernels, attend_by, own_kernels, why_no_fa4
+from model import execution, transformer
+from model.attention_kernel import Kernels, attend_apart, attend_by, kernels_apart, own_kernels, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
@@ -51,10 +51,33 @@ def test_every_pair_of_kernels_gives_attention_and_its_gradients(package, kernel
     }
 
 
-def test_the_operator_is_what_it_says_of_itself(package):
+# That they compile is in run_compiled.py.
+TESTS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+def test_operators_are_what_they_say_of_themselves(package):
     (q, k, v), _ = heads(4, 6, 6)
     args = [x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(room.attention, (*args, "fa4", "fa4"))
+    torch.library.opcheck(room.attention, (*args, "fa4", "fa4"), test_utils=TESTS)
+    context = [x[:1].detach().requires_grad_() for x in args[1:]]
+    torch.library.opcheck(room.attention_apart, (*args, *context, *["fa4"] * 4), test_utils=TESTS)
+
+
+@pytest.mark.parametrize(("own", "other"), list(product(KERNELS, repeat=2))[::3])
+def test_attention_apart_is_attention_to_all_keys_together(package, own, other):
+    (q, k, v), whole = heads(5, 5, 5, b=6)
+    (context_k, context_v), whole_context = heads(7, 7, b=2)
+    repeated = [x.repeat_interleave(3, dim=0) for x in (context_k, context_v)]
+    expected = F.scaled_dot_product_attention(
+        q, *(torch.cat(pair, dim=2) for pair in zip(repeated, (k, v), strict=True))
+    )
+    found = attend_apart(own, other, q, k, v, (context_k, context_v))
+    torch.testing.assert_close(found, expected)
+    outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    wanted = [*whole, *whole_context]
+    theirs = torch.autograd.grad(expected, wanted, outer)
+    for ours, plain in zip(torch.autograd.grad(found, wanted, outer), theirs, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_no_heads_are_copied_on_their_way(package):
@@ -93,6 +116,23 @@ def test_kernels_follow_shape_and_direction_as_measured(monkeypatch, b, queries,
         assert own_kernels("by_shape", q, k) == (None if fastest == ("cudnn", "fa4") else fastest)
 
 
+@pytest.mark.parametrize(
+    ("b", "tokens", "inputs", "fastest"),
+    [
+        (48, 1024, 2048, (("cudnn", "fa4"), ("fa4", "fa4"))),
+        # One target a scene; small images; small images, and much of them.
+        (8, 4096, 8192, None),
+        (48, 256, 512, None),
+        (48, 256, 65536, None),
+    ],
+)
+def test_contexts_are_attended_to_apart_where_that_was_measured_to_win(monkeypatch, b, tokens, inputs, fastest):
+    monkeypatch.setattr(room, "_DEVICES", {"meta"})
+    q, context = empty_heads(b, tokens), empty_heads(8, inputs)
+    assert kernels_apart("by_shape", q, q, context) == fastest
+    assert kernels_apart("fa4", q, q, context) is None and kernels_apart("cudnn", q, q, context) is None
+
+
 def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
     wide = empty_heads(48, 3072)
     assert own_kernels("fa4", wide, wide) is None
@@ -122,6 +162,20 @@ def test_models_compute_the_same(package, variant):
     expected = images_and_gradients(variant, "flash")
     found = images_and_gradients(variant, "fa4")
     assert package.calls["forward"] == package.calls["backward"] > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["prefix", "prefix+prope"])
+def test_models_compute_the_same_apart(package, monkeypatch, variant):
+    expected = images_and_gradients(variant, "flash")
+    monkeypatch.setattr(room, "_MEASURED_HEAD", 32)
+    monkeypatch.setattr(room, "_SCORES", 1)
+    with monkeypatch.context() as patch:
+        joined = []
+        patch.setattr(transformer, "_join", joined.append)
+        found = images_and_gradients(variant, "by_shape")
+    assert package.calls["backward"] == 2 + 2 * 3 and not joined
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 

@@ -109,6 +109,7 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
         ({"compile": "yes"}, ["training.compile", "'yes'", "auto", "on", "off"]),
         ({"residual_dtype": "bf16"}, ["training.residual_dtype", "'bf16'", "fp32", "amp"]),
         ({"grad_checkpoint_every": -1}, ["training.grad_checkpoint_every", -1]),
+        ({"compile_layers": 0}, ["training.compile_layers", 0]),
     ],
 )
 def test_impossible_choices_are_refused(values, culprits):
@@ -175,6 +176,22 @@ def test_compiled_blocks_get_no_part_of_a_tensor_beside_it(variant):
         assert tokens._base is None
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_larger_pieces_change_no_number(variant):
+    single, _ = counted_gradients(variant, PLAIN)
+    larger, _ = counted_gradients(variant, replace(PLAIN, compile_layers=2))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(larger, single, strict=True))
+
+
+@pytest.mark.parametrize(("layers", "calls"), [(1, 20), (4, 6), (5, 4), (100, 2)])
+def test_larger_pieces_are_fewer_calls(layers, calls):
+    model = small_model("prefix+prope", execution=replace(PLAIN, compile_layers=layers), n_layer=10)
+    count = []
+    model.transformer.run = lambda function, *args: count.append(function) or function(*args)
+    model(random_views(1, 2), random_cameras(1, 2, seed=1))
+    assert len(count) == calls
+
+
 def dtypes(tokens, out):
     """Of a block's tokens before and after; keys and values may come with them."""
     return tokens.dtype, (out[0] if isinstance(out, tuple) else out).dtype
@@ -209,6 +226,7 @@ CLAIMS = [
     "takes_context_and_cameras",
     "copies_are_plain",
     "counts_graphs_of_shapes",
+    "pieces_share_graphs",
     "fits_no_buckets",
     "serves_every_use",
     "generates_code",

@@ -1,6 +1,7 @@
-"""The two forms of PRoPE's turn; what they compute is compared with the formula in test_encode_once.py."""
+"""The two forms of PRoPE's turn, and of other kernels in Triton; PRoPE's formula is in test_encode_once.py."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from tests.processes import run_fresh
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
-def test_the_kernel_is_the_plain_form():
-    result = run_fresh("-m", "tests.programs.run_turned", TRITON_INTERPRET="1")
+def test_kernels_are_their_plain_forms():
+    result = run_fresh("-m", "tests.programs.run_triton", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stderr
-    differences = [float(line) for line in result.stdout.split()]
-    assert len(differences) == 24 and max(differences) < 1e-5
+    differences = json.loads(result.stdout)
+    assert {name: len(cases) for name, cases in differences.items()} == {"turned": 24, "merged": 3}
+    assert max(max(cases) for cases in differences.values()) < 1e-5
 
 
 def test_sixteen_bits_are_turned_in_float32_and_come_back():

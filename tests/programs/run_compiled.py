@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from model import compilation
+from model import attention_kernel, compilation
 from model.execution import ExecutionConfig, apply_execution, prepare_compiler
 from model.transformer import Transformer
 from tests import flash4
@@ -86,16 +86,19 @@ def encoded_once_equals_plain():
 
 
 def own_attention_equals_plain():
-    """The operator of kernels that torch does not know: compiled whole, and its result kept for backward."""
-    with pytest.MonkeyPatch.context() as patch:
-        package = flash4.install(patch)
-        plain, found = (
-            layer_gradients(execution, kernel, random_context(1, layers=1))
-            for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(1, 1 / 9, compile="on"), "fa4"))
-        )
-    for ours, theirs in zip(found, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert package.calls == {"forward": 1, "backward": 1}
+    """The operators of kernels that torch does not know: compiled whole, their results kept for backward."""
+    context = random_context(1, layers=1)
+    plain = layer_gradients(PLAIN, context=context)
+    # With the context joined, and apart.
+    for kernel, calls in (("fa4", {"forward": 1, "backward": 1}), ("by_shape", {"backward": 2})):
+        with pytest.MonkeyPatch.context() as patch:
+            package = flash4.install(patch)
+            patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
+            patch.setattr(attention_kernel, "_SCORES", 1)
+            found = layer_gradients(ExecutionConfig(1, 1 / 9, compile="on"), kernel, context)
+        for ours, theirs in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        assert package.calls == calls
     assert not counters["graph_break"]
 
 
@@ -208,6 +211,18 @@ def counts_graphs_of_shapes():
     assert not counters["graph_break"]
 
 
+def pieces_share_graphs():
+    """However many pieces of two layers a stack has, it takes no more graphs than two of them."""
+    execution = replace(PLAIN, compile="on", compile_layers=2)
+    counts = []
+    for layers in (4, 8):
+        counters.clear()
+        torch._dynamo.reset()
+        forward("prefix", execution, n_layer=layers)
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1] > 0, counts
+
+
 def serves_every_use():
     """Training and validation with other numbers of scenes and views, without more forms than torch allows."""
     execution = ExecutionConfig(1, 0.75, compile="on")
@@ -238,6 +253,7 @@ GROUPS = (
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_attention_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
+    (FRONT, (pieces_share_graphs,)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),
     (FRONT, (encoded_once_equals_plain,)),

@@ -1,0 +1,54 @@
+"""Kernels written in Triton, run by its interpreter on the CPU, beside their plain forms: outputs and gradients.
+
+Prints the largest difference of every case, by kernel. Needs TRITON_INTERPRET=1 in the environment.
+"""
+
+import itertools
+import json
+
+import torch
+from torch import nn
+
+from model.attention_kernel import merge_plainly
+from model.merge_kernel import merge_fast
+from model.prope import turn_plainly
+from model.prope_kernel import turn_fast
+
+
+def turned(h, c, tokens, normed, transposed, back):
+    torch.manual_seed(0)
+    # A view of queries, keys and values side by side, as attention has them.
+    x = torch.randn(2, tokens, 3, h, c, requires_grad=True)
+    norm = nn.RMSNorm(c, eps=1e-5) if normed else None
+    wanted = [x] if norm is None else [x, nn.init.normal_(norm.weight, 1, 0.3)]
+    angles = torch.randn(tokens, c // 4)
+    turns = (torch.randn(2, tokens, 4, 4), angles.cos(), angles.sin(), transposed, back)
+    outer = torch.randn(2, tokens, h, c)
+    results = []
+    for turn in (turn_plainly, turn_fast):
+        y = turn(x[:, :, 1], norm, *turns)
+        results.append([y, *torch.autograd.grad(y, wanted, outer)])
+    return largest(*results)
+
+
+def merged(h, c, tokens):
+    """The log-sum-exps far apart, too."""
+    torch.manual_seed(0)
+    out, other = torch.randn(2, 2, tokens, h, c)
+    lse, other_lse = 30 * torch.randn(2, 2, h, tokens)
+    return largest(*(merge(out, lse, other, other_lse) for merge in (merge_plainly, merge_fast)))
+
+
+def largest(found, expected):
+    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+
+
+def main():
+    sizes = ((3, 64, 3), (2, 32, 2), (2, 96, 2))
+    choices = list(itertools.product((False, True), repeat=3))
+    turns = [turned(*size, *choice) for size in sizes for choice in choices]
+    print(json.dumps({"turned": turns, "merged": [merged(h, c, tokens + 2) for h, c, tokens in sizes]}))
+
+
+if __name__ == "__main__":
+    main()
