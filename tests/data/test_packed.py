@@ -180,15 +180,31 @@ def test_two_clips_whose_names_differ_by_tar_do_not_meet(tmp_path):
     assert len(names(tmp_path / "images")) == 2
 
 
+def check_third_clip_alone_is_lost(out):
+    """What a run leaves that was killed when it moved the third of four clips into place."""
+    assert names(out / "metadata") == ["a.json", "b.json"]
+    left = [path.name for path in out.rglob(".*") if path.name != LOCK_NAME]
+    assert len(left) == 1 and re.fullmatch(r"\.c\.lvsm-\w+\.tmp\.tar", left[0])
+
+
 def test_a_killed_run_loses_the_clip_at_hand_alone(tmp_path):
     base, out = write_chunks(tmp_path, *([make_clip(key)] for key in "abcd")), tmp_path / "out"
     preprocess(base, tmp_path / "undisturbed", "--pack")
     arguments = ["--base_path", base, "--output_dir", out, "--mode", "train", "--num_processes", 1, "--pack"]
-    assert run("-m", "tests.programs.run_struck", "packing", *arguments).returncode == -signal.SIGKILL
-    assert names(out / "train" / "metadata") == ["a.json", "b.json"]
-    left = [path.name for path in out.rglob(".*") if path.name != LOCK_NAME]
-    assert len(left) == 1 and re.fullmatch(r"\.c\.lvsm-\w+\.tmp\.tar", left[0])
+    assert run("-m", "tests.programs.run_struck", "tars", *arguments).returncode == -signal.SIGKILL
+    check_third_clip_alone_is_lost(out / "train")
     preprocess(base, out, "--pack")
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_packing_that_is_killed_loses_the_clip_at_hand_alone(tmp_path):
+    import_scenes(tmp_path / "loose", map(photographs, "abcd"))
+    import_scenes(tmp_path / "undisturbed", map(photographs, "abcd"), packed=True)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "loose" / "full_list.txt"), "--output_dir", str(out), "--num_processes", "1"]
+    assert run("-m", "tests.programs.run_struck", "packing", *arguments).returncode == -signal.SIGKILL
+    check_third_clip_alone_is_lost(out)
+    packing.main(arguments)
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 

@@ -1,6 +1,6 @@
-"""Preprocessing that strikes itself at the third clip it moves into place.
+"""Preprocessing, or the packing of a set, that strikes itself at the third clip it moves into place.
 
-python -m tests.programs.run_struck {all,packing,parent} ARGUMENT...    kills its whole session, or its parent alone
+python -m tests.programs.run_struck {all,tars,packing,parent} ARGUMENT...   kills its whole session, or its parent alone
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import preprocess_data
+from data import packing
 from tests.chunks import on_the_third_move
 
 whom = sys.argv[1]
@@ -27,8 +28,8 @@ def only_tars(move):
     return lambda path, target: move(path, target) if target.suffix == ".tar" else usual(path, target)
 
 
-if whom == "packing":
+if whom in ("tars", "packing"):
     Path.replace = only_tars(on_the_third_move(Path.replace, strike))
 else:
     Path.rename = on_the_third_move(Path.rename, strike)
-preprocess_data.main(sys.argv[2:])
+(packing.main if whom == "packing" else preprocess_data.main)(sys.argv[2:])
