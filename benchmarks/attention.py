@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import benchmark_parser, release_memory, show, spread, timed
 from model import attention_kernel
-from model.attention_kernel import Kernels, attend_by, own_kernels, why_no_fa4
+from model.attention_kernel import Kernels, attend_apart, attend_by, own_kernels, why_no_fa4
 from model.transformer import KernelChoice, KeysValues, attend_in_context
 from utils.cli import run_main
 from utils.errors import InputError
@@ -177,16 +177,25 @@ def measure_context(shape: Context, channels: int, calls: int) -> Iterator[dict[
     b = scenes * targets
     *heads, outer = seeded_heads(channels, *[(b, tokens, h)] * 3, *[(scenes, inputs, h)] * 2, (b, tokens, h))
     flops = 4.0 * b * h * tokens * (tokens + inputs) * channels
-    for row in compare(ways_here(), heads, outer, flops, calls):
+    for row in compare(ways_here(*heads[:2]), heads, outer, flops, calls):
         yield place(work, b, h, tokens, tokens + inputs) | row
 
 
-def ways_here() -> Iterator[tuple[str, Attend]]:
-    """Every way to attend to a context, by name."""
+def ways_here(q: Tensor, k: Tensor) -> Iterator[tuple[str, Attend]]:
+    """Every way to attend to a context with such heads, by name."""
     yield "torch's fastest, joined", in_context("cudnn")
+    if own_kernels("fa4", q, k) is None:
+        return
+    yield "cudnn, apart", apart(Kernels("cudnn", "cudnn"))
     if why_no_fa4() is None:
         yield "fa4, joined", in_context("fa4")
+        yield "fa4, apart", apart(Kernels("fa4", "fa4"))
         yield "by shape", in_context("by_shape")
+
+
+def apart(kernels: Kernels) -> Attend:
+    """Attention to one's own keys and values and to a context's, apart and merged."""
+    return lambda q, k, v, *context: attend_apart(kernels, kernels, q, k, v, context)
 
 
 def in_context(kernel: KernelChoice) -> Attend:
