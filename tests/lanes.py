@@ -15,7 +15,7 @@ import train
 from tests import processes
 from tests.helpers import VARIANTS
 
-SLOW = (subprocess, processes.Program, processes.run_fresh)
+SLOW = (subprocess, processes.Forked, processes.run_fresh)
 # Doors whose runs take seconds; a test of them that does not is marked as fast.
 DOORS = (train, inference)
 # For a test marked as fast: one variant shows in `make check` that the whole runs.
@@ -69,7 +69,7 @@ def forbid_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         started(self, args, *more, **options)
 
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
-    monkeypatch.setattr(processes.Program, "__init__", refuse)
+    monkeypatch.setattr(processes.Forked, "__init__", refuse)
     monkeypatch.setattr(torch, "compile", refuse)
 
 

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from tests.helpers import DOORS, PATIENCE, ROOT
@@ -30,15 +30,22 @@ _servers = multiprocessing.get_context("forkserver")
 _servers.set_forkserver_preload(["tests.programs.preload", *DOORS, *SLOW_TO_IMPORT])
 
 
-class Program:
-    """A running program, with as much of subprocess.Popen as tests ask for."""
+class Forked:
+    """A program that runs in a fork of this process, with as much of subprocess.Popen as torchrun asks for.
 
-    def __init__(self, command: list[str], environment: Mapping[str, str]):
-        self._folder = Path(tempfile.mkdtemp(prefix="lvsm-program-"))
-        self.args = command
-        self._process: ForkServerProcess = _servers.Process(
-            target=_enter, args=(command, dict(environment), str(self._folder / "out"), str(self._folder / "err"))
-        )
+    Args:
+        args: the command line of a Python program, with the interpreter, or none.
+        env: its whole environment.
+        stdout, stderr: open files, or None for those of this process.
+    """
+
+    context: BaseContext = multiprocessing.get_context("fork")
+
+    def __init__(self, args: Sequence[str], env: Mapping[str, str], stdout=None, stderr=None, **_: object):
+        self.args = list(args)
+        command = self.args[1:] if self.args[0] == sys.executable else self.args
+        output = [None if file is None else file.name for file in (stdout, stderr)]
+        self._process = self.context.Process(target=_enter, args=(command, dict(env), *output))  # type: ignore[attr-defined]
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -61,39 +68,55 @@ class Program:
         """The exit status; negative for a signal.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs; what it said so far is in the error.
+            subprocess.TimeoutExpired: it still runs.
         """
         self._process.join(timeout)
         status = self.poll()
         if status is None:
-            raise subprocess.TimeoutExpired(self.args, timeout, *self._said())
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return status
+
+
+class ForkedSooner(Forked):
+    """A program that is forked from a process which has imported torch and nothing else has happened to."""
+
+    context = _servers
+
+
+class Program(ForkedSooner):
+    """A running program whose output is kept."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str]):
+        self._folder = Path(tempfile.mkdtemp(prefix="lvsm-program-"))
+        with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
+            super().__init__(command, environment, out, err)
 
     def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
         """What it wrote to its output and its errors until it ended."""
         self.wait(timeout)
-        said = self._said()
+        # What cannot be read here was not written by us.
+        out, err = ((self._folder / name).read_text(errors="replace") for name in ("out", "err"))
         shutil.rmtree(self._folder, ignore_errors=True)
-        return said
-
-    def _said(self) -> tuple[str, str]:
-        # What cannot be read here was not written, or not by us.
-        out, err = ((self._folder / name) for name in ("out", "err"))
-        return tuple(path.read_text(errors="replace") if path.exists() else "" for path in (out, err))
+        return out, err
 
 
-def _enter(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
+def _enter(command: list[str], environment: dict[str, str], out: str | None, err: str | None) -> None:
     """Become `python COMMAND` (in the forked process)."""
     os.setsid()
     os.chdir(ROOT)
     for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        if path is not None:
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ |= environment
-    # Like a process that a shell started, it is nobody's worker.
+    # Like a process that a shell started, it is nobody's worker, and answers signals in its own way.
     multiprocessing.process._parent_process = None
     multiprocessing.process._children.clear()
     multiprocessing.set_start_method(None, force=True)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = command[1:] if command[0] == "-u" else command
     if command[0] == "-m":
         sys.argv = command[1:]
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
@@ -139,8 +162,8 @@ def free_port() -> str:
 
 
 def torchrun(processes: int, *options: str) -> list[str]:
-    """The beginning of a command under torchrun, for `start`, `run` and `run_fresh`."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *options]
+    """The beginning of a command under torchrun, whose processes are forked, for `start` and `run`."""
+    return ["-m", "tests.programs.run_torchrun", "--standalone", "--nproc_per_node", str(processes), *options]
 
 
 def run_fresh(*command: object, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

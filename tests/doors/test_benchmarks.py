@@ -1,7 +1,10 @@
 """The benchmarks run and say what they promise, at the size of a test."""
 
 import json
+import os
 import re
+import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,6 +28,7 @@ from model import attention_kernel
 from tests import flash4
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
+from tests.processes import QUIET, ForkedSooner
 from utils.cli import run_main
 
 CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
@@ -203,9 +207,15 @@ def test_loss_curves(measured, scenes, tmp_path, capsys):
     check_names(said, re.compile(r"/plain\b"), "earlier run")
 
 
+def fork_torchrun(command, **output):
+    """What subprocess.Popen does, sooner."""
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    return ForkedSooner(["-m", "tests.programs.run_torchrun", *command[3:]], os.environ | QUIET, **output)
+
+
 @pytest.mark.long
 def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(restart, "subprocess", SimpleNamespace(Popen=fork_torchrun))
     small = [*small_overrides("decoder_only"), "model.transformer.n_layer=1", "training.batch_size_per_gpu=1"]
     run = ["training.train_steps=60", "training.checkpoint_every=5", f"training.dataset_path={scenes}"]
     places = ["--config", CONFIG, "--output_dir", tmp_path / "runs"]

@@ -177,12 +177,17 @@ def test_what_the_system_refuses_comes_with_advice(kind, tmp_path, monkeypatch, 
     assert culprit in line and advice in line and "Errno" not in line and ".tmp" not in line
 
 
-def test_the_last_words_under_torchrun_are_ours(tmp_path):
-    result = run(*torchrun(2), "train.py", "--config", "configs/demo.yaml", "training.lrr=1")
+# The second starts its process from nothing, as torchrun does.
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [(torchrun(2), 2), (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"], 1)],
+)
+def test_the_last_words_under_torchrun_are_ours(launcher, processes):
+    result = run(*launcher, "train.py", "--config", "configs/demo.yaml", "training.lrr=1")
     assert result.returncode == 1
     words = [line for line in result.stderr.splitlines() if any(map(str.isalpha, line))]
     assert "error: unknown key training.lrr" in words[-1], words[-1]
-    assert result.stderr.count("unknown key") <= 2 * 2 and "To enable traceback" not in result.stderr
+    assert result.stderr.count("unknown key") <= 2 * processes and "To enable traceback" not in result.stderr
 
 
 def test_cores_are_counted_where_the_system_does_not_tell(monkeypatch):

@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 import inference
 import train
-from benchmarks.restart import workers
 from data import dataset
 from setup import load_config
 from tests.helpers import PATIENCE, write_toy_set
@@ -132,11 +131,11 @@ def test_two_processes_stop_together_or_restart_when_one_dies(scenes, tmp_path):
     expected, folder = two_process_result(scenes, tmp_path), tmp_path / "run"
     process = start_slow(scenes, folder, launcher=torchrun(2, "--max-restarts", "1"))
     wait_for(lambda: numbered_checkpoints(folder))
-    os.kill(random.Random(0).choice(workers(process.pid)), signal.SIGKILL)
+    os.kill(random.Random(0).choice(children(process.pid)), signal.SIGKILL)
     before = lines(folder / "metrics.jsonl")
     wait_for(lambda: lines(folder / "starts.jsonl") == 2 and lines(folder / "metrics.jsonl") > before)
     # A scheduler tells one process alone; both agree.
-    os.kill(workers(process.pid)[1], signal.SIGUSR1)
+    os.kill(children(process.pid)[1], signal.SIGUSR1)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     newest = numbered_checkpoints(folder)[-1]
