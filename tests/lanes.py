@@ -15,7 +15,7 @@ import train
 from tests import processes
 from tests.helpers import VARIANTS
 
-SLOW = (subprocess, processes.Forked, processes.run_fresh)
+SLOW = (subprocess, processes.run_fresh)
 # Doors whose runs take seconds; a test of them that does not is marked as fast.
 DOORS = (train, inference)
 # For a test marked as fast: one variant shows in `make check` that the whole runs.
@@ -37,7 +37,7 @@ def _leads_to_slow(function: FunctionType) -> bool:
 def _is_slow(given: Any, seen: set[Any]) -> bool:
     given = inspect.unwrap(given) if callable(given) else given
     if isinstance(given, type) and given.__module__.startswith("tests."):
-        return any(_is_slow(part, seen) for part in vars(given).values())
+        return issubclass(given, processes.Forked) or any(_is_slow(part, seen) for part in vars(given).values())
     ours = isinstance(given, FunctionType) and given.__module__.startswith("tests.")
     if not ours or given in seen or given.__module__ == __name__:
         return False

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from io import IOBase
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Forked:
     Args:
         args: the command line of a Python program, with the interpreter, or none.
         env: its whole environment.
-        stdout, stderr: open files, or None for those of this process.
+        stdout, stderr: open files, paths, or None for those of this process.
     """
 
     context: BaseContext = multiprocessing.get_context("fork")
@@ -44,7 +45,7 @@ class Forked:
     def __init__(self, args: Sequence[str], env: Mapping[str, str], stdout=None, stderr=None, **_: object):
         self.args = list(args)
         command = self.args[1:] if self.args[0] == sys.executable else self.args
-        output = [None if file is None else file.name for file in (stdout, stderr)]
+        output = [file.name if isinstance(file, IOBase) else file for file in (stdout, stderr)]
         self._process = self.context.Process(target=_enter, args=(command, dict(env), *output))  # type: ignore[attr-defined]
         self._process.start()
         assert self._process.pid is not None
@@ -88,19 +89,19 @@ class Program(ForkedSooner):
 
     def __init__(self, command: list[str], environment: Mapping[str, str]):
         self._folder = Path(tempfile.mkdtemp(prefix="lvsm-program-"))
-        with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
-            super().__init__(command, environment, out, err)
+        super().__init__(command, environment, self._folder / "out", self._folder / "err")
 
     def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
         """What it wrote to its output and its errors until it ended."""
         self.wait(timeout)
-        # What cannot be read here was not written by us.
-        out, err = ((self._folder / name).read_text(errors="replace") for name in ("out", "err"))
+        # What cannot be read here was not written, or not by us.
+        paths = [self._folder / name for name in ("out", "err")]
+        out, err = (path.read_text(errors="replace") if path.exists() else "" for path in paths)
         shutil.rmtree(self._folder, ignore_errors=True)
         return out, err
 
 
-def _enter(command: list[str], environment: dict[str, str], out: str | None, err: str | None) -> None:
+def _enter(command: list[str], environment: dict[str, str], out: str | Path | None, err: str | Path | None) -> None:
     """Become `python COMMAND` (in the forked process)."""
     os.setsid()
     os.chdir(ROOT)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections import Counter, defaultdict
@@ -21,6 +20,7 @@ from queue import Empty, Queue
 import pytest
 
 from tests.helpers import ROOT
+from tests.processes import QUIET, ForkedSooner
 from utils.parallel import cores_of_process
 from utils.text import printable
 
@@ -42,24 +42,19 @@ class Worker:
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         self._errors = folder.with_suffix(".stderr")
-        quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, ROOT / "tests" / "programs" / "run_fuzz.py", folder, *map(str, arguments)],
-                cwd=ROOT,
-                env=os.environ | quiet,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-            )
+        self._said = folder.with_suffix(".stdout")
+        os.mkfifo(self._said)
+        program = ROOT / "tests" / "programs" / "run_fuzz.py"
+        command = [str(part) for part in (program, folder, *arguments)]
+        environment = os.environ | QUIET | {"HF_HUB_OFFLINE": "1"}
+        self.process = ForkedSooner(command, environment, self._said, self._errors)
         self._lines: Queue[str] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
+        with self._said.open() as said:
+            for line in said:
+                self._lines.put(line)
         self._lines.put("")
 
     def next(self, limit: float) -> dict | None:

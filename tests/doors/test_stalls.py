@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,9 +20,9 @@ from data.dataset import EvaluationDataset, TrainingDataset, ViewLoader
 from data.loader import LoaderConfig, TrainingLoader
 from evaluation import scoring
 from setup import load_config
-from tests.helpers import INDEX, PATIENCE, ROOT
+from tests.helpers import INDEX, PATIENCE
 from tests.messages import check_names, check_told, refused
-from tests.processes import start, torchrun
+from tests.processes import run, start, torchrun
 from tests.runs import largest_difference, wait_for, weights
 from tests.runs import training_command as command
 from utils import stop_signal
@@ -101,15 +100,7 @@ def test_a_small_shared_memory_does_not_hang_a_run(scenes, tmp_path, size, code)
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("only root can mount a small shared memory")
     more = ["training.num_workers=2", "training.prefetch_factor=32", "training.train_steps=6"]
-    program = [sys.executable, "train.py", *command(scenes, tmp_path / "run", *more)]
-    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", mount, "bash", *program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run("-m", "tests.programs.run_small_memory", size, *command(scenes, tmp_path / "run", *more))
     assert done.returncode == code and "/dev/shm is " in done.stderr and "--shm-size" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 

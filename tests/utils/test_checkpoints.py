@@ -27,7 +27,7 @@ import train
 from model.weights import load_published, published_state
 from tests.helpers import small_model, write_toy_set
 from tests.messages import check_names, refused
-from tests.processes import run_fresh
+from tests.processes import run
 from tests.runs import build
 from tests.runs import training_command as command
 from training.optim import OptimConfig, build_optimizer, clip_and_step, load_optimizer
@@ -303,7 +303,7 @@ def test_what_stands_in_the_place_of_weights_is_named(tmp_path, name, value, kin
 def test_torch_says_nothing_beside_the_error(tmp_path):
     torch.save({"model": {"a": torch.eye(3).to_sparse_csr(), "b": torch.eye(3).to_sparse()}}, tmp_path / "x.pt")
     # Torch warns once a process.
-    assert run_fresh("-m", "tests.programs.run_read", tmp_path / "x.pt").stderr == ""
+    assert run("-m", "tests.programs.run_read", tmp_path / "x.pt").stderr == ""
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
