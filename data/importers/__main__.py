@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = parse(argv)
     result = ImportResult()
+    writer = SceneWriter(arguments.output_dir, packed=arguments.pack)
     with exit_on_sigterm():
-        scenes = _prepared(arguments, result)
+        scenes = _prepared(arguments, writer, result)
         # Nothing is made on disk before something can be used.
         first = next(scenes, None)
         if first is None:
             raise InputError(f"nothing of {printable(str(arguments.source))} can be used: {_first_loss(result)}")
-        writer = SceneWriter(arguments.output_dir, packed=arguments.pack)
         with writer.session():
             written = [_write(prepared, writer, result) for prepared in chain([first], scenes)]
     _tell(result, writer)
@@ -73,8 +73,11 @@ def main(argv: Sequence[str]) -> None:
         _check(written)
 
 
-def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[Prepared]:
-    """The scenes of all sources; a source that cannot be used is lost."""
+def _prepared(arguments: argparse.Namespace, writer: SceneWriter, result: ImportResult) -> Iterator[Prepared | Scene]:
+    """The scenes of all sources; a source that cannot be used is lost.
+
+    Of a source that takes long to read, the scene that is there already, if there is one.
+    """
     sources = find_sources(arguments.source, arguments.kind)
     _check_focal_length(arguments)
     options = Options(
@@ -86,6 +89,10 @@ def _prepared(arguments: argparse.Namespace, result: ImportResult) -> Iterator[P
             raise InputError(f"--name names one scene, but {arguments.source} holds {len(sources)}: leave it out")
     for path, kind in sources.items():
         if KINDS[kind].wait:
+            found = writer.find(arguments.name or plain_name(path))
+            if isinstance(found, Scene):
+                yield found
+                continue
             print(printable(f"{path}: {KINDS[kind].wait}"), flush=True)
         try:
             yield prepare(KINDS[kind].read(path, options), arguments.name)
@@ -104,8 +111,10 @@ def _check_focal_length(arguments: argparse.Namespace) -> None:
         raise InputError(f"--focal35 is {arguments.focal35:g}: in millimetres it lies between 4 and 500")
 
 
-def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> Scene | None:
-    """Write a scene and say what was read; gives the scene as it is on disk."""
+def _write(prepared: Prepared | Scene, writer: SceneWriter, result: ImportResult) -> Scene | None:
+    """Write a scene unless it is there, and say what was read; gives the scene as it is on disk."""
+    if isinstance(prepared, Scene):
+        return _keep(prepared, writer, result)
     key = prepared.scene.key
     for line in prepared.lines:
         print(printable(line))
@@ -114,6 +123,17 @@ def _write(prepared: Prepared, writer: SceneWriter, result: ImportResult) -> Sce
     scene = found if isinstance(found, Scene) else None
     used = 0 if scene is None else sum(path is not None for path in scene.image_paths)
     print(f"  {used} of {counted(len(prepared.scene.w2c), 'image')} used")
+    return scene
+
+
+def _keep(scene: Scene, writer: SceneWriter, result: ImportResult) -> Scene:
+    """Leave a scene as it is, and say so."""
+    path = writer.metadata(scene.name)
+    print(
+        printable(f"{scene.name} is there already and stays as it is: delete {path} to have its cameras found anew, or")
+        + " name another scene with --name"
+    )
+    writer.keep(scene.name, scene, None, result)
     return scene
 
 

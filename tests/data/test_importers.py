@@ -456,7 +456,7 @@ OUTSIDE = ["../secret.png", "images/../../secret.png", "/secret.png"]
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "link.png"])
-@pytest.mark.parametrize("form", ["colmap", "transforms"])
+@pytest.mark.parametrize("form", ["colmap", "transforms", "opencv_cameras"])
 def test_images_outside_the_source_are_refused_and_may_be_allowed(tmp_path, name, form):
     write_images(tmp_path, names=["secret.png"])
     source = tmp_path / "in"
@@ -469,7 +469,8 @@ def test_images_outside_the_source_are_refused_and_may_be_allowed(tmp_path, name
         write_colmap(source / "sparse" / "0", names=[NAMES[0], name])
     else:
         link = source / "link.png"
-        write_json(source / "transforms.json", transforms([f"images/{NAMES[0]}", name]))
+        images = [f"images/{NAMES[0]}", name]
+        write_json(source / f"{form}.json", transforms(images) if form == "transforms" else opencv_cameras(images))
     link.symlink_to(tmp_path / "secret.png")
     scene = run_importer(source, tmp_path / "out")
     assert sum(path is not None for path in scene.image_paths) == 1
@@ -477,7 +478,7 @@ def test_images_outside_the_source_are_refused_and_may_be_allowed(tmp_path, name
     check_names(reason, name, "--allow_outside_images")
     assert not [path for path in tmp_path.rglob("*") if path.stem == "secret" and path.parent != tmp_path]
     scene = run_importer(source, tmp_path / "allowed", "--allow_outside_images")
-    if "images/.." not in name or form == "transforms":
+    if "images/.." not in name or form != "colmap":
         assert all(path is not None for path in scene.image_paths)
 
 

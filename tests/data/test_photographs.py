@@ -12,6 +12,7 @@ from data.importers import photographs
 from data.importers.lens import make_lens
 from data.importers.structure import Placed, Structure
 from tests.captures import NAMES, colmap_project, lens_image, room, run_importer, write_images
+from tests.chunks import contents
 from tests.messages import check_names, check_told, refused
 
 TURNS = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -56,6 +57,21 @@ def test_focal_lengths_of_exif_data_and_cameras_become_a_scene(tmp_path, colmap,
     check_told(lines, "1.0°", "move the camera")
     check_told(lines, "1.250", "wrong")
     assert scene.image_path(1).read_bytes() == (tmp_path / "in" / "1.jpg").read_bytes()
+
+
+def test_cameras_are_not_looked_for_again_where_the_scene_is_there(tmp_path, colmap, capsys):
+    write_images(tmp_path / "in")
+    run_importer(tmp_path / "in", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    colmap.clear()
+    capsys.readouterr()
+    run_importer(tmp_path / "in", tmp_path / "out", "--fov", 60)
+    assert colmap == {} and contents(tmp_path / "out") == before
+    lines = capsys.readouterr().out.splitlines()
+    check_names(lines[0], "in", tmp_path / "out" / "metadata" / "in.json", "--name")
+    check_told(lines, "0 scenes", "1 already there")
+    run_importer(tmp_path / "in", tmp_path / "out", "--name", "again")
+    assert colmap["images"]
 
 
 @pytest.mark.parametrize("tag", TURNS)
