@@ -94,8 +94,11 @@ def turn_plainly(
 
 def _by_matrices(x: Tensor, matrices: Tensor) -> Tensor:
     groups = x.unflatten(-1, (-1, 4))
-    # Written out, since a matmul would run in reduced precision under autocast or TF32.
-    return (matrices[:, :, None, None] * groups[..., None, :]).sum(-1).flatten(-2)
+    if x.is_cuda:
+        # Written out, since a GPU's matmul may run in TF32.
+        return (matrices[:, :, None, None] * groups[..., None, :]).sum(-1).flatten(-2)
+    with torch.autocast(x.device.type, enabled=False):
+        return (groups.flatten(2, 3) @ matrices.mT).view_as(groups).flatten(-2)
 
 
 def _by_angles(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
