@@ -186,16 +186,17 @@ def ways_here(q: Tensor, k: Tensor) -> Iterator[tuple[str, Attend]]:
     yield "torch's fastest, joined", in_context("cudnn")
     if own_kernels("fa4", q, k) is None:
         return
-    yield "cudnn, apart", apart(Kernels("cudnn", "cudnn"))
+    fa4 = Kernels("fa4", "fa4")
+    yield "cudnn, apart", apart(Kernels("cudnn", "cudnn"), Kernels("cudnn", "cudnn"))
     if why_no_fa4() is None:
-        yield "fa4, joined", in_context("fa4")
-        yield "fa4, apart", apart(Kernels("fa4", "fa4"))
-        yield "by shape", in_context("by_shape")
+        yield "by shape, joined", in_context("by_shape")
+        yield "fa4, apart", apart(fa4, fa4)
+        yield "cudnn + fa4 and fa4, apart", apart(Kernels("cudnn", "fa4"), fa4)
 
 
-def apart(kernels: Kernels) -> Attend:
+def apart(own: Kernels, other: Kernels) -> Attend:
     """Attention to one's own keys and values and to a context's, apart and merged."""
-    return lambda q, k, v, *context: attend_apart(kernels, kernels, q, k, v, context)
+    return lambda q, k, v, *context: attend_apart(own, other, q, k, v, context)
 
 
 def in_context(kernel: KernelChoice) -> Attend:

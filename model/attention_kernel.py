@@ -82,18 +82,13 @@ def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
     return fastest if fastest != _CUDNN_FORWARD or torch.is_grad_enabled() else None
 
 
-def kernels_apart(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> tuple[Kernels, Kernels] | None:
-    """The kernels for one's own keys and for the context's, if "by_shape" two attentions beat one to all keys joined.
+def kernels_apart(kernel: str, q: Tensor, context_k: Tensor) -> tuple[Kernels, Kernels] | None:
+    """The kernels for one's own keys and for a context's [s m h c], where "fa4" spares several sequences copies of it.
 
-    Each is worth it by itself then, and the copies of the context, one a sequence, cost more than merging does.
+    "by_shape" has no measurement of what that gains, and joins.
     """
-    if kernel != "by_shape" or not _suit(q):
-        return None
-    b, h, n, c = q.shape
-    scenes, _, m, _ = context_k.shape
-    own = _fastest(b * h, n, k.shape[2], c)
-    other = _fastest(scenes * h, b // scenes * n, m, c)
-    return None if b == scenes or own is None or other is None else (own, other)
+    own = own_kernels(kernel, q, context_k) if kernel == "fa4" else None
+    return None if own is None or len(q) == len(context_k) else (own, own)
 
 
 def _suit(q: Tensor) -> bool:

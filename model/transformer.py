@@ -194,7 +194,7 @@ def attend_in_context(
     """Attention to the keys and values of one's own sequence, and to those of the context if there is any."""
     if context is None:
         return attend(q, *own, kernel)
-    kernels = kernels_apart(kernel, q, own.k, context.k)
+    kernels = kernels_apart(kernel, q, context.k)
     return attend(q, *_join(context, own), kernel) if kernels is None else attend_apart(*kernels, q, *own, context)
 
 

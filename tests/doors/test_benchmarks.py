@@ -97,7 +97,7 @@ def test_attention_to_a_context(measured, monkeypatch):
     monkeypatch.setattr(attention_kernel, "_MEASURED_HEAD", 8)
     monkeypatch.setattr(attention_kernel, "_SCORES", 1)
     rows = measured(attention, "--channels", 8, "--calls", 1)
-    ways = ["torch's fastest, joined", "cudnn, apart", "fa4, joined", "fa4, apart", "by shape"]
+    ways = ["torch's fastest, joined", "cudnn, apart", "by shape, joined", "fa4, apart", "cudnn + fa4 and fa4, apart"]
     assert [row["kernel"] for row in rows] == ways
     assert all((row["batch x heads"], row["keys"]) == ("6 x 2", 12) and row["difference"] < 1e-5 for row in rows)
 
