@@ -21,9 +21,7 @@ def tell(result: ImportResult, writer: SceneWriter) -> None:
         InputError: something was lost.
     """
     where = printable(str(writer.root / "full_list.txt"))
-    for what, count in result.table.items():
-        if count:
-            print(f"{count:>9,}  {what}")
+    tell_table(result)
     print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
     if result.other_format:
         log.warning(
@@ -47,6 +45,14 @@ def tell_packing(result: ImportResult, writer: SceneWriter) -> None:
             counted(result.other_packing, "clip"),
             "as files of their own, not packed" if writer.packed else "packed (--pack)",
         )
+
+
+def tell_table(result: ImportResult) -> None:
+    """Print the rows of a result's table that count anything."""
+    width = max(map(len, result.table), default=0)
+    for what, count in result.table.items():
+        if count:
+            print(f"{what:<{width}}{count:>9,}")
 
 
 def tell_losses(result: ImportResult, writer: SceneWriter) -> Path | None:

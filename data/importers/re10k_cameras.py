@@ -75,14 +75,14 @@ def read_camera_file(path: Path) -> ClipCameras:
         raise InputError(f"{name} has no line of a frame: fetch it again")
     rows = [_read_row(fields, f"{name}, line {number}") for number, fields in frames.items()]
     timestamps = [int(fields[0]) for fields in frames.values()]
-    return ClipCameras(lines[0].strip(), np.array(timestamps, np.int64), np.stack(rows))
+    return ClipCameras(lines[0].strip(), np.array(timestamps, np.int64), np.array(rows))
 
 
-def _read_row(fields: list[str], where: str) -> Float[np.ndarray, "18"]:
+def _read_row(fields: list[str], where: str) -> list[float]:
     try:
-        row = np.array(fields[1:], dtype=np.float64)
+        row = [float(field) for field in fields[1:]]
     except ValueError:
-        row = np.empty(0)
+        row = []
     if len(row) != _NUMBERS or not is_timestamp(fields[0]):
         line = shown(" ".join(fields), 60)
         raise InputError(f"{where}: {line} is not a timestamp and {_NUMBERS} numbers: fetch the file again")

@@ -15,6 +15,7 @@ from typing import NoReturn
 from data.importers.re10k_cameras import is_camera_file
 from data.importers.re10k_media import TOLERANCE, FrameReader, Media, RawClip, find_clip, usual_media
 from data.parallel import DIED, import_in_parallel, useful_workers
+from data.scene import Scene
 from data.shards import Shard
 from data.transforms import JPEG_QUALITY
 from data.writing import ImportResult, NewScene, SceneWriter
@@ -157,7 +158,7 @@ class Missing:
 def missing_videos(
     folder: Path, num_processes: int, media: Media, shard: Shard, written: SceneWriter | None
 ) -> list[str]:
-    """The ids of the videos that clips need which lack images, and whose scenes `written` does not have.
+    """The ids of the videos that clips need which lack images, and whose scenes `written` does not have as a whole.
 
     Clips of which that cannot be said are left out, and counted in a warning.
 
@@ -185,7 +186,8 @@ def missing_videos(
 
 def find_missing(path: Path, media: Media, written: SceneWriter | None) -> Missing:
     """What is to be fetched of a clip."""
-    if written is not None and written.find(path.stem) is not None:
+    found = None if written is None else written.find(path.stem)
+    if isinstance(found, Scene) and None not in found.image_paths:
         return Missing(None)
     try:
         clip = find_clip(path, media)

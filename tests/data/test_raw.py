@@ -47,8 +47,8 @@ EVEN = range(0, 40 * 60, 40)
 
 def table(text):
     """The table at the end of a run."""
-    rows = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  ")]
-    return {what: int(count.replace(",", "")) for count, what in rows}
+    rows = [line.rsplit(maxsplit=1) for line in text.splitlines() if re.search(r"   [\d,]+$", line)]
+    return {what: int(count.replace(",", "")) for what, count in rows}
 
 
 @pytest.fixture
@@ -450,14 +450,17 @@ def test_ids_of_missing_videos_are_all_that_is_printed(base, tmp_path, capsys, c
     assert contents(tmp_path) == before
 
 
-def test_nothing_is_missing_of_scenes_that_are_there(base, tmp_path, capsys):
-    preprocess(base, tmp_path / "out")
-    (base / "videos" / "video.mp4").unlink()
+def test_nothing_is_missing_of_scenes_that_are_whole(base, tmp_path, capsys):
+    write_cameras(base, "e", [80, 9000], "fifth")
+    write_film(base / "videos" / "fifth.mp4", EVEN)
+    preprocess_with_losses(base, tmp_path / "out")
+    for name in ("video", "fifth"):
+        (base / "videos" / f"{name}.mp4").unlink()
     write_cameras(base, "d", [0, 40], "fourth")
     before = contents(tmp_path)
-    assert missing(capsys, base, "--output_dir", tmp_path / "out") == ["fourth"]
-    assert missing(capsys, base) == ["fourth", "video"]
-    assert missing(capsys, base, "--output_dir", tmp_path / "new") == ["fourth", "video"]
+    assert missing(capsys, base, "--output_dir", tmp_path / "out") == ["fifth", "fourth"]
+    assert missing(capsys, base) == ["fifth", "fourth", "video"]
+    assert missing(capsys, base, "--output_dir", tmp_path / "new") == ["fifth", "fourth", "video"]
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()
 
 
