@@ -46,6 +46,7 @@ from tests.fuzz_damage import (
     repeat_key,
 )
 from tests.helpers import write_toy_set
+from tests.raw import write_cameras, write_film, write_stills
 from utils.sections import flatten, leaves
 
 SIZE = (48, 32)
@@ -104,6 +105,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(INDEX))
     shutil.copy(folder / "set" / "metadata" / "scene0.json", folder / "cameras.json")
     write_chunk_files(folder)
+    write_raw_files(folder / "raw")
     (folder / "config.yaml").write_text(CONFIG)
 
 
@@ -127,6 +129,15 @@ def write_chunk_files(folder: Path) -> None:
         )
         index |= {f"{name}{extra}": file for extra in "ab"}
     (split / "index.json").write_text(json.dumps(index))
+
+
+def write_raw_files(base: Path) -> None:
+    """A clip whose frames are images and one of a video, as raw RealEstate10K has them."""
+    times = range(0, 40 * FRAMES, 40)
+    for name in SCENES:
+        write_cameras(base, name, times, name)
+    write_stills(base / "frames" / SCENES[0], times)
+    write_film(base / "videos" / f"{SCENES[1]}.mp4", times)
 
 
 def clip_record(metadata: Path, key: str) -> dict[str, Any]:
@@ -158,8 +169,8 @@ def evaluate_door(*more: str) -> Door:
     return inference.main, ["--config", "config.yaml", "training.checkpoint_dir=run", *more]
 
 
-def preprocess_door(*more: str) -> Door:
-    paths = ["--base_path", "chunks", "--output_dir", "scenes", "--mode", "train", "--num_processes", "1"]
+def preprocess_door(*more: str, base: str = "chunks") -> Door:
+    paths = ["--base_path", base, "--output_dir", "scenes", "--mode", "train", "--num_processes", "1"]
     return preprocess_data.main, [*paths, *more]
 
 
@@ -345,6 +356,15 @@ def chunk_image_case(case: Case) -> Door:
     torch.save(records, path)
     case.damage.append(words)
     return preprocess_door(*case.rng.choice([(), ("--image_format", "png")]))
+
+
+def raw_case(case: Case) -> Door:
+    text = case.path("raw", "train", f"{case.rng.choice(SCENES)}.txt")
+    video = case.path("raw", "videos", f"{SCENES[1]}.mp4")
+    image = sorted(case.path("raw", "frames", SCENES[0]).iterdir())[1]
+    bytes_or_file = [spoil(path) for path in (text, video, image) for spoil in (case.spoil_bytes, case.spoil_file)]
+    case.do(*[case.spoil_field(text)] * 3, *[case.spoil_bytes(video)] * 2, *bytes_or_file)
+    return preprocess_door(*case.rng.choice([(), (), ("--pack",), ("--list_missing",)]), base="raw")
 
 
 def image_case(case: Case) -> Door:
@@ -656,6 +676,7 @@ KINDS = {
     "chunk": chunk_case,
     "chunk index": chunk_index_case,
     "chunk image": chunk_image_case,
+    "raw clip": raw_case,
     "image": image_case,
     "scene": scene_case,
     "packed scene": packed_case,

@@ -28,7 +28,7 @@ CASES = int(os.environ.get("LVSM_FUZZ", 0))
 FIRST = int(os.environ.get("LVSM_FUZZ_FIRST", 0))
 REPORT = os.environ.get("LVSM_FUZZ_REPORT")
 # Cases where no number is asked for: four of each kind.
-_FEW = 76
+_FEW = 80
 # Seeds of cases that are at fault by design: a program started, a traceback, and last the death of the worker.
 PLANTED = (-3, -2, -1)
 # Seconds after which a case hangs; a usual one takes 0.2.

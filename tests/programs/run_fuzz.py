@@ -34,6 +34,7 @@ import torch
 import torch._dynamo
 import torchvision  # noqa: F401
 
+import data.importers.video
 import data.loader
 import setup
 from data.scene import read_scene
