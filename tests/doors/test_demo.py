@@ -75,6 +75,7 @@ def test_cameras_walk_round_what_they_look_at_or_turn_in_one_place():
     assert not turned[:, :3, 3].any() and np.ptp(turned[:, 0, 2]) > 0.3
 
 
+@pytest.mark.slow
 def test_the_pictures_of_own_photographs_are_drawn_and_small(tmp_path):
     photo_pictures.main(["--output_dir", str(tmp_path), "--width", "192"])
     for name in ("moving.jpg", "epipolar.jpg"):
