@@ -167,6 +167,8 @@ def start(base, out, *more):
     """A run in a process of its own."""
 
     def work():
+        # Tests that a shell runs in the background have it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             preprocess(base, out, *more)
         except InputError as error:

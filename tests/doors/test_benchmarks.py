@@ -133,7 +133,9 @@ def test_rendering(measured, monkeypatch):
     assert [row["encoded MB/view"] for row in rows[3:]] == pytest.approx([4 * (4 * 64 + 20) / 1e6] * 4)
 
 
-def test_from_pose_to_picture(measured):
+def test_from_pose_to_picture(measured, monkeypatch):
+    # However busy the machine is, the model is not too slow for pictures of full size.
+    monkeypatch.setattr("viewer.session._SLOW", 1e9)
     (row,) = measured(viewer, "--config", CONFIG, *small_overrides("decoder_only"), "--poses", 5)
     assert 0 < row["model ms"] < row["median ms"] <= row["p95 ms"]
     assert row["pictures/s"] > 0 and row["while moving"] == "full size"

@@ -34,7 +34,7 @@ def test_they_are_what_their_configuration_builds():
 
 
 def test_they_know_rooms_that_they_never_saw(tmp_path):
-    rooms = ["--train_scenes", "0", "--test_scenes", "3", "--frames", "40", "--width", "256", "--height", "144"]
+    rooms = ["--train_scenes", "0", "--test_scenes", "2", "--frames", "40", "--width", "256", "--height", "144"]
     walk = ["--speed", "0.04", "--context_distance", "30", "--seed", "77", "--num_processes", "1"]
     assert synthetic.main(["--output_dir", str(tmp_path / "chunks"), *rooms, *walk]) == 0
     preprocess_data.main(
@@ -51,6 +51,7 @@ def test_they_know_rooms_that_they_never_saw(tmp_path):
             "inference.render_video=false",
             "training.use_amp=false",
             "training.num_workers=0",
+            "training.num_threads=1",
         ]
     )
     means = json.loads((tmp_path / "out" / "results.json").read_text())["averages"]
