@@ -47,9 +47,6 @@ class Kernels(NamedTuple):
     backward: OwnKernel
 
 
-_CUDNN_FORWARD = Kernels("cudnn", "fa4")
-
-
 def attend_by(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √c) v of heads [b h n c], computed in the layout [b n h c], which costs a view alone."""
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *kernels)[0].transpose(1, 2)
@@ -78,8 +75,10 @@ def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
     if kernel == "fa4":
         return Kernels("fa4", "fa4") if c % 8 == 0 and c <= _WIDEST_HEAD else None
     fastest = _fastest(b * h, n, k.shape[2], c)
+    if fastest is None or fastest.forward == "fa4" or torch.is_grad_enabled():
+        return fastest
     # Without gradients torch's own attention is the same kernel, and spares the log-sum-exp.
-    return fastest if fastest != _CUDNN_FORWARD or torch.is_grad_enabled() else None
+    return None
 
 
 def kernels_apart(kernel: str, q: Tensor, context_k: Tensor) -> tuple[Kernels, Kernels] | None:
@@ -99,7 +98,7 @@ def _fastest(heads: int, queries: int, keys: int, channels: int) -> Kernels | No
     """What was measured to beat torch's own choice, if anything was."""
     if channels != _MEASURED_HEAD or heads * queries * keys < _SCORES:
         return None
-    return Kernels("fa4", "fa4") if queries >= _QUERIES else _CUDNN_FORWARD
+    return Kernels("fa4" if queries >= _QUERIES else "cudnn", "fa4")
 
 
 @functools.cache
