@@ -102,7 +102,8 @@ def choose_source(arguments: argparse.Namespace, folder: Path) -> str:
     """
     source = arguments.source or find_source(folder)
     given = [name for name in ("frames", "videos", "tolerance") if getattr(arguments, name) is not None]
-    given += ["list_missing"] * arguments.list_missing
+    if arguments.list_missing:
+        given.append("list_missing")
     if given and source != "re10k_raw":
         raise InputError(f"--{given[0]} is for raw RealEstate10K, which {printable(str(folder))} is not: leave it out")
     return source

@@ -48,7 +48,11 @@ class Media:
 
     def is_there(self) -> bool:
         """Whether there is a folder that may be of images, or one of videos."""
-        return any(place.is_dir() for place in self.videos) or any(map(_has_folders, self.images))
+        return self.has_videos() or any(map(_has_folders, self.images))
+
+    def has_videos(self) -> bool:
+        """Whether there is a folder of videos."""
+        return any(place.is_dir() for place in self.videos)
 
 
 def _has_folders(folder: Path) -> bool:

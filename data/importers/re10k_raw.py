@@ -35,11 +35,11 @@ _WHOLE = "scenes with all frames"
 _PARTLY = "scenes that lack frames"
 _NO_CAMERAS = "clips lost, since their cameras cannot be used"
 _NO_MEDIA = "clips lost, since there are neither images nor a video"
-_NO_FRAME = "clips lost, since no frame of their images or video can be used"
+_UNUSABLE = "clips lost, since their images, their video or an earlier scene cannot be used"
 _DIED = "clips lost, since the process that read them died"
 _TABLE = (
     *(_CAMERAS, _ALL_IMAGES, _SOME_IMAGES, _VIDEO, _NOTHING),
-    *(_WHOLE, _PARTLY, _NO_CAMERAS, _NO_MEDIA, _NO_FRAME, _DIED),
+    *(_WHOLE, _PARTLY, _NO_CAMERAS, _NO_MEDIA, _UNUSABLE, _DIED),
 )
 
 
@@ -75,11 +75,13 @@ def import_folder(folder: Path, writer: SceneWriter, num_processes: int, media: 
     tasks = [Task(path, media, writer) for path in _files_of_shard(folder, writer.shard)]
     _check_media(media)
     log.info("frames are %s", media)
-    log.info(
-        "frames of videos are the nearest to their timestamps, at most %g ms away (--tolerance); JPEG of quality %d",
-        media.tolerance,
-        JPEG_QUALITY,
-    )
+    if media.has_videos():
+        log.info(
+            "of videos the frames nearest to the timestamps are taken, at most %g ms away (--tolerance), and stored as "
+            "JPEG of quality %d unless --image_format is png",
+            media.tolerance,
+            JPEG_QUALITY,
+        )
     total = ImportResult(table=Counter(dict.fromkeys(_TABLE, 0)))
     with writer.session():
         import_in_parallel(import_clip, tasks, num_processes, _lose, total)
@@ -95,8 +97,8 @@ def _files_of_shard(folder: Path, shard: Shard) -> list[Path]:
 
 def _check_media(media: Media) -> None:
     if not media.is_there():
-        raise InputError(f"there are no frames, neither {media}; --list_missing says which videos to fetch")
-    if any(place.is_dir() for place in media.videos) and importlib.util.find_spec("av") is None:
+        raise InputError(f"nothing is there of {media}: --list_missing says which videos to fetch")
+    if media.has_videos() and importlib.util.find_spec("av") is None:
         raise InputError("videos are read with PyAV, which is not installed: pip install -r requirements.txt")
 
 
@@ -115,7 +117,7 @@ def import_clip(task: Task) -> ImportResult:
     result.table.update(_rows(clip))
     with FrameReader(clip, task.media, task.writer.image_format) as reader:
         task.writer.add(clip.key, partial(_new_scene, clip, reader), result)
-    return _with_outcome(result, _NO_MEDIA if clip.has_nothing else _NO_FRAME)
+    return _with_outcome(result, _NO_MEDIA if clip.has_nothing else _UNUSABLE)
 
 
 def _refuse(error: InputError) -> NoReturn:
@@ -130,8 +132,14 @@ def _new_scene(clip: RawClip, reader: FrameReader) -> NewScene:
 
 def _rows(clip: RawClip) -> list[str]:
     """The rows of the table in which a clip counts, whatever becomes of it."""
-    images = _ALL_IMAGES if clip.has_all_images else _SOME_IMAGES
-    return [_CAMERAS, *[images] * bool(clip.images), *[_VIDEO] * bool(clip.video), *[_NOTHING] * clip.has_nothing]
+    rows = {
+        _CAMERAS: True,
+        _ALL_IMAGES: clip.has_all_images,
+        _SOME_IMAGES: bool(clip.images) and not clip.has_all_images,
+        _VIDEO: clip.video is not None,
+        _NOTHING: clip.has_nothing,
+    }
+    return [row for row, counts in rows.items() if counts]
 
 
 def _with_outcome(result: ImportResult, loss: str) -> ImportResult:

@@ -9,6 +9,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from data.transforms import check_image_size
@@ -39,10 +40,10 @@ class Video:
     that depends on no other.
     """
 
-    def __init__(self, name: str, container: InputContainer) -> None:
+    def __init__(self, name: str, container: InputContainer, stream: VideoStream) -> None:
         self._name = name
         self._container = container
-        self._stream = container.streams.video[0]
+        self._stream = stream
         # One process a core decodes already; errors are told, not painted over.
         self._stream.codec_context.thread_count = 1
         self._stream.codec_context.options = {"err_detect": "explode"}
@@ -136,19 +137,24 @@ def open_video(path: Path) -> Iterator[Video]:
             file = stack.enter_context(open_regular(path))
             container = av.open(file, "r", options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
             stack.enter_context(container)
-            _check(container)
+            stream = _find_stream(container)
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{name} cannot be read (fetch it again): {printable(reason, 200)}") from None
-        yield Video(name, container)
+        yield Video(name, container, stream)
 
 
-def _check(container: InputContainer) -> None:
-    """Raises ValueError, saying why, for a file that holds no video that can be decoded."""
-    if not container.streams.video:
+def _find_stream(container: InputContainer) -> VideoStream:
+    """The video of a file, not a picture of its cover.
+
+    Raises:
+        ValueError: there is none that can be decoded.
+    """
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
         raise ValueError("it has no video")
-    context = container.streams.video[0].codec_context
-    # What the types do not say: there is none where no decoder is known.
-    if not context:
+    # What the types do not say: there is no context where no decoder is known.
+    if not stream.codec_context:
         raise ValueError("its video is of an unknown kind")
-    check_image_size(context.width, context.height)
+    check_image_size(stream.width, stream.height)
+    return stream

@@ -95,6 +95,16 @@ def test_images_keep_their_bytes(tmp_path, place, suffix):
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in images[:2]]
 
 
+def test_raw_clips_and_chunks_give_the_same_files(tmp_path):
+    chunks = write_chunks(tmp_path, [make_clip("a", 4)])
+    write_cameras(tmp_path / "raw", "a", [33, 66, 99, 132])
+    for number, path in enumerate(write_stills(tmp_path / "raw" / "frames" / "a", [33, 66, 99, 132])):
+        path.write_bytes(jpeg(seed=number))
+    preprocess(chunks, tmp_path / "of_chunks")
+    preprocess(tmp_path / "raw", tmp_path / "of_raw")
+    assert contents(tmp_path / "of_raw") == contents(tmp_path / "of_chunks")
+
+
 @pytest.mark.parametrize("image_format", ["jpeg", "png"])
 def test_frames_of_a_video_are_stored_in_its_size(base, tmp_path, image_format):
     preprocess(base, tmp_path / "out", "--image_format", image_format)
@@ -173,7 +183,7 @@ def test_frames_after_the_end_of_the_video_are_named(base, tmp_path, capsys):
     assert numbers(tmp_path / "out", "a") == [58, 59, None, None]
     counts = table(capsys.readouterr().out)
     assert counts["scenes with all frames"] == counts["scenes that lack frames"] == 1
-    assert counts["clips lost, since no frame of their images or video can be used"] == 1
+    assert counts["clips lost, since their images, their video or an earlier scene cannot be used"] == 1
 
 
 def test_the_tolerance_is_an_option(base, tmp_path):
