@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
         "a folder of photographs",
         photographs.finds,
         photographs.read,
-        wait="COLMAP looks for the cameras of its photographs, which takes from half a minute to many",
+        wait="COLMAP looks for the cameras of its photographs, which may take minutes",
     ),
 }
 
