@@ -84,8 +84,9 @@ def test_clips_of_images_and_of_a_video_become_scenes(base, tmp_path, capsys, ca
     ]
 
 
-@pytest.mark.parametrize("place", ["frames/train/c", "frames/c", "train/c", "named/c"])
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize(
+    ("place", "suffix"), [("frames/train/c", "jpg"), ("frames/c", "png"), ("train/c", "JPEG"), ("named/c", "jpg")]
+)
 def test_images_keep_their_bytes(tmp_path, place, suffix):
     write_cameras(tmp_path / "raw", "c", [33, 66])
     images = write_stills(tmp_path / "raw" / place, [33, 66, 99], suffix)
