@@ -6,6 +6,7 @@ Not a packaging script: the project runs from its folder.
 import argparse
 import dataclasses
 import difflib
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
             _check_keys(_nested(key, value), Config)
             OmegaConf.update(given, key, value)
         read = read_values(OmegaConf.to_container(given), Config)
-        merged = OmegaConf.merge(OmegaConf.structured(flat_type(Config)), flatten(Config()), read)
+        merged = OmegaConf.merge(_defaults(Config), read)
         values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         reason = printable(str(error).splitlines()[0], _REASON)
@@ -180,6 +181,12 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
     config = distribute(Config, values)
     _check_values(config)
     return config
+
+
+@functools.cache
+def _defaults(kind: type) -> Any:
+    """What a configuration says that says nothing, of the types that its values must have."""
+    return OmegaConf.merge(OmegaConf.structured(flat_type(kind)), flatten(kind()))
 
 
 def with_training(config: Config, **values: Any) -> Config:
