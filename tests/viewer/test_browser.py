@@ -118,7 +118,7 @@ def test_keys_move_and_lead_back(driver, window):
     assert torch.equal(window.painter.latest.camera.c2w, window.session.lens.c2w)
 
 
-def test_buttons_and_a_click_on_a_camera(driver, window):
+def test_buttons_do_what_they_say(driver, window):
     press(driver, "Next")
     wait_for(lambda: window.number == 1)
     press(driver, "Encode anew")

@@ -12,6 +12,7 @@ from tests.helpers import ROOT, VARIANTS, small_overrides
 from tests.messages import check_error_line, check_names, refusal
 from tests.processes import run, start
 from tests.runs import save_model, wait_for
+from utils.checkpoint import checkpoint_name
 from viewer.headless import HeadlessClient
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,21 @@ def test_a_missing_image_is_named(place):
     save_model(place)
     (place / "scenes" / "images" / "scene0" / "00012.jpg").unlink()
     check_names(refusal(view.main, command(place, "viewer.input_frames=[0,12]")), "scene scene0", "frame 12")
+
+
+def test_weights_may_come_from_the_hub(place, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    save_model(place)
+    file = place / "checkpoints" / checkpoint_name(1)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **_given: str(file))
+    shown = []
+    monkeypatch.setattr(
+        view, "serve", lambda cfg, films, sessions, scenes: shown.append(sessions.open(scenes[0], [0, 12]))
+    )
+    view.main(command(place))
+    view.main(command(place, "training.checkpoint_dir=hf://somebody/something/model.pt"))
+    local, fetched = (session.render(session.camera_of(5)) for session in shown)
+    assert (local == fetched).all() and local.std() > 1
 
 
 def test_it_listens_to_this_machine_alone_unless_told():

@@ -263,6 +263,39 @@ def test_the_truth_stands_beside_the_render(served):
         wait_for(lambda: "Frame 12, an input" in window.compare_panel._score.content)
 
 
+def test_a_click_on_an_input_leads_to_its_camera(served):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        (number,) = [number for number, found in served.windows.items() if found is window]
+        ray = {"ray_origin": [0.0, 0.0, 0.0], "ray_direction": [0.0, 0.0, 1.0], "screen_pos": [0.5, 0.5]}
+        click = {"instance_index": None, "modifier": None, "owner": str(number), **ray}
+        for input_number, frame in enumerate(window.session.inputs):
+            client.send("SceneNodeClickMessage", name=f"/inputs/{input_number}", **click)
+            camera = window.session.camera_of(frame)
+            wait_for(lambda camera=camera: window._anchor is not None and torch.equal(window._anchor.c2w, camera.c2w))
+            wait_for(lambda frame=frame: f"Frame {frame}, an input" in window.compare_panel._score.content)
+
+
+def test_playing_walks_the_path_until_it_is_stopped(served):
+    with HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        for count, frame in ((1, 0), (2, 13)):
+            go(served, window, client, frame)
+            press(client, "Add keyframe")
+            wait_for(lambda count=count: len(window.path_panel._keyframes) == count)
+        press(client, "Seconds", 0.3)
+        wait_for(lambda: window.path_panel._seconds.value == 0.3)
+        press(client, "Play")
+        end = served.viewer.first.scene.w2c[13]
+        wait_for(lambda: np.allclose(sent_to(window, client), np.linalg.inv(end)[:3, 3], atol=1e-4))
+        wait_for(lambda: not window.path_panel._playing.is_set())
+        press(client, "Seconds", 60.0)
+        wait_for(lambda: window.path_panel._seconds.value == 60.0)
+        for playing in (True, False):
+            press(client, "Play")
+            wait_for(lambda playing=playing: window.path_panel._playing.is_set() == playing)
+
+
 def test_a_path_is_laid_saved_loaded_and_filmed(served):
     out = served.viewer.out_dir
     with HeadlessClient(served.address) as client:
