@@ -107,6 +107,16 @@ def hold(driver, key, seconds):
     ActionChains(driver).key_down(key).pause(seconds).key_up(key).perform()
 
 
+def test_a_click_on_an_input_leads_to_its_camera(driver, window):
+    here = window.viewpoint().c2w
+    hold(driver, "s", 1.0)
+    wait_for(lambda: window.viewpoint().c2w[2, 3] < -0.2 and shows(driver, window))
+    # Straight ahead stands the first input, where the window was before.
+    ActionChains(driver).move_to_element_with_offset(find(driver, "canvas"), 10, 20).click().perform()
+    wait_for(lambda: np.allclose(window.viewpoint().c2w, here, atol=1e-3) and shows(driver, window))
+    assert f"Frame {window.session.inputs[0]}, an input" in window.compare_panel._score.content
+
+
 def test_keys_move_and_lead_back(driver, window):
     here = window.viewpoint().c2w
     hold(driver, "d", 0.5)
