@@ -11,6 +11,9 @@ demo: .venv/ready
 view: .venv/ready
 	PYTHON=$(RUN) OUT=$(DEMO) ./walk.sh
 
+# What one process of the tests has compiled serves the next, also where Python is told to write nothing.
+check test: export PYTHONDONTWRITEBYTECODE :=
+
 # Without the check of every function's types and shapes, which `make test` has.
 check: .venv/dev
 	$(RUN) -m pytest -n 2 -m 'not slow' -o addopts=-q

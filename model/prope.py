@@ -98,7 +98,7 @@ def _by_matrices(x: Tensor, matrices: Tensor) -> Tensor:
         # Written out, since a GPU's matmul may run in TF32.
         return (matrices[:, :, None, None] * groups[..., None, :]).sum(-1).flatten(-2)
     with torch.autocast(x.device.type, enabled=False):
-        return (groups.flatten(2, 3) @ matrices.mT).view_as(groups).flatten(-2)
+        return (groups.flatten(2, 3) @ matrices.mT.to(x.dtype)).view_as(groups).flatten(-2)
 
 
 def _by_angles(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.helpers import INDEX, write_toy_set
-from tests.lanes import forbid_programs, is_slow
+from tests.lanes import avoid_workers, forbid_programs, is_slow
 
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
@@ -38,9 +38,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def lane(request, monkeypatch):
-    """Tests that `make check` runs start no programs."""
+    """Tests that `make check` runs start no programs, and no process where one does all the work."""
     if not request.node.get_closest_marker("slow"):
         forbid_programs(monkeypatch)
+        avoid_workers(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

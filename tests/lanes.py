@@ -14,6 +14,7 @@ import inference
 import train
 from tests import processes
 from tests.helpers import VARIANTS
+from utils import pool
 
 SLOW = (subprocess, processes.run_fresh)
 # Doors whose runs take seconds; a test of them that does not is marked as fast.
@@ -71,6 +72,20 @@ def forbid_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
     monkeypatch.setattr(processes.Forked, "__init__", refuse)
     monkeypatch.setattr(torch, "compile", refuse)
+
+
+def avoid_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a fast test do itself what it asks a single worker for: to fork takes longer than most of the work."""
+    until_death = pool._until_death
+
+    def work_here(work: Any, tasks: Any, workers: int, finished: Any) -> list[Any]:
+        if workers > 1:
+            return until_death(work, tasks, workers, finished)
+        for task in tasks:
+            finished(task, work(task))
+        return []
+
+    monkeypatch.setattr(pool, "_until_death", work_here)
 
 
 def refuse(*given: Any, **_: Any) -> None:

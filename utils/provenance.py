@@ -1,5 +1,6 @@
 """What a run was made of: code version, packages, command."""
 
+import functools
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -9,8 +10,12 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "omegaconf", "lpips", "s
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+@functools.cache
 def git_revision() -> str:
-    """The commit of the code, with "+changes" if files differ from it; "unknown" outside a git checkout."""
+    """The commit of the code, with "+changes" if files differ from it; "unknown" outside a git checkout.
+
+    Asked once a process: later changes are not what runs.
+    """
     try:
         revision = _git("rev-parse", "HEAD")
         return revision + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -23,6 +28,7 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and the main packages, those that are installed."""
     versions = {"python": sys.version.split()[0]}

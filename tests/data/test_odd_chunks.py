@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data.importers import re10k
 from data.scene import read_cameras
 from tests.chunks import (
     CHUNKS,
@@ -29,17 +28,6 @@ from tests.chunks import (
 )
 from tests.messages import refused
 from utils import torch_file
-
-
-@pytest.fixture(autouse=True)
-def without_workers(monkeypatch):
-    """Do the work here, which is sooner."""
-
-    def work_here(work, tasks, _workers, finished):
-        for task in tasks:
-            finished(task, work(task))
-
-    monkeypatch.setattr(re10k, "run_in_workers", work_here)
 
 
 def encoded(kind, mode="RGB", size=(64, 36), **options):
