@@ -3,8 +3,8 @@
     python -m benchmarks.attention [--shape "BATCH HEADS QUERIES KEYS" ...] [--channels 64] [--calls 20]
 
 Heads are of noise, in 16 bits on a GPU. `difference` is how far results and gradients are from those of the shape's
-first kernel, relative to their size: the worst of all. "cudnn + fa4" runs forward on the one, backward on the other.
-Where a context is joined, the copies and the sums of their gradients count.
+first kernel, relative to their size: the worst of all. "cudnn, own operator" is what takes over where FlashAttention-4
+fails. Where a context is joined, the copies and the sums of their gradients count.
 """
 
 import functools
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import benchmark_parser, release_memory, show, spread, timed
-from model import attention_kernel
-from model.attention_kernel import Kernels, attend_apart, attend_by, own_kernels, why_no_fa4
-from model.transformer import KernelChoice, KeysValues, attend_in_context
+from model import attention_kernel, transformer
+from model.attention_kernel import OwnKernel, attend_apart, attend_by, takes_fa4, why_no_fa4
+from model.transformer import KeysValues, join
 from utils.cli import run_main
 from utils.errors import InputError
 from utils.text import shown
@@ -82,9 +82,9 @@ def torchs(backend: SDPBackend) -> Attend:
     return attend
 
 
-def own(kernels: Kernels) -> Attend:
+def own(kernel: OwnKernel) -> Attend:
     """Attention by our own operator."""
-    return lambda q, k, v: attend_by(kernels, q, k, v)
+    return functools.partial(attend_by, kernel)
 
 
 def kernels_here(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Attend]]:
@@ -92,11 +92,10 @@ def kernels_here(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Attend]
     for name, backend in TORCHS.items():
         if runs(torchs(backend), q, k, v):
             yield name, torchs(backend)
-    if own_kernels("fa4", q, k) is None or why_no_fa4() is not None:
+    if not takes_fa4("fa4", q, k.shape[2]) or why_no_fa4() is not None:
         return
-    yield "fa4", own(Kernels("fa4", "fa4"))
-    yield "cudnn + fa4", own(Kernels("cudnn", "fa4"))
-    yield "cudnn, own operator", own(Kernels("cudnn", "cudnn"))
+    yield "fa4", own("fa4")
+    yield "cudnn, own operator", own("cudnn")
 
 
 def runs(attend: Attend, *heads: Tensor) -> bool:
@@ -183,29 +182,23 @@ def measure_context(shape: Context, channels: int, calls: int) -> Iterator[dict[
 
 def ways_here(q: Tensor, k: Tensor) -> Iterator[tuple[str, Attend]]:
     """Every way to attend to a context with such heads, by name."""
-    yield "torch's fastest, joined", in_context("cudnn")
-    if own_kernels("fa4", q, k) is None:
+    yield "torch's fastest, joined", joined(functools.partial(transformer.attend, kernel="cudnn"))
+    if not takes_fa4("fa4", q, k.shape[2]):
         return
-    fa4 = Kernels("fa4", "fa4")
-    yield "cudnn, apart", apart(Kernels("cudnn", "cudnn"), Kernels("cudnn", "cudnn"))
+    yield "cudnn, apart", apart("cudnn")
     if why_no_fa4() is None:
-        yield "by shape, joined", in_context("by_shape")
-        yield "fa4, apart", apart(fa4, fa4)
-        yield "cudnn + fa4 and fa4, apart", apart(Kernels("cudnn", "fa4"), fa4)
+        yield "fa4, joined", joined(own("fa4"))
+        yield "fa4, apart", apart("fa4")
 
 
-def apart(own: Kernels, other: Kernels) -> Attend:
+def apart(kernel: OwnKernel) -> Attend:
     """Attention to one's own keys and values and to a context's, apart and merged."""
-    return lambda q, k, v, *context: attend_apart(own, other, q, k, v, context)
+    return lambda q, k, v, *context: attend_apart(kernel, q, k, v, context)
 
 
-def in_context(kernel: KernelChoice) -> Attend:
-    """Attention by a kernel to one's own keys and values and to a context's."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor) -> Tensor:
-        return attend_in_context(q, KeysValues(k, v), KeysValues(context_k, context_v), kernel)
-
-    return attend
+def joined(attend: Attend) -> Attend:
+    """Attention to one's own keys and values and to a context's, which every sequence gets a copy of."""
+    return lambda q, k, v, *context: attend(q, *join(KeysValues(*context), KeysValues(k, v)))
 
 
 def chosen_shapes(given: Sequence[str]) -> Sequence[Shape]:

@@ -1,7 +1,7 @@
-"""Attention by kernels of our choice: FlashAttention-4 for what it is fastest at, cuDNN for the rest.
+"""Attention by FlashAttention-4 where it is the fastest, and by cuDNN's kernel where it fails.
 
-One operator for compilers and autograd, whose directions may run on different kernels: all of them give and take the
-log-sum-exp of the scores. FlashAttention-4 (Dao et al., `requirements-fast.txt`) is imported when it is first wanted.
+One operator for compilers and autograd. Both kernels give and take the log-sum-exp of the scores, so that cuDNN's can
+take over anywhere. FlashAttention-4 (Dao et al., `requirements-fast.txt`) is imported when it is first wanted.
 """
 
 import functools
@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ _PACKAGE = "flash_attn.cute.interface"
 _HOPPER = (9, 0)
 _DEVICES = {"cuda"}
 _DTYPES = HALF
-# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): backward, FlashAttention-4
-# is the fastest of all for so many scores and more, forward from so many queries. Below, its host work shows.
+# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): FlashAttention-4 is the fastest
+# of all for so many scores and more, forward alone only from so many queries. Below, its host work shows.
 _MEASURED_HEAD = 64
 _SCORES = 400_000_000
 _QUERIES = 2048
@@ -40,65 +40,42 @@ failures: list[Exception] = []
 OwnKernel = Literal["fa4", "cudnn"]
 
 
-class Kernels(NamedTuple):
-    """The kernels of the two directions."""
-
-    forward: OwnKernel
-    backward: OwnKernel
-
-
-def attend_by(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_by(kernel: OwnKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √c) v of heads [b h n c], computed in the layout [b n h c], which costs a view alone."""
-    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *kernels)[0].transpose(1, 2)
+    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kernel)[0].transpose(1, 2)
 
 
-def attend_apart(own: Kernels, other: Kernels, q: Tensor, k: Tensor, v: Tensor, context: Sequence[Tensor]) -> Tensor:
+def attend_apart(kernel: OwnKernel, q: Tensor, k: Tensor, v: Tensor, context: Sequence[Tensor]) -> Tensor:
     """As `attend_by`, to one's own keys and values and to the context's, of which no sequence gets a copy.
 
     Args:
-        own: the kernels for one's own keys.
-        other: those for the context's.
         context: keys and values [s h m c] of `s` scenes, each for as many sequences of `q` in a row.
     """
     heads = (x.transpose(1, 2) for x in (q, k, v, *context))
-    return attention_apart(*heads, *own, *other)[0].transpose(1, 2)
+    return attention_apart(*heads, kernel)[0].transpose(1, 2)
 
 
-def own_kernels(kernel: str, q: Tensor, k: Tensor) -> Kernels | None:
-    """The kernels for queries and keys [b h n c]: "fa4" wherever it can, "by_shape" where it was measured to win.
+def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
+    """Whether FlashAttention-4 computes attention of queries [b h n c] to so many keys, or torch's kernels do.
 
-    None: torch's own attention serves them better, or alone.
+    "fa4" wants it wherever it can, "by_shape" where it was measured to win.
     """
-    if kernel not in ("fa4", "by_shape") or not _suit(q):
-        return None
+    if kernel not in ("fa4", "by_shape") or q.dtype not in _DTYPES or q.device.type not in _DEVICES:
+        return False
     b, h, n, c = q.shape
     if kernel == "fa4":
-        return Kernels("fa4", "fa4") if c % 8 == 0 and c <= _WIDEST_HEAD else None
-    fastest = _fastest(b * h, n, k.shape[2], c)
-    if fastest is None or fastest.forward == "fa4" or torch.is_grad_enabled():
-        return fastest
-    # Without gradients torch's own attention is the same kernel, and spares the log-sum-exp.
-    return None
+        return c % 8 == 0 and c <= _WIDEST_HEAD
+    return c == _MEASURED_HEAD and b * h * n * keys >= _SCORES and (torch.is_grad_enabled() or n >= _QUERIES)
 
 
-def kernels_apart(kernel: str, q: Tensor, context_k: Tensor) -> tuple[Kernels, Kernels] | None:
-    """The kernels for one's own keys and for a context's [s m h c], where "fa4" spares several sequences copies of it.
+def attends_apart(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> bool:
+    """Whether FlashAttention-4 spares several sequences copies of their context's keys [s h m c].
 
-    "by_shape" has no measurement of what that gains, and joins.
+    Without gradients only "fa4" does: whole frames were measured joined alone.
     """
-    own = own_kernels(kernel, q, context_k) if kernel == "fa4" else None
-    return None if own is None or len(q) == len(context_k) else (own, own)
-
-
-def _suit(q: Tensor) -> bool:
-    return q.dtype in _DTYPES and q.device.type in _DEVICES
-
-
-def _fastest(heads: int, queries: int, keys: int, channels: int) -> Kernels | None:
-    """What was measured to beat torch's own choice, if anything was."""
-    if channels != _MEASURED_HEAD or heads * queries * keys < _SCORES:
-        return None
-    return Kernels("fa4" if queries >= _QUERIES else "cudnn", "fa4")
+    if len(q) == len(context_k) or (kernel == "by_shape" and not torch.is_grad_enabled()):
+        return False
+    return takes_fa4(kernel, q, k.shape[2] + context_k.shape[2])
 
 
 @functools.cache
@@ -200,18 +177,17 @@ def _empty_heads(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("lvsm::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, forward: str, backward: str) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ / √c) v of heads [b n h c], and the log-sum-exp of the scores [b h n] in float32.
 
     Args:
-        forward: the kernel.
-        backward: that of the gradients.
+        kernel: also that of the gradients.
     """
-    return _run(_FORWARD, forward, q, k, v)
+    return _run(_FORWARD, kernel, q, k, v)
 
 
 @attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, forward: str, backward: str) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     b, n, h, _c = q.shape
     return _empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
 
@@ -232,12 +208,12 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, _, ctx.backward_kernel = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    *heads, ctx.kernel = inputs
+    ctx.save_for_backward(*heads, *output)
 
 
 def _differentiate(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor | None, ...]:
-    return *attention_backward(outer, *ctx.saved_tensors, ctx.backward_kernel), None, None
+    return *attention_backward(outer, *ctx.saved_tensors, ctx.kernel), None
 
 
 attention.register_autograd(_differentiate, setup_context=_remember)
@@ -249,19 +225,11 @@ attention.register_autograd(_differentiate, setup_context=_remember)
 
 @torch.library.custom_op("lvsm::attention_apart", mutates_args=())
 def attention_apart(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    context_k: Tensor,
-    context_v: Tensor,
-    forward: str,
-    backward: str,
-    context_forward: str,
-    context_backward: str,
+    q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """What `attention` gives for heads [b n h c] and the keys and values of a context [s m h c] beside their own."""
-    own = _run(_FORWARD, forward, q, k, v)
-    out, lse = _run(_FORWARD, context_forward, _together(q, context_k), context_k, context_v)
+    own = _run(_FORWARD, kernel, q, k, v)
+    out, lse = _run(_FORWARD, kernel, _together(q, context_k), context_k, context_v)
     return _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)))
 
 
@@ -281,14 +249,13 @@ def attention_apart_backward(
     context_v: Tensor,
     out: Tensor,
     lse: Tensor,
-    backward: str,
-    context_backward: str,
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values, the context's last."""
-    dq, dk, dv = _run(_BACKWARD, backward, outer, q, k, v, out, lse)
+    dq, dk, dv = _run(_BACKWARD, kernel, outer, q, k, v, out, lse)
     outer, q, out = (_together(x, context_k) for x in (outer, q, out))
     context = (context_k, context_v, out, _together_again(lse, len(context_k)))
-    context_dq, context_dk, context_dv = _run(_BACKWARD, context_backward, outer, q, *context)
+    context_dq, context_dk, context_dv = _run(_BACKWARD, kernel, outer, q, *context)
     return dq.add_(context_dq.reshape(dq.shape)), dk, dv, context_dk, context_dv
 
 
@@ -299,17 +266,11 @@ def _(
     return _empty_heads(q), _empty_heads(k), _empty_heads(v), _empty_heads(context_k), _empty_heads(context_v)
 
 
-def _remember_apart(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *heads, _, ctx.backward_kernel, _, ctx.context_kernel = inputs
-    ctx.save_for_backward(*heads, *output)
-
-
 def _differentiate_apart(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor | None, ...]:
-    kernels = (ctx.backward_kernel, ctx.context_kernel)
-    return *attention_apart_backward(outer, *ctx.saved_tensors, *kernels), *[None] * 4
+    return *attention_apart_backward(outer, *ctx.saved_tensors, ctx.kernel), None
 
 
-attention_apart.register_autograd(_differentiate_apart, setup_context=_remember_apart)
+attention_apart.register_autograd(_differentiate_apart, setup_context=_remember)
 
 
 def _together(x: Tensor, context: Tensor) -> Tensor:

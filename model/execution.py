@@ -111,8 +111,8 @@ def _warn_once(message: str) -> None:
 def attention_kernel(name: Literal["auto", AttentionKernel]) -> KernelChoice:
     """The attention kernel to try first: the one named, or for "auto" the fastest known.
 
-    On Hopper (capability 9) that is FlashAttention-4 or cuDNN's, by shape and direction; later cuDNN's, FlashAttention
-    before. Where FlashAttention-4 is wanted and cannot run, a line says why, and the fastest of torch's own runs.
+    On Hopper (capability 9) that is FlashAttention-4 or cuDNN's, by shape; later cuDNN's, FlashAttention before. Where
+    FlashAttention-4 is wanted and cannot run, a line says why, and the fastest of torch's own runs.
     """
     if name == "auto":
         return _fastest_kernel()
@@ -133,7 +133,7 @@ def _fastest_kernel() -> KernelChoice:
         return fastest
     why_not = why_no_fa4()
     if why_not is None:
-        log.info("attention: fa4 or cudnn, by shape and direction")
+        log.info("attention: fa4 or cudnn, by shape")
         return "by_shape"
     log.info("attention: cudnn first; FlashAttention-4 would be faster (%s)", why_not)
     return fastest

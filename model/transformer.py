@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import attend_apart, attend_by, kernels_apart, own_kernels
+from model.attention_kernel import attend_apart, attend_by, attends_apart, takes_fa4
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
@@ -21,7 +21,7 @@ from utils.fields import bounded
 _INIT_STD = 0.02
 
 AttentionKernel = Literal["fa4", "cudnn", "flash", "efficient", "math"]
-# "by_shape": the fastest of "fa4" and "cudnn", as measured.
+# "by_shape": "fa4" or "cudnn", as measured.
 KernelChoice = Literal["by_shape", AttentionKernel]
 ResidualDtype = Literal["fp32", "amp"]
 CameraEncoding = Literal["none", "prope"]
@@ -89,9 +89,8 @@ class Relative(Protocol):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kernel: KernelChoice) -> Float[Tensor, "b h n c"]:
     """softmax(q kᵀ / √c) v of every head; `kernel` is tried first."""
-    own = own_kernels(kernel, q, k)
-    if own is not None:
-        return attend_by(own, q, k, v)
+    if takes_fa4(kernel, q, k.shape[2]):
+        return attend_by("fa4", q, k, v)
     # Inside the function, since a compiled one does not see choices that are made around it.
     with sdpa_kernel(_PREFERENCES[kernel], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
@@ -194,11 +193,12 @@ def attend_in_context(
     """Attention to the keys and values of one's own sequence, and to those of the context if there is any."""
     if context is None:
         return attend(q, *own, kernel)
-    kernels = kernels_apart(kernel, q, context.k)
-    return attend(q, *_join(context, own), kernel) if kernels is None else attend_apart(*kernels, q, *own, context)
+    if attends_apart(kernel, q, own.k, context.k):
+        return attend_apart("fa4", q, *own, context)
+    return attend(q, *join(context, own), kernel)
 
 
-def _join(context: KeysValues, own: KeysValues) -> KeysValues:
+def join(context: KeysValues, own: KeysValues) -> KeysValues:
     """The context of a scene before the keys and values of every sequence of it."""
     return KeysValues(*(_join_one(theirs, ours) for theirs, ours in zip(context, own, strict=True)))
 

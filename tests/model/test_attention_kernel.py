@@ -3,8 +3,7 @@
 import importlib
 import logging
 import sys
-from itertools import product
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 from model import attention_kernel as room
 from model import execution, transformer
-from model.attention_kernel import Kernels, attend_apart, attend_by, kernels_apart, own_kernels, why_no_fa4
+from model.attention_kernel import attend_apart, attend_by, attends_apart, takes_fa4, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
@@ -32,23 +31,23 @@ def heads(*tokens, b=2, h=3, c=16, dtype=torch.float32):
     return [x[:, :, 1].transpose(1, 2) for x in whole], whole
 
 
-KERNELS = [Kernels(*names) for names in product(("fa4", "cudnn"), repeat=2)]
+def counted(kernel, runs):
+    """Calls of FlashAttention-4 where so many attentions run."""
+    return {"forward": runs, "backward": runs} if kernel == "fa4" else {}
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernel", ["fa4", "cudnn"])
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 8)])
-def test_every_pair_of_kernels_gives_attention_and_its_gradients(package, kernels, queries, keys):
+def test_both_kernels_give_attention_and_its_gradients(package, kernel, queries, keys):
     (q, k, v), whole = heads(queries, keys, keys)
     outer = torch.randn(2, 3, queries, 16, generator=torch.Generator().manual_seed(1))
     expected = F.scaled_dot_product_attention(q, k, v)
-    found = attend_by(kernels, q, k, v)
+    found = attend_by(kernel, q, k, v)
     torch.testing.assert_close(found, expected)
     theirs = torch.autograd.grad(expected, whole, outer, retain_graph=True)
     for ours, plain in zip(torch.autograd.grad(found, whole, outer), theirs, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
-    assert package.calls == {
-        name: 1 for name, kernel in zip(("forward", "backward"), kernels, strict=True) if kernel == "fa4"
-    }
+    assert package.calls == counted(kernel, 1)
 
 
 # That they compile is in run_compiled.py.
@@ -58,20 +57,20 @@ TESTS = ("test_schema", "test_autograd_registration", "test_faketensor")
 def test_operators_are_what_they_say_of_themselves(package):
     (q, k, v), _ = heads(4, 6, 6)
     args = [x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(room.attention, (*args, "fa4", "fa4"), test_utils=TESTS)
+    torch.library.opcheck(room.attention, (*args, "fa4"), test_utils=TESTS)
     context = [x[:1].detach().requires_grad_() for x in args[1:]]
-    torch.library.opcheck(room.attention_apart, (*args, *context, *["fa4"] * 4), test_utils=TESTS)
+    torch.library.opcheck(room.attention_apart, (*args, *context, "fa4"), test_utils=TESTS)
 
 
-@pytest.mark.parametrize(("own", "other"), list(product(KERNELS, repeat=2))[::3])
-def test_attention_apart_is_attention_to_all_keys_together(package, own, other):
+@pytest.mark.parametrize("kernel", ["fa4", "cudnn"])
+def test_attention_apart_is_attention_to_all_keys_together(package, kernel):
     (q, k, v), whole = heads(5, 5, 5, b=6)
     (context_k, context_v), whole_context = heads(7, 7, b=2)
     repeated = [x.repeat_interleave(3, dim=0) for x in (context_k, context_v)]
     expected = F.scaled_dot_product_attention(
         q, *(torch.cat(pair, dim=2) for pair in zip(repeated, (k, v), strict=True))
     )
-    found = attend_apart(own, other, q, k, v, (context_k, context_v))
+    found = attend_apart(kernel, q, k, v, (context_k, context_v))
     torch.testing.assert_close(found, expected)
     outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     wanted = [*whole, *whole_context]
@@ -82,22 +81,23 @@ def test_attention_apart_is_attention_to_all_keys_together(package, own, other):
 
 def test_no_heads_are_copied_on_their_way(package):
     (q, k, v), _ = heads(5, 5, 5)
-    out = attend_by(Kernels("fa4", "fa4"), q, k, v)
+    out = attend_by("fa4", q, k, v)
     assert package.places == [x.data_ptr() for x in (q, k, v)]
     # The projection behind takes the heads of a token side by side.
     assert out.transpose(1, 2).is_contiguous()
 
 
-# Of the table in benchmarks/RECORDS.md: batch x heads, queries, keys, and which kernels are the fastest.
+# Of the table in benchmarks/RECORDS.md: sequences, queries, keys, and whether FlashAttention-4 runs, with gradients and
+# without.
 MEASURED = [
-    (48, 3072, 3072, ("fa4", "fa4")),
-    (12, 3072, 3072, ("fa4", "fa4")),
-    (8, 6144, 2048, ("fa4", "fa4")),
-    (8, 2048, 2048, ("fa4", "fa4")),
-    (48, 1024, 3072, ("cudnn", "fa4")),
-    (48, 1024, 1024, ("cudnn", "fa4")),
-    (1, 1024, 3072, None),
-    (2, 256, 768, None),
+    (48, 3072, 3072, True, True),
+    (12, 3072, 3072, True, True),
+    (8, 6144, 2048, True, True),
+    (8, 2048, 2048, True, True),
+    (48, 1024, 3072, True, False),
+    (48, 1024, 1024, True, False),
+    (1, 1024, 3072, False, False),
+    (2, 256, 768, False, False),
 ]
 
 
@@ -105,39 +105,43 @@ def empty_heads(b, n, c=64, dtype=torch.bfloat16):
     return torch.empty(b, 12, n, c, dtype=dtype, device="meta")
 
 
-@pytest.mark.parametrize(("b", "queries", "keys", "fastest"), MEASURED)
-def test_kernels_follow_shape_and_direction_as_measured(monkeypatch, b, queries, keys, fastest):
+@pytest.mark.parametrize(("b", "queries", "keys", "training", "rendering"), MEASURED)
+def test_the_kernel_follows_the_shape_as_measured(monkeypatch, b, queries, keys, training, rendering):
     monkeypatch.setattr(room, "_DEVICES", {"meta"})
-    q, k = empty_heads(b, queries), empty_heads(b, keys)
-    assert own_kernels("by_shape", q, k) == fastest
-    assert own_kernels("fa4", q, k) == ("fa4", "fa4")
+    q = empty_heads(b, queries)
+    assert takes_fa4("fa4", q, keys) and takes_fa4("by_shape", q, keys) == training
     with torch.no_grad():
-        # There is no backward to prepare for.
-        assert own_kernels("by_shape", q, k) == (None if fastest == ("cudnn", "fa4") else fastest)
+        assert takes_fa4("fa4", q, keys) and takes_fa4("by_shape", q, keys) == rendering
 
 
-@pytest.mark.parametrize(("b", "scenes", "apart"), [(48, 8, True), (8, 8, False), (2, 1, True)])
-def test_several_sequences_spare_copies_of_their_context(monkeypatch, b, scenes, apart):
+# Sequences, scenes, whether several sequences share the context of one, and whether there are scores enough.
+SHARED = [(48, 8, True, True), (12, 4, True, True), (2, 1, True, False), (48, 48, False, True)]
+
+
+@pytest.mark.parametrize(("b", "scenes", "shared", "enough"), SHARED)
+def test_several_sequences_spare_copies_of_their_context(monkeypatch, b, scenes, shared, enough):
     monkeypatch.setattr(room, "_DEVICES", {"meta"})
     q, context = empty_heads(b, 1024), empty_heads(scenes, 2048)
-    assert (kernels_apart("fa4", q, context) is not None) == apart
-    assert kernels_apart("by_shape", q, context) is None and kernels_apart("cudnn", q, context) is None
+    assert attends_apart("fa4", q, q, context) == shared
+    assert attends_apart("by_shape", q, q, context) == (shared and enough)
+    assert not attends_apart("cudnn", q, q, context)
+    with torch.no_grad():
+        assert attends_apart("fa4", q, q, context) == shared and not attends_apart("by_shape", q, q, context)
     exact = empty_heads(b, 1024, dtype=torch.float32)
-    assert kernels_apart("fa4", exact, context) is None
+    assert not attends_apart("fa4", exact, exact, context)
 
 
 def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
     wide = empty_heads(48, 3072)
-    assert own_kernels("fa4", wide, wide) is None
+    assert not takes_fa4("fa4", wide, 3072)
     monkeypatch.setattr(room, "_DEVICES", {"meta"})
     for kernel in ("cudnn", "flash", "efficient", "math"):
-        assert own_kernels(kernel, wide, wide) is None
+        assert not takes_fa4(kernel, wide, 3072)
     for c, dtype, taken in ((128, torch.float16, True), (20, torch.float16, False), (256, torch.bfloat16, False)):
         other = empty_heads(48, 3072, c, dtype)
-        assert own_kernels("by_shape", other, other) is None
-        assert (own_kernels("fa4", other, other) is not None) == taken
-    exact = empty_heads(48, 3072, dtype=torch.float32)
-    assert own_kernels("fa4", exact, exact) is None
+        assert not takes_fa4("by_shape", other, 3072)
+        assert takes_fa4("fa4", other, 3072) == taken
+    assert not takes_fa4("fa4", empty_heads(48, 3072, dtype=torch.float32), 3072)
 
 
 # The whole model
@@ -150,20 +154,31 @@ def images_and_gradients(variant, kernel, execution=PLAIN):
     return [images.detach(), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "prefix+prope"])
-@pytest.mark.parametrize("kernel", ["fa4", "by_shape"])
-def test_models_compute_the_same(package, monkeypatch, variant, kernel):
-    expected = images_and_gradients(variant, "flash")
+@pytest.fixture
+def measured(package, monkeypatch):
+    """FlashAttention-4 in plain formulas, measured to win everywhere; what was joined."""
     monkeypatch.setattr(room, "_MEASURED_HEAD", 32)
     monkeypatch.setattr(room, "_SCORES", 1)
-    joins, join = [], transformer._join
-    monkeypatch.setattr(transformer, "_join", lambda *both: joins.append(both) or join(*both))
+    joins, join = [], transformer.join
+    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
+    return SimpleNamespace(calls=package.calls, joins=joins)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "prefix+prope"])
+@pytest.mark.parametrize("kernel", ["fa4", "by_shape"])
+def test_models_compute_the_same(measured, variant, kernel):
     found = images_and_gradients(variant, kernel)
-    # "by_shape" has few queries here, and leaves forward to cuDNN.
-    assert package.calls["backward"] > 0 and (package.calls["forward"] > 0) == (kernel == "fa4")
-    assert len(joins) == (3 if variant.startswith("prefix") and kernel == "by_shape" else 0)
-    for ours, theirs in zip(found, expected, strict=True):
+    assert measured.calls["backward"] == measured.calls["forward"] > 0 and not measured.joins
+    for ours, theirs in zip(found, images_and_gradients(variant, "flash"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kernel", "calls", "joins"), [("fa4", 8, 0), ("by_shape", 0, 3)])
+def test_rendering_by_shape_leaves_few_queries_to_torch_and_joins(measured, kernel, calls, joins):
+    model = flash4.use(small_model("prefix"), kernel).eval()
+    model(random_views(2, 2), random_cameras(2, 3, seed=1))
+    assert measured.calls["forward"] == calls and len(measured.joins) == joins
 
 
 @pytest.mark.parametrize(("share", "again"), [(0.0, 3), (1 / 9, 0), (1.0, 0)])
@@ -251,10 +266,11 @@ def test_where_it_cannot_run_a_line_says_why_and_torchs_fastest_runs(card, caplo
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, direction):
+@pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
+def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, variant, direction):
     package.errors[direction] = RuntimeError("no compiler\nfor sm_90a")
-    expected = images_and_gradients("decoder_only", "flash")
-    for ours, theirs in zip(images_and_gradients("decoder_only", "fa4"), expected, strict=True):
+    expected = images_and_gradients(variant, "flash")
+    for ours, theirs in zip(images_and_gradients(variant, "fa4"), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     (record,) = caplog.records
     assert "no compiler for sm_90a" in record.getMessage() and "attention_backend=cudnn" in record.getMessage()
@@ -265,5 +281,5 @@ def test_full_memory_is_no_failure_of_the_kernel(package, caplog):
     package.errors["forward"] = torch.OutOfMemoryError("CUDA out of memory")
     (q, k, v), _ = heads(5, 5, 5)
     with pytest.raises(torch.OutOfMemoryError):
-        attend_by(Kernels("fa4", "fa4"), q, k, v)
+        attend_by("fa4", q, k, v)
     assert not room.failures and not caplog.records

@@ -87,18 +87,18 @@ def encoded_once_equals_plain():
 
 def own_attention_equals_plain():
     """The operators of kernels that torch does not know: compiled whole, their results kept for backward."""
-    context = random_context(1, layers=1)
-    plain = layer_gradients(PLAIN, context=context)
-    # With the context apart, and joined.
-    for kernel, calls in (("fa4", {"forward": 2, "backward": 2}), ("by_shape", {"backward": 1})):
+    # With the context of one scene apart, and with those of two joined.
+    for scenes, calls in ((1, 2), (2, 1)):
+        context = random_context(scenes, layers=1)
+        plain = layer_gradients(PLAIN, context=context)
         with pytest.MonkeyPatch.context() as patch:
             package = flash4.install(patch)
             patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
             patch.setattr(attention_kernel, "_SCORES", 1)
-            found = layer_gradients(ExecutionConfig(1, 1 / 9, compile="on"), kernel, context)
+            found = layer_gradients(ExecutionConfig(1, 1 / 9, compile="on"), "by_shape", context)
         for ours, theirs in zip(found, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-        assert package.calls == calls
+        assert package.calls == {"forward": calls, "backward": calls}
     assert not counters["graph_break"]
 
 
