@@ -91,13 +91,26 @@ class Program(ForkedSooner):
         self._folder = Path(tempfile.mkdtemp(prefix="lvsm-program-"))
         super().__init__(command, environment, self._folder / "out", self._folder / "err")
 
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit status; an error holds what the program said so far."""
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired as expired:
+            expired.output, expired.stderr = self.said()
+            raise
+
     def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
         """What it wrote to its output and its errors until it ended."""
         self.wait(timeout)
+        said = self.said()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return said
+
+    def said(self) -> tuple[str, str]:
+        """What it wrote to its output and its errors so far."""
         # What cannot be read here was not written, or not by us.
         paths = [self._folder / name for name in ("out", "err")]
         out, err = (path.read_text(errors="replace") if path.exists() else "" for path in paths)
-        shutil.rmtree(self._folder, ignore_errors=True)
         return out, err
 
 

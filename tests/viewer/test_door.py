@@ -33,7 +33,7 @@ def address(program):
     """What it says once it is ready."""
 
     def said():
-        return re.search(r"open http://(\S+)", program._said()[1])
+        return re.search(r"open http://(\S+)", program.said()[1])
 
     wait_for(lambda: said() or program.poll() is not None)
     assert said(), program.communicate()
