@@ -68,8 +68,8 @@ def test_symmetric_distance_is_that_of_two_points_of_the_line(seen):
 def test_distance_in_front_is_that_of_the_nearest_projection_of_any_depth(position, turn):
     rng = np.random.default_rng(2)
     relative = pose(turn, position)
-    first = rng.uniform(0, [480, 270], (40, 2))
-    second = rng.uniform(0, [480, 270], (40, 2))
+    first = rng.uniform(0, [480, 270], (20, 2))
+    second = rng.uniform(0, [480, 270], (20, 2))
     inverse_depths = np.append(0, np.geomspace(1e-4, 1e5, 100_000))
     expected = []
     for point, partner in zip(first, second, strict=True):
