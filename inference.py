@@ -32,7 +32,7 @@ from evaluation.identity import hash_files, identify_run
 from evaluation.items import Item, check_saved_cameras, find_items, items_reader, own_items
 from evaluation.metrics import build_metrics
 from evaluation.pages.comparison import write_comparison
-from evaluation.renderer import Predictor, Renderer
+from evaluation.renderer import Predictor
 from evaluation.results import check_scene_folders, write_results
 from setup import (
     Config,
@@ -42,7 +42,7 @@ from setup import (
     output_folder,
     owners,
     set_threads_and_precision,
-    with_function_of,
+    with_pose_normalization,
 )
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, describe_device, device_name, only_run, process_group
@@ -90,8 +90,7 @@ def evaluate(config: Config, overridden: set[str], process: Process) -> None:
     start = time.perf_counter()
     items, missing = process.broadcast(choose_items(config, overridden) if process.is_main else None)
     prepare_folder(Path(config.inference_out_dir), items, process)
-    evaluator, files = build_evaluator(config, process, items)
-    config = as_predicted(config, evaluator.renderer)
+    evaluator, files, config = build_evaluator(config, process, items)
     evaluated = evaluator.run(items)
     if process.is_main:
         seconds = round(time.perf_counter() - start, 1)
@@ -112,14 +111,14 @@ def prepare_folder(out_dir: Path, items: list[Item], process: Process) -> None:
         remove_stale(out_dir)
 
 
-def build_evaluator(config: Config, process: Process, items: list[Item]) -> tuple[Evaluator, dict[str, Any]]:
-    """The evaluator of the configured model, and the hashes of the files that its results depend on."""
+def build_evaluator(config: Config, process: Process, items: list[Item]) -> tuple[Evaluator, dict[str, Any], Config]:
+    """The evaluator of the configured model, the hashes of the files it depends on, and the completed configuration."""
     cfg = config.inference.evaluation
-    training = config.training
     tokenizer = config.model.image_tokenizer
     names = cfg.metrics if cfg.compute_metrics else []
     metrics = process.first_on_machine(lambda: build_metrics(names, process.device, tokenizer.image_size))
-    renderer, checkpoint = choose_predictor(config, process)
+    renderer, checkpoint, config = choose_predictor(config, process)
+    training = config.training
     files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
     load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
     remark = partial(remark_on_inputs, training.data.square_crop) if cfg.chooses_views else None
@@ -130,10 +129,10 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
         renderer=renderer,
         metrics=metrics,
         read=items_reader(load, training.loader, process, training.process.patience, remark),
-        run_id=identify_run(owners(as_predicted(config, renderer)), files),
+        run_id=identify_run(owners(config), files),
         patience=training.process.patience,
     )
-    return evaluator, files
+    return evaluator, files, config
 
 
 def remark_on_inputs(square_crop: bool, scene: Scene, selection: Selection) -> dict[str, str]:
@@ -143,20 +142,17 @@ def remark_on_inputs(square_crop: bool, scene: Scene, selection: Selection) -> d
     return remarks_on_inputs(scene, selection.context, square_crop)
 
 
-def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None]:
-    """What gives the images, and the file that its weights came from, if it has any.
+def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None, Config]:
+    """What gives the images, the file that its weights came from, if it has any, and the completed configuration.
+
+    That is the configuration with what it left open (`auto`) as the weights have it.
 
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
     """
     if config.inference.evaluation.predictor == "nearest_input":
-        return NearestInput(process.device), None
+        return NearestInput(process.device), None, with_pose_normalization(config)
     return load_renderer(config, process)
-
-
-def as_predicted(config: Config, predictor: Predictor) -> Config:
-    """The configuration that says what the model computes, if there is one."""
-    return with_function_of(config, predictor.model) if isinstance(predictor, Renderer) else config
 
 
 def hash_inputs(config: Config, checkpoint: Path | None, items: list[Item]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from omegaconf import OmegaConf
@@ -24,6 +24,7 @@ from data.views import Selection, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.validation import ValidationConfig
+from geometry.normalization import PoseNormalization
 from geometry.paths import check_video_config
 from model import LVSM, ModelConfig, build_model, check_model_config, unread_keys
 from model.execution import ExecutionConfig, prepare_compiler
@@ -66,6 +67,8 @@ _SEEN_BY_THE_MODEL = (
     "training.square_crop",
     "model.image_tokenizer.image_size",
 )
+# What weights were trained with that do not say it, such as published ones.
+_UNLESS_SAID: dict[str, Any] = {"training.pose_normalization": "all_views"}
 # Characters of a library's reason that a message quotes.
 _REASON = 300
 
@@ -200,6 +203,27 @@ def with_function_of(config: Config, model: LVSM) -> Config:
     return dataclasses.replace(config, model=with_function(config.model, function_of(model)))
 
 
+def with_pose_normalization(config: Config, stored: object = None, source: object = "") -> Config:
+    """The configuration with the pose normalisation of training, where it leaves that open (`auto`).
+
+    Args:
+        stored: the YAML text that a checkpoint keeps of its configuration. What cannot be read, or does not say it,
+            such as a published file, counts as the paper's: all views.
+        source: the checkpoint's file, for messages.
+
+    Raises:
+        InputError: it was trained with one that is not known.
+    """
+    key = "training.pose_normalization"
+    if config.training.data.pose_normalization != "auto":
+        return config
+    trained = _trained_with(read_kept_yaml(stored), key)
+    if trained not in get_args(PoseNormalization):
+        known = ", ".join(get_args(PoseNormalization))
+        raise InputError(f"{source} was trained with {key}={shown(trained)}: set the key to one of {known}")
+    return with_training(config, pose_normalization=trained)
+
+
 def owners(config: Config) -> dict[str, Any]:
     """Every owner's config by the owner's name, and values that have no owner."""
     return {
@@ -219,15 +243,21 @@ def warn_of_other_values(config: Config, stored: object, path: Path, also: Seque
     """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
 
     The keys `also` are looked at, too. `stored` is the YAML text that a checkpoint keeps of its configuration; what
-    cannot be read says nothing.
+    cannot be read says nothing. Weights that do not say their pose normalisation were trained as published.
     """
     trained = read_kept_yaml(stored)
     given = flatten(config)
     for key in (*_SEEN_BY_THE_MODEL, *also):
-        before = _value_at(trained, key)
+        before = _trained_with(trained, key)
         now = _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
             log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))
+
+
+def _trained_with(trained: object, key: str) -> object:
+    """The value of a key in a checkpoint's configuration, or what weights have that do not say it; None if unknown."""
+    value = _value_at(trained, key)
+    return _UNLESS_SAID.get(key) if value in (None, "auto") else value
 
 
 def _value_at(content: object, key: str) -> object:
@@ -320,10 +350,10 @@ def check_training(config: Config) -> None:
     with _below("training"):
         check_view_config(cfg.data)
     free = cfg.data.num_views if cfg.data.target_has_input else cfg.data.num_views - cfg.data.num_target_views
-    if cfg.trainer.dynamic_input_view_num and (free < 4 or cfg.data.pose_normalization != "all_views"):
+    if cfg.trainer.dynamic_input_view_num and (free < 4 or cfg.data.pose_normalization == "input_views"):
         raise InputError(
             "training.dynamic_input_view_num draws 2 to 4 inputs: it needs room for 4 in num_views, "
-            "and pose_normalization=all_views"
+            "and another pose_normalization than input_views"
         )
 
 
@@ -387,8 +417,10 @@ def output_folder(text: str, key: str) -> Path:
     return folder
 
 
-def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
-    """The configured model with the weights of `training.checkpoint_dir`, and the file they came from.
+def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Config]:
+    """The configured model with the weights of `training.checkpoint_dir`, their file, and the completed configuration.
+
+    That is the configuration with what it left open (`auto`) as the weights have it.
 
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
@@ -398,10 +430,11 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path]:
     model = build_model(config.model, config.training.execution)
     content = read_checkpoint(path)
     load_weights(model, content, path, config.training.restoring.allow_other_function)
+    config = with_pose_normalization(with_function_of(config, model), content.get("config"), path)
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
     model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
-    return Renderer(model, config.training.precision, process.device), path
+    return Renderer(model, config.training.precision, process.device), path, config
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

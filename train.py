@@ -35,6 +35,7 @@ from setup import (
     warn_of_other_values,
     with_accumulation,
     with_function_of,
+    with_pose_normalization,
 )
 from training.incidents import Incidents
 from training.metrics_log import MetricsLog, SampleCost
@@ -61,6 +62,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     Raises:
         InputError: data, weights or values that cannot be used.
     """
+    config = with_pose_normalization(config)
     asked = config
     config = with_accumulation(config, process.world_size)
     cfg = config.training

@@ -28,12 +28,11 @@ def main(argv: Sequence[str]) -> None:
     with process_group() as process:
         if process.device.type == "cpu" and "training.use_amp" not in overridden:
             config = with_training(config, use_amp=False)
-        training = config.training
         tokenizer = config.model.image_tokenizer
-        set_threads_and_precision(training)
-        renderer, checkpoint = load_renderer(config, process)
+        set_threads_and_precision(config.training)
+        renderer, checkpoint, config = load_renderer(config, process)
         log.info("%s on %s", checkpoint, describe_device(process.device))
-        load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
+        load = ViewLoader(config.training.data, tokenizer.image_size, tokenizer.patch_size)
         serve(config.viewer, config.inference.evaluation.render_video_config, Sessions(renderer, load), scenes)
 
 

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     if not all(0 <= room < len(scenes) for room in given.rooms):
         raise InputError(f"--rooms: the list has the rooms 0 to {len(scenes) - 1}")
     with process_group() as process:
-        renderer, _ = load_renderer(config, process)
+        renderer, _, config = load_renderer(config, process)
         sessions = Sessions(renderer, ViewLoader(config.training.data, tokenizer.image_size, tokenizer.patch_size))
         write_animation(given.output, [sessions.open(scenes[room], given.inputs) for room in given.rooms])
 

@@ -23,7 +23,13 @@ from data.views import (
 )
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
-from geometry.normalization import Normalization, pose_normalization
+from geometry.normalization import (
+    Normalization,
+    PoseNormalization,
+    median_normalization,
+    no_normalization,
+    pose_normalization,
+)
 from utils.errors import InputError
 from utils.fields import bounded, file_path
 from utils.text import printable
@@ -36,8 +42,11 @@ _SCENE_TRIES = 10
 class DataConfig(ViewConfig):
     """What a sample is; part of the `training` section of a configuration file.
 
-    `pose_normalization` names the cameras that set a sample's frame and scale: `all_views`, inputs and targets, as the
-    published weights were trained, or `input_views`, so that a render cannot depend on the other targets.
+    `pose_normalization` names what sets a sample's frame and scale: `all_views`, inputs and targets, as the published
+    weights were trained; `input_views`, so that a render cannot depend on the other targets; `median`, all views, by
+    their median distance rather than the largest, so that one far camera does not shrink the others; or `none`: cameras
+    are as they are, and nothing reads `scene_scale_factor`. `auto` evaluates weights as they were trained, and trains
+    with `all_views`.
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
     `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
     """
@@ -45,7 +54,7 @@ class DataConfig(ViewConfig):
     dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
     square_crop: bool = True
     scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
-    pose_normalization: Literal["all_views", "input_views"] = "all_views"
+    pose_normalization: Literal["auto", PoseNormalization] = "auto"
     image_resize: Literal["exact", "fast"] = "exact"
     allow_outside_images: bool = False
 
@@ -222,7 +231,12 @@ class ViewLoader:
         )
 
     def _normalization(self, c2w: Float[np.ndarray, "v 4 4"], num_inputs: int) -> Normalization:
-        reference = c2w[:num_inputs] if self.cfg.pose_normalization == "input_views" else c2w
+        name = self.cfg.pose_normalization
+        if name == "none":
+            return no_normalization()
+        if name == "median":
+            return median_normalization(c2w, self.cfg.scene_scale_factor)
+        reference = c2w[:num_inputs] if name == "input_views" else c2w
         return pose_normalization(reference, self.cfg.scene_scale_factor)
 
     def _read(self, scene: Scene, frame: int, notes: dict[str, str]) -> tuple[np.ndarray, Crop, tuple[int, int]]:

@@ -1,11 +1,15 @@
 """Pose normalisation: a frame and a scale of a sample's own."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from geometry.cameras import orient
+
+# What sets a sample's frame and scale, by the names of a configuration; `data.dataset.DataConfig` explains them.
+PoseNormalization = Literal["all_views", "input_views", "median", "none"]
 
 # Camera centres closer together than this share of their distance to the origin count as one point.
 _SAME_PLACE = 1e-6
@@ -29,14 +33,14 @@ def mean_camera(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "4 4"]:
 
 @dataclass(frozen=True)
 class Normalization:
-    """A change of the world's frame and scale: `to_mean` moves a camera, then its position is divided by `scale`."""
+    """A change of the world's frame and scale: `to_frame` moves a camera, then its position is divided by `scale`."""
 
-    to_mean: Float[np.ndarray, "4 4"]
+    to_frame: Float[np.ndarray, "4 4"]
     scale: float
 
     def __call__(self, c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "v 4 4"]:
         """The same cameras in the new frame."""
-        normalized = self.to_mean @ c2w
+        normalized = self.to_frame @ c2w
         normalized[:, :3, 3] /= self.scale
         return normalized
 
@@ -44,7 +48,7 @@ class Normalization:
         """Cameras of the new frame in the old one."""
         c2w = normalized.copy()
         c2w[:, :3, 3] *= self.scale
-        return np.linalg.inv(self.to_mean) @ c2w
+        return np.linalg.inv(self.to_frame) @ c2w
 
 
 def pose_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_factor: float) -> Normalization:
@@ -59,5 +63,39 @@ def pose_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_factor
     """
     to_mean = np.linalg.inv(mean_camera(reference))
     extent = np.abs((to_mean @ reference)[:, :3, 3]).max()
-    spread = extent > _SAME_PLACE * (1e-6 + np.abs(reference[:, :3, 3]).max())
+    spread = _is_spread(extent, np.abs(reference[:, :3, 3]).max())
     return Normalization(to_mean, float(scene_scale_factor * extent) if spread else 1.0)
+
+
+def median_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_factor: float) -> Normalization:
+    """A change of frame whose origin and scale hardly depend on one camera that stands far from all others.
+
+    With R the axes of the mean camera and p_i = Rᵀ t_i the positions along them, the origin is R c, where c_k is the
+    median of the p_ik for each axis k. Positions are divided by scene_scale_factor · median_i ‖p_i − c‖₂.
+
+    Args:
+        reference: the cameras that set frame and scale.
+        scene_scale_factor: the median distance of the reference from the origin becomes 1 / this.
+
+    Where half of the cameras stand in one place, so that the median distance is (nearly) zero, the largest distance
+    takes its place. Cameras that all stand in one place keep their positions at (nearly) zero.
+    """
+    frame = mean_camera(reference)
+    positions = reference[:, :3, 3] @ frame[:3, :3]
+    centre = np.median(positions, axis=0)
+    frame[:3, 3] = frame[:3, :3] @ centre
+    distances = np.linalg.norm(positions - centre, axis=1)
+    away = float(np.median(np.abs(reference[:, :3, 3]).max(1)))
+    candidates = (float(np.median(distances)), float(distances.max()))
+    extent = next((extent for extent in candidates if _is_spread(extent, away)), None)
+    return Normalization(np.linalg.inv(frame), scene_scale_factor * extent if extent else 1.0)
+
+
+def no_normalization() -> Normalization:
+    """What leaves cameras as they are."""
+    return Normalization(np.eye(4), 1.0)
+
+
+def _is_spread(extent: float, away: float) -> bool:
+    """Whether cameras that reach as far as `extent` stand in more than one place, `away` from the world's origin."""
+    return bool(extent > _SAME_PLACE * (1e-6 + away))

@@ -3,6 +3,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ from data.evaluation_index import fetch_evaluation_index, match_scenes, read_eva
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_cameras, read_scene, read_scene_list, write_scene
 from data.views import Selection, ViewSelectorConfig, check_view_config
+from geometry.normalization import (
+    PoseNormalization,
+    median_normalization,
+    no_normalization,
+    pose_normalization,
+)
 from tests.helpers import write_toy_scene, write_toy_set
 from tests.messages import check_names, refused
 from utils import download
@@ -40,7 +47,7 @@ def view_loader(path="", **changes):
         ({"num_views": 5}, ["num_target_views", 6, "1 to 5"]),
         ({"target_has_input": False, "num_target_views": 7}, ["num_target_views", 7, "1 to 6"]),
         ({"num_input_views": 9}, ["num_input_views", 9]),
-        ({"pose_normalization": "none"}, ["pose_normalization", "'none'", "all_views, input_views"]),
+        ({"pose_normalization": "all"}, ["pose_normalization", "'all'", "auto, all_views, input_views, median, none"]),
         ({"view_selector": {"min_frame_dist": 9, "max_frame_dist": 8}}, ["view_selector", "min_frame_dist", 9, 8]),
         ({"view_sampler": "all"}, ["view_sampler", "'all'", "window, any"]),
         ({"scene_scale_factor": 0.0}, ["scene_scale_factor", 0.0]),
@@ -627,3 +634,24 @@ def test_an_index_of_nothing_is_an_error(tmp_path):
     with refused(path, "--min_frame_dist=25"):
         evaluation_index.main(["--scenes", str(path), "--output", str(tmp_path / "index.json")])
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("normalization", ["auto", *get_args(PoseNormalization)])
+def test_what_sets_the_frame_and_scale_of_a_sample(normalization, tmp_path):
+    path = write_toy_scene(tmp_path, "scene", 14)
+    load = view_loader(pose_normalization=normalization)
+    scene = read_scene(path)
+    c2w = np.linalg.inv(scene.w2c)
+    samples = [load(scene, Selection([2, 10], [4, other])) for other in (9, 13)]
+    inputs = [sample.views.cameras.c2w[:2] for sample in samples]
+    assert torch.equal(*inputs) == (normalization in ("input_views", "none"))
+    frames = samples[0].frames.numpy()
+    expected = {
+        "input_views": lambda: pose_normalization(c2w[frames[:2]], 1.35),
+        "median": lambda: median_normalization(c2w[frames], 1.35),
+        "none": no_normalization,
+    }.get(normalization, lambda: pose_normalization(c2w[frames], 1.35))()
+    placed = torch.from_numpy(expected(c2w[frames])).float()
+    assert torch.equal(samples[0].views.cameras.c2w, placed)
+    if normalization == "none":
+        assert torch.equal(placed, torch.from_numpy(c2w[frames]).float())

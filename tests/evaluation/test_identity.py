@@ -10,7 +10,7 @@ from setup import build_config, owners
 CONFIGS = owners(build_config({}))
 
 
-OTHER_CHOICES = {"all_views": "input_views", "exact": "fast"}
+OTHER_CHOICES = {"auto": "median", "exact": "fast"}
 
 
 def another(value):

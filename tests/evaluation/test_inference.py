@@ -8,11 +8,14 @@ import shutil
 import signal
 import time
 import weakref
+from pathlib import Path
+from typing import get_args
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import inference
@@ -25,11 +28,12 @@ from evaluation.identity import identify_run
 from evaluation.metrics import psnr, ssim
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.scoring import nearest_input_psnr
+from geometry.normalization import PoseNormalization
 from model.weights import published_state
-from setup import load_config, owners, warn_of_other_values
+from setup import build_config, load_config, owners, warn_of_other_values, with_pose_normalization
 from tests.helpers import INDEX, VARIANTS, random_cameras, random_views, small_model, write_toy_scene, write_toy_set
 from tests.lanes import ONE_FAST_VARIANT
-from tests.messages import check_told, refused
+from tests.messages import check_names, check_told, refused
 from tests.processes import run
 from tests.runs import evaluation_command as command
 from tests.runs import save_model, scores
@@ -458,7 +462,7 @@ TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2
     ],
 )
 def test_other_values_than_those_of_training_are_said(place, stored, keys, caplog):
-    config, _ = load_config(command(place))
+    config, _ = load_config(command(place, "training.pose_normalization=all_views"))
     caplog.clear()
     warn_of_other_values(config, stored, place / "x.pt")
     assert [record.getMessage().split(" is ")[0] for record in caplog.records] == keys
@@ -471,6 +475,57 @@ def test_an_evaluation_says_what_differs_from_training(place, caplog):
     write_checkpoint(place / "checkpoints", 2, stored)
     inference.main(command(place))
     check_told(caplog.messages, "training.scene_scale_factor", 1.35, 2.0, place / "checkpoints" / checkpoint_name(2))
+
+
+NORMALIZED = "training: {{pose_normalization: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("stored", "chosen", "used", "said"),
+    [
+        *((NORMALIZED.format(value), None, value, []) for value in get_args(PoseNormalization)),
+        *((text, None, "all_views", []) for text in (NORMALIZED.format("auto"), "training: {lr: 1.0}", "{", "", None)),
+        (NORMALIZED.format("median"), "auto", "median", []),
+        (NORMALIZED.format("median"), "median", "median", []),
+        (NORMALIZED.format("median"), "none", "none", ["'none'", "'median'"]),
+        (NORMALIZED.format("none"), "all_views", "all_views", ["'all_views'", "'none'"]),
+        (NORMALIZED.format("newest"), "median", "median", ["'median'", "'newest'"]),
+        (None, "median", "median", ["'median'", "'all_views'"]),
+    ],
+)
+def test_poses_are_normalised_as_in_training_unless_told_otherwise(stored, chosen, used, said, caplog):
+    key = "training.pose_normalization"
+    in_a_file = yaml.safe_load(NORMALIZED.format(chosen)) if chosen else {}
+    on_the_command_line = {key: chosen} if chosen else {}
+    for config in (build_config(in_a_file), build_config({}, on_the_command_line)):
+        caplog.clear()
+        config = with_pose_normalization(config, stored, Path("x.pt"))
+        assert config.training.data.pose_normalization == used
+        warn_of_other_values(config, stored, Path("x.pt"))
+        assert len(caplog.messages) == bool(said)
+        for message in caplog.messages:
+            check_names(message, key, "x.pt", *said)
+
+
+@pytest.mark.parametrize("stored", ["newest", "[none]", "3", "{a: none}"])
+def test_a_normalisation_of_training_that_is_not_known_is_named(stored):
+    with refused("x.pt", "training.pose_normalization", "median"):
+        with_pose_normalization(build_config({}), NORMALIZED.format(stored), Path("x.pt"))
+
+
+def test_an_evaluation_takes_the_normalisation_from_the_checkpoint(place):
+    model = save_model(place)
+    write_checkpoint(place / "checkpoints", 1, {"model": published_state(model), "config": NORMALIZED.format("median")})
+    key = "training.pose_normalization"
+    results = {}
+    for out, chosen in (("auto", "auto"), ("told", "median"), ("other", "none")):
+        inference.main(command(place, f"{key}={chosen}", out=out))
+        results[out] = json.loads((place / out / "results.json").read_text())
+    used = {out: run["provenance"]["config"]["training"]["pose_normalization"] for out, run in results.items()}
+    assert used == {"auto": "median", "told": "median", "other": "none"}
+    assert results["auto"]["averages"] == results["told"]["averages"] != results["other"]["averages"]
+    finished = {out: json.loads((place / out / "scene0" / "metrics.json").read_text())["run"] for out in results}
+    assert finished["auto"] == finished["told"] != finished["other"]
 
 
 def test_a_misspelled_normalisation_is_refused(place):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import get_args
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from data.dataset import DataConfig, EvaluationDataset, ViewLoader
 from data.scene import read_cameras, read_scene
 from data.views import Selection
 from evaluation.renderer import Renderer
+from geometry.normalization import PoseNormalization
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
 from tests.messages import refused
 from tests.runs import evaluation_command as command
@@ -96,7 +98,7 @@ def test_long_paths_are_rendered_a_few_frames_at_a_time(monkeypatch):
     assert not list(renderer.film(encoded, path[:, :0]))
 
 
-@pytest.mark.parametrize("normalization", ["all_views", "input_views"])
+@pytest.mark.parametrize("normalization", get_args(PoseNormalization))
 @pytest.mark.parametrize("square", [True, False])
 def test_saved_cameras_join_the_sample_as_its_own_do(normalization, square, tmp_path):
     """A scene's own metadata is a list of cameras; its frames are then where the sample has them."""

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from geometry.cameras import plucker, rays
-from geometry.normalization import mean_camera, pose_normalization
+from geometry.normalization import mean_camera, median_normalization, no_normalization, pose_normalization
 from tests.helpers import random_cameras
 
 seeds = st.integers(0, 2**32 - 1)
@@ -90,14 +92,70 @@ def test_normalised_positions_just_fit(seed):
     np.testing.assert_allclose(mean_camera(fitted), np.eye(4), atol=1e-9)
 
 
+def middle(values):
+    """The median by sorting."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8])
+def test_median_normalisation_by_the_plain_formula(count):
+    c2w = poses(count, count)
+    axes = mean_camera(c2w)[:3, :3]
+    along = [[float(axes[:, axis] @ pose[:3, 3]) for axis in range(3)] for pose in c2w]
+    centre = [middle(position[axis] for position in along) for axis in range(3)]
+    distances = [math.dist(position, centre) for position in along]
+    scale = 1.35 * middle(distances) if count > 1 else 1.0
+    moved = median_normalization(c2w, 1.35)(c2w)
+    np.testing.assert_allclose(moved[:, :3, 3], (np.array(along) - centre) / scale, atol=1e-12)
+    np.testing.assert_allclose(moved[:, :3, :3], axes.T @ c2w[:, :3, :3], atol=1e-12)
+
+
+def test_one_far_camera_shrinks_the_others_by_their_largest_distance_and_not_by_the_median():
+    near = poses(4, 7)
+    far = near.copy()
+    near[6, :3, 3] = [8.0, 7.0, -9.0]
+    far[6, :3, 3] = [8e4, 7e4, -9e4]
+    moved = median_normalization(far, 1.35)(far)
+    np.testing.assert_allclose(moved[:6], median_normalization(near, 1.35)(near)[:6], atol=1e-9)
+    assert 0.5 < np.median(np.linalg.norm(moved[:6, :3, 3], axis=1)) < 1
+    assert np.linalg.norm(np.diff(normalized(far)[:6, :3, 3], axis=0), axis=1).max() < 1e-3
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_where_half_of_the_cameras_stand_in_one_place_the_farthest_sets_the_scale(count):
+    c2w = np.tile(np.eye(4), (count, 1, 1))
+    c2w[:, :3, 3] = [100.0, -3.0, 20.0]
+    c2w[-1, :3, 3] += [0.0, 3.0, 4.0]
+    moved = median_normalization(c2w, 2.0)(c2w)
+    np.testing.assert_allclose(moved[:-1, :3, 3], 0, atol=1e-12)
+    np.testing.assert_allclose(moved[-1, :3, 3], [0.0, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("normalization", [pose_normalization(poses(1), 1.35), median_normalization(poses(2), 1.35)])
+def test_cameras_come_back_from_a_normalised_frame(normalization):
+    c2w = poses(3)
+    assert np.abs(normalization(c2w) - c2w).max() > 0.1
+    np.testing.assert_allclose(normalization.inverse(normalization(c2w)), c2w, atol=1e-12)
+
+
+def test_without_normalisation_cameras_are_as_they_are():
+    c2w = poses(3)
+    np.testing.assert_array_equal(no_normalization()(c2w), c2w)
+    np.testing.assert_array_equal(no_normalization().inverse(c2w), c2w)
+
+
+@pytest.mark.parametrize("normalization", [pose_normalization, median_normalization])
 @given(seeds, seeds, st.floats(0.01, 100), arrays(float, 3, elements=st.floats(-50, 50)))
-def test_normalisation_ignores_a_similarity_of_the_world(seed, turn, scale, shift):
+def test_normalisation_ignores_a_similarity_of_the_world(normalization, seed, turn, scale, shift):
     c2w = poses(seed)
     rotation = Rotation.random(random_state=turn % 2**31).as_matrix()
     moved = c2w.copy()
     moved[:, :3, :3] = rotation @ c2w[:, :3, :3]
     moved[:, :3, 3] = scale * c2w[:, :3, 3] @ rotation.T + shift
-    np.testing.assert_allclose(normalized(moved), normalized(c2w), atol=1e-7)
+    expected = normalization(c2w, 1.35)(c2w)
+    np.testing.assert_allclose(normalization(moved, 1.35)(moved), expected, atol=1e-7)
 
 
 def test_normalisation_by_inputs_does_not_see_the_targets():
@@ -110,10 +168,11 @@ def test_normalisation_by_inputs_does_not_see_the_targets():
     assert np.abs(by_all[0] - by_all[1]).max() > 1e-3
 
 
-def test_identical_cameras_stay_at_the_origin():
+@pytest.mark.parametrize("normalization", [pose_normalization, median_normalization])
+def test_identical_cameras_stay_at_the_origin(normalization):
     c2w = np.repeat(poses(1)[:1] + 0.0, 5, axis=0)
     c2w[:, :3, 3] = [100.0, -3.0, 20.0]
-    moved = normalized(c2w)
+    moved = normalization(c2w, 1.35)(c2w)
     assert np.isfinite(moved).all()
     assert np.abs(moved[:, :3, 3]).max() < 1e-4
 

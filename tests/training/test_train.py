@@ -10,7 +10,7 @@ from PIL import Image
 import train
 from model import convert
 from model.function import Function, with_function
-from setup import load_config
+from setup import build_config, check_training, load_config, with_pose_normalization
 from tests.helpers import ROOT, VARIANTS
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refusal, refused
@@ -45,7 +45,9 @@ def test_training_writes_its_run_folder(variant, scenes, tmp_path):
     given, _ = load_config(
         command(scenes, folder, "training.vis_every=2", "training.checkpoint_every=1", variant=variant)
     )
-    # What was left open, how cameras come in, is written down.
+    # What was left open, how cameras come in and what normalises their poses, is written down.
+    given = with_pose_normalization(given)
+    assert recorded.training.data.pose_normalization == "all_views"
     assert recorded == replace(given, model=with_function(given.model, Function(variant)))
 
 
@@ -157,6 +159,17 @@ def test_the_number_of_inputs_varies_by_step_alone(scenes, tmp_path):
     trainer.step = 7
     assert trainer._num_inputs() == counts[7]
     trainer.update()
+
+
+def test_the_number_of_inputs_cannot_vary_where_the_inputs_set_the_frame():
+    def check(normalization):
+        values = {"training.dynamic_input_view_num": "true", "training.pose_normalization": normalization}
+        check_training(build_config({}, values))
+
+    for normalization in ("auto", "all_views", "median", "none"):
+        check(normalization)
+    with refused("training.dynamic_input_view_num", "pose_normalization", "input_views"):
+        check("input_views")
 
 
 def test_fine_tuning_takes_weights_alone(scenes, tmp_path):

@@ -7,12 +7,13 @@ import socket
 import pytest
 
 import view
+from model.weights import published_state
 from setup import build_config
 from tests.helpers import ROOT, VARIANTS, small_overrides
 from tests.messages import check_error_line, check_names, refusal
 from tests.processes import run, start
 from tests.runs import save_model, wait_for
-from utils.checkpoint import checkpoint_name
+from utils.checkpoint import checkpoint_name, write_checkpoint
 from viewer.headless import HeadlessClient
 
 pytestmark = pytest.mark.slow
@@ -106,3 +107,14 @@ def test_weights_may_come_from_the_hub(place, monkeypatch):
 
 def test_it_listens_to_this_machine_alone_unless_told():
     assert build_config({}).viewer.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("chosen", "used"), [([], "median"), (["training.pose_normalization=none"], "none")])
+def test_poses_are_normalised_as_in_training_unless_told_otherwise(place, monkeypatch, chosen, used):
+    model = save_model(place)
+    content = {"model": published_state(model), "config": "training: {pose_normalization: median}"}
+    write_checkpoint(place / "checkpoints", 1, content)
+    served = []
+    monkeypatch.setattr(view, "serve", lambda cfg, video, sessions, scenes: served.append(sessions.load.cfg))
+    view.main(command(place, *chosen))
+    assert [cfg.pose_normalization for cfg in served] == [used]

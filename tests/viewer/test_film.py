@@ -19,12 +19,19 @@ from viewer.session import Sessions
 
 
 @pytest.fixture
-def opened(place):
+def normalization():
+    """What no part of a film's cameras may hang on."""
+    return "input_views"
+
+
+@pytest.fixture
+def opened(place, normalization):
     """Sessions on the toy scenes, as view.py builds them, and the first one."""
     save_model(place, "prefix")
-    config, _ = load_config(evaluation_command(place, variant="prefix"))
+    same_frame = f"training.pose_normalization={normalization}"
+    config, _ = load_config(evaluation_command(place, same_frame, variant="prefix"))
     with process_group() as process:
-        renderer, _ = load_renderer(config, process)
+        renderer, _, config = load_renderer(config, process)
     sizes = config.model.image_tokenizer
     sessions = Sessions(renderer, ViewLoader(config.training.data, sizes.image_size, sizes.patch_size))
     return sessions, sessions.open(read_scene_list(place / "scenes" / "full_list.txt")[0], [0, 12])
@@ -34,7 +41,8 @@ def keyframes(session, *frames):
     return [stored_camera(session, session.camera_of(frame)) for frame in frames]
 
 
-def test_the_film_is_that_of_inference(place, opened):
+@pytest.mark.parametrize("normalization", ["input_views", "none"])
+def test_the_film_is_that_of_inference(place, opened, normalization):
     sessions, session = opened
     file = write_path(place / "paths", session, keyframes(session, 0, 7, 3), 11)
     frames, count = film_frames(sessions.renderer, session, file)
@@ -42,7 +50,7 @@ def test_the_film_is_that_of_inference(place, opened):
     (place / "index.json").write_text(json.dumps({"scene0": {"context": [0, 12], "target": [4]}}))
     options = {"traj_type": "through", "num_frames": 11, "loop_video": "false", "fps": 24, "cameras_path": file}
     video = [f"inference.render_video_config.{key}={value}" for key, value in options.items()]
-    same_frame = "training.pose_normalization=input_views"
+    same_frame = f"training.pose_normalization={normalization}"
     command = evaluation_command(place, "inference.render_video=true", same_frame, *video, variant="prefix")
     inference.main(command)
     assert count == 11

@@ -1,5 +1,7 @@
 """Encoded scenes: renders are the evaluation's, inputs are checked, smaller pictures only where they are good."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from data.views import Selection
 from evaluation.renderer import Renderer
 from evaluation.scoring import render_batch
 from geometry.cameras import Cameras
+from geometry.normalization import PoseNormalization
 from tests.helpers import MODELS, random_views, small_model, write_toy_scene
 from tests.messages import refused
 from utils.media import to_uint8
@@ -28,9 +31,11 @@ def path(tmp_path):
     return write_toy_scene(tmp_path, "scene", 14)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_render_at_a_frame_is_the_evaluations(path, model):
-    opened = sessions(model, pose_normalization="input_views")
+@pytest.mark.parametrize(
+    ("model", "normalization"), [*((model, "input_views") for model in MODELS), ("decoder_only", "none")]
+)
+def test_a_render_at_a_frame_is_the_evaluations(path, model, normalization):
+    opened = sessions(model, pose_normalization=normalization)
     session = opened.open(path, [0, 12])
     batch = opened.load(read_scene(path), Selection([0, 12], [0, 5, 12]))
     batch = Batch(batch.views[None], 2, batch.targets[None], batch.scenes, batch.frames[None], batch.camera_transforms)
@@ -67,9 +72,10 @@ def test_scenes_are_encoded_once_and_the_oldest_is_forgotten(path):
     assert opened.open(path, [0, 12]) is not first
 
 
+@pytest.mark.parametrize("normalization", get_args(PoseNormalization))
 @pytest.mark.parametrize("square", [True, False])
-def test_cameras_go_to_the_scenes_file_and_back(path, square):
-    session = sessions(square_crop=square).open(path, [0, 12])
+def test_cameras_go_to_the_scenes_file_and_back(path, square, normalization):
+    session = sessions(square_crop=square, pose_normalization=normalization).open(path, [0, 12])
     for frame in range(14):
         w2c, fxfycxcy = session.transform.inverse(session.camera_of(frame)[None])
         np.testing.assert_allclose(w2c[0], session.scene.w2c[frame], atol=1e-5)
