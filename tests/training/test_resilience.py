@@ -407,12 +407,13 @@ def test_nothing_usable_is_an_error(tmp_path, signals):
         train.main(command(scenes, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_validation_gives_the_numbers_of_an_evaluation(scenes, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "normalization"), [(1, "median"), (2, "auto")])
+def test_validation_gives_the_numbers_of_an_evaluation(scenes, tmp_path, processes, normalization):
     index = {f"scene{i}": {"context": [0, 12], "target": [4, 6, 9]} for i in range(3)}
     (tmp_path / "index.json").write_text(json.dumps(index))
     held_out = [f"training.validation_path={scenes}", f"training.validation_index={tmp_path}/index.json"]
     options = [*held_out, "training.validate_every=2", "training.train_steps=4"]
+    options.append(f"training.pose_normalization={normalization}")
     result = run("train.py", *command(scenes, tmp_path / "run", *options), processes=processes)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
