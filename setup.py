@@ -30,12 +30,13 @@ from model import LVSM, ModelConfig, build_model, check_model_config, unread_key
 from model.execution import ExecutionConfig, prepare_compiler
 from model.function import function_of, load_weights, with_function
 from model.loss import LossConfig, term_weights
+from training.averaging import AveragingConfig
 from training.incidents import IncidentsConfig
 from training.metrics_log import MetricsLogConfig
 from training.optim import OptimConfig
 from training.restoring import RestoringConfig
 from training.trainer import TrainerConfig
-from utils.checkpoint import CheckpointConfig, find_checkpoint, read_checkpoint
+from utils.checkpoint import CheckpointConfig, choose_weights, find_checkpoint, read_checkpoint
 from utils.cli import path_argument
 from utils.config_file import parse_overrides, read_kept_yaml, read_yaml
 from utils.config_values import read_values
@@ -89,6 +90,7 @@ class TrainingConfig(Composed):
     data: DataConfig = field(default_factory=DataConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -345,6 +347,11 @@ def check_training(config: Config) -> None:
         raise InputError("every training.*_loss_weight is 0: nothing would be learned")
     if cfg.trainer.validate_every and not (cfg.validation.validation_path and cfg.validation.validation_index):
         raise InputError("training.validate_every needs training.validation_path and training.validation_index")
+    if cfg.trainer.validate_every and cfg.averaging.weights == "ema" and not cfg.averaging.ema_decay:
+        raise InputError(
+            "training.weights=ema leaves nothing to validate while training.ema_decay is 0: set training.ema_decay, "
+            "or leave training.weights out"
+        )
     if cfg.precision.use_amp and cfg.precision.amp_dtype == "fp16":
         raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
     with _below("training"):
@@ -418,19 +425,21 @@ def output_folder(text: str, key: str) -> Path:
 
 
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Config]:
-    """The configured model with the weights of `training.checkpoint_dir`, their file, and the completed configuration.
+    """The configured model with weights of `training.checkpoint_dir`, their file, and the completed configuration.
 
     That is the configuration with what it left open (`auto`) as the weights have it.
 
     Raises:
-        InputError: no checkpoint, an unreadable one, or one of another model.
+        InputError: no checkpoint, an unreadable one, one of another model, or one without the average asked for.
     """
     named = config.training.checkpoint.checkpoint_dir
     path = process.first_on_machine(lambda: find_checkpoint(named, "training.checkpoint_dir"))
     model = build_model(config.model, config.training.execution)
-    content = read_checkpoint(path)
+    choice = config.training.averaging.weights
+    content, weights = choose_weights(read_checkpoint(path), choice, path, "training.weights", process.is_main)
     load_weights(model, content, path, config.training.restoring.allow_other_function)
-    config = with_pose_normalization(with_function_of(config, model), content.get("config"), path)
+    config = with_training(with_function_of(config, model), weights=weights)
+    config = with_pose_normalization(config, content.get("config"), path)
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
     model = round_matmul_weights(model, config.training.precision).to(process.device).eval()

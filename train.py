@@ -9,6 +9,7 @@ The run folder is `training.checkpoint_dir`; running the same command again goes
 import datetime
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from setup import (
     with_function_of,
     with_pose_normalization,
 )
+from training.averaging import AveragedWeights, build_average
 from training.incidents import Incidents
 from training.metrics_log import MetricsLog, SampleCost
 from training.optim import build_optimizer
@@ -86,7 +88,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         stop_signal=stop_signal,
         watchdog=Watchdog(process, stalled_after=cfg.process.patience / 2),
         origin=origin,
-        validation=build_validation(config, process, learner.model, stop_signal),
+        validation=build_validation(config, process, learner, stop_signal),
         step=start.step,
     )
 
@@ -100,12 +102,13 @@ def build_dataset(config: Config) -> TrainingDataset:
 
 
 def build_learner(config: Config, process: Process) -> Learner:
-    """The model, freshly initialised, its loss and its optimiser."""
+    """The model, freshly initialised, its loss, its optimiser and the average of its weights, if there is to be one."""
     cfg = config.training
     # One process a machine fetches the networks of the loss, if they are needed and missing.
     loss = process.first_on_machine(lambda: build_loss(cfg.loss, cfg.execution)).to(process.device)
     model = build_model(config.model, cfg.execution).to(process.device)
-    return Learner(model, loss, build_optimizer(model, cfg.optim), cfg.optim, cfg.precision)
+    average = build_average(model, cfg.averaging)
+    return Learner(model, loss, build_optimizer(model, cfg.optim), cfg.optim, cfg.precision, average)
 
 
 def build_loader(cfg: TrainingConfig, process: Process, dataset: TrainingDataset, position: int) -> TrainingLoader:
@@ -126,6 +129,8 @@ def restore_run(config: Config, process: Process, learner: Learner) -> Start:
         process,
         learner.model,
         learner.optimizer,
+        average=learner.average,
+        weights=cfg.averaging.weights,
         scenes_per_update=scenes_per_update(cfg, process.world_size),
         check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also),
     )
@@ -173,7 +178,7 @@ def sample_cost(config: Config, process: Process) -> SampleCost:
     return SampleCost(data.num_target_views, flops, peak_flops(process.device))
 
 
-def build_validation(config: Config, process: Process, model: LVSM, stop_signal: StopSignal) -> Validation | None:
+def build_validation(config: Config, process: Process, learner: Learner, stop_signal: StopSignal) -> Validation | None:
     """The scoring of the scenes of `validation_path` with the views of `validation_index`, if it is asked for.
 
     Raises:
@@ -189,14 +194,27 @@ def build_validation(config: Config, process: Process, model: LVSM, stop_signal:
     found = find_items(index_path, list_path, False, cfg.data.allow_outside_images, keys) if process.is_main else None
     items, _ = process.broadcast(found)
     load = ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size)
+    average = validated_average(cfg, process, learner)
     return Validation(
-        Renderer(model, cfg.precision, process.device),
+        Renderer(learner.model, cfg.precision, process.device),
         build_metrics(["psnr", "ssim"], process.device, tokenizer.image_size),
         items,
         items_reader(load, cfg.loader, process, cfg.process.patience),
         process,
         stop_signal.until_requested,
+        nullcontext if average is None else average.applied,
     )
+
+
+def validated_average(cfg: TrainingConfig, process: Process, learner: Learner) -> AveragedWeights | None:
+    """The average of weights if validation scores it; says which it scores if there are two."""
+    if learner.average is None:
+        return None
+    trained = cfg.averaging.weights == "trained"
+    if process.is_main:
+        scored = "weights as trained" if trained else "average of weights"
+        log.info("validation scores the %s (training.weights=%s)", scored, cfg.averaging.weights)
+    return None if trained else learner.average
 
 
 def describe_training(cfg: TrainingConfig, process: Process, model: LVSM, num_scenes: int) -> None:

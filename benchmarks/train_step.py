@@ -37,6 +37,7 @@ from data.dataset import Batch
 from data.loader import TrainingLoader
 from model import training_flops
 from setup import Config, read_config, with_accumulation, with_training
+from training.averaging import build_average
 from training.incidents import Incidents
 from training.metrics_log import MetricsLog
 from training.optim import build_optimizer
@@ -86,6 +87,7 @@ def seeded_trainer(config: Config, process: Process) -> train.Trainer:
             build_optimizer(model, cfg.optim),
             cfg.optim,
             cfg.precision,
+            build_average(model, cfg.averaging),
         ),
         loader=OneBatch(seeded_batch(cfg, config.model.image_tokenizer.image_size)),
         metrics_log=MetricsLog(

@@ -26,6 +26,7 @@ CANNOT_MATTER = frozenset(
         "restoring",
         "metrics_log",
         "incidents",
+        "averaging.ema_decay",
         "validation",
         "data.image_resize",
         # The index or `input_frames` say the views, which are in the identity of a scene.

@@ -1,6 +1,7 @@
 """Scores of held-out scenes during training."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from data.dataset import Batch
@@ -26,6 +27,7 @@ class Validation:
 
     Args:
         until_stopped: passes batches on until the run is asked to stop.
+        weights: inside it the renderer's model has the weights to score.
     """
 
     renderer: Renderer
@@ -34,8 +36,10 @@ class Validation:
     read: ReadItems
     process: Process
     until_stopped: Callable[[Iterator], Iterator]
+    weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self) -> dict[str, float]:
         """Means over all scenes by metric; cut short on a request to stop."""
         batches: Iterator[Batch] = whole(self.until_stopped(self.read(self.items)))
-        return average_scores(self.renderer, self.metrics, batches, self.process)
+        with self.weights():
+            return average_scores(self.renderer, self.metrics, batches, self.process)

@@ -1,11 +1,12 @@
 """Weights from one form of file to the other: checkpoints and published `.pt` files, and safetensors.
 
-    python -m model.convert IN OUT [--dtype bfloat16]
+    python -m model.convert IN OUT [--dtype bfloat16] [--weights trained]
 
 IN is a file of weights, a folder whose newest checkpoint is meant, or hf://OWNER/REPOSITORY/FILE. OUT ends in
 `.safetensors` or `.pt`. It keeps weights under their published names, what they compute and the configuration of their
 training; the state of a training run stays behind. Numbers become float16 in a `.safetensors` and float32 in a `.pt`,
-unless `--dtype` says otherwise.
+unless `--dtype` says otherwise. Of a checkpoint that holds an average of its weights, the average is kept, unless
+`--weights` says otherwise.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from model.lvsm import LVSM, ModelConfig
 from model.tokens import TokenizerConfig
 from model.transformer import TransformerConfig
 from model.weights import fitting_state, read_sizes, without_wrappers
-from utils.checkpoint import find_checkpoint, read_checkpoint, write_weights
+from utils.checkpoint import WeightsChoice, choose_weights, find_checkpoint, read_checkpoint, write_weights
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
 from utils.hub import is_hub_address
@@ -91,13 +92,16 @@ def main(argv: Sequence[str]) -> None:
     add("source", metavar="IN", type=_weights_argument, help="a file of weights, a folder of checkpoints, hf://...")
     add("target", metavar="OUT", type=path_argument, help="a file, .safetensors or .pt")
     add("--dtype", choices=DTYPES, help="float16 in a .safetensors, float32 in a .pt, if not given")
+    weights = get_args(WeightsChoice)
+    add("--weights", choices=weights, default="auto", help="as trained, or their average; auto: that, if IN holds it")
     add("--overwrite", action="store_true", help="replace OUT if it is there")
     given = parser.parse_args(argv)
     target = given.target
     _check_target(target, given.overwrite)
     source = find_checkpoint(given.source, "IN")
     dtype = given.dtype or _USUAL[target.suffix]
-    kept = portable(read_checkpoint(source), source, DTYPES[dtype])
+    content, _ = choose_weights(read_checkpoint(source), given.weights, source, "--weights")
+    kept = portable(content, source, DTYPES[dtype])
     write_weights(target, kept)
     count = sum(value.numel() for value in kept["model"].values())
     log.info("%s: %s as %s, %s", target, counted(count, "number"), dtype, counted(target.stat().st_size, "byte"))

@@ -10,8 +10,19 @@ import torch
 
 from model import LVSM
 from model.function import load_weights
+from training.averaging import AveragedWeights
 from training.optim import load_optimizer
-from utils.checkpoint import TrainingState, find_checkpoint, newest_readable, read_checkpoint, training_state
+from utils.checkpoint import (
+    AVERAGE,
+    TrainingState,
+    WeightsChoice,
+    choose_weights,
+    find_checkpoint,
+    held_average,
+    newest_readable,
+    read_checkpoint,
+    training_state,
+)
 from utils.distributed import Process
 from utils.errors import MisfitError
 from utils.fields import file_path
@@ -49,6 +60,8 @@ def restore(
     model: LVSM,
     optimizer: torch.optim.AdamW,
     *,
+    average: AveragedWeights | None,
+    weights: WeightsChoice,
     scenes_per_update: int,
     check_stored: Callable[[object, Path], None],
 ) -> Start:
@@ -58,6 +71,8 @@ def restore(
     `reset_training_state`, its weights alone).
 
     Args:
+        average: goes on from what the checkpoint holds of it.
+        weights: which of a checkpoint's are taken if only weights are.
         scenes_per_update: scenes that all processes together learn from in an update, now.
         check_stored: is shown the configuration that the checkpoint keeps, and its file; on the main process alone.
 
@@ -65,7 +80,7 @@ def restore(
         InputError: checkpoints that are broken, of another model, or without training state though it is needed.
     """
 
-    loaded = _load_own(cfg, folder, process, model) or _load_named(cfg, process, model)
+    loaded = _load_own(cfg, folder, process, model) or _load_named(cfg, process, model, weights)
     if loaded is None:
         return Start()
     if process.is_main:
@@ -77,6 +92,7 @@ def restore(
         log.warning("training.reset_training_state has no effect: the run in %s has begun and goes on", folder)
     state = training_state(loaded.content, loaded.path)
     _restore_state(state, loaded.path, process, optimizer)
+    _restore_average(average, loaded, process)
     if process.is_main:
         _log_resumed(state, loaded.path, scenes_per_update)
     return Start(state.step, state.samples)
@@ -120,14 +136,30 @@ def _load_own(cfg: RestoringConfig, folder: Path, process: Process, model: LVSM)
     return _Loaded(path, content, True)
 
 
-def _load_named(cfg: RestoringConfig, process: Process, model: LVSM) -> _Loaded | None:
+def _load_named(cfg: RestoringConfig, process: Process, model: LVSM, weights: WeightsChoice) -> _Loaded | None:
     """Load the checkpoint that `training.resume_ckpt` names, if it names one."""
     if not cfg.resume_ckpt:
         return None
     path = process.first_on_machine(lambda: find_checkpoint(cfg.resume_ckpt, "training.resume_ckpt"))
     content = read_checkpoint(path)
+    if cfg.reset_training_state:
+        content, _ = choose_weights(content, weights, path, "training.weights", process.is_main)
     load_weights(model, content, path, cfg.allow_other_function or cfg.reset_training_state)
     return _Loaded(path, content, False)
+
+
+def _restore_average(average: AveragedWeights | None, loaded: _Loaded, process: Process) -> None:
+    """Give the average of weights what the checkpoint holds of it, with a word where only one of the two is there."""
+    path = loaded.path
+    if average is None:
+        if AVERAGE in loaded.content and process.is_main:
+            log.warning("%s holds an average of weights, which is dropped: training.ema_decay is 0", path)
+        return
+    held = held_average(loaded.content, path, "training.ema_decay=0")
+    if held is not None:
+        average.load(held, f"{path}, its average of weights,")
+    elif process.is_main:
+        log.warning("%s holds no average of weights: training.ema_decay averages from its weights on", path)
 
 
 def _log_resumed(state: TrainingState, path: Path, scenes_per_update: int) -> None:

@@ -19,11 +19,12 @@ from data.loader import TrainingLoader, failures_told
 from model import LVSM
 from model.loss import Loss
 from model.weights import published_state
+from training.averaging import AveragedWeights
 from training.incidents import Update
 from training.metrics_log import MetricsLog
 from training.optim import OptimConfig, clip_and_step, lr_at
 from training.pictures import save_batch
-from utils.checkpoint import CheckpointConfig, CheckpointWriter
+from utils.checkpoint import AVERAGE, CheckpointConfig, CheckpointWriter
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.fields import bounded
@@ -55,13 +56,17 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns: the bare model and its loss on one device, the optimiser and how an update is made of gradients."""
+    """What learns: the bare model and its loss on one device, the optimiser and how an update is made of gradients.
+
+    `average` follows the model's weights, if they are averaged.
+    """
 
     model: LVSM
     loss: Loss
     optimizer: torch.optim.AdamW
     cfg: OptimConfig
     precision: PrecisionConfig
+    average: AveragedWeights | None = None
 
 
 class Trainer:
@@ -100,6 +105,7 @@ class Trainer:
         self.optimizer = learner.optimizer
         self.optim = learner.cfg
         self.precision = learner.precision
+        self.average = learner.average
         self.loader = loader
         self.metrics_log = metrics_log
         self.checkpoints = checkpoints
@@ -113,6 +119,9 @@ class Trainer:
         self._parallel: nn.Module = self.model
         if process.world_size > 1:
             self._parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        # All ranks have the same weights from here on.
+        if self.average is not None:
+            self.average.start()
         # The step whose state is on disk, or from which training goes on.
         self._saved = step
 
@@ -171,6 +180,8 @@ class Trainer:
         lr = lr_at(self.step, self.optim)
         details = self._grad_norm_details()
         norm, skipped = clip_and_step(self.optimizer, self.model.parameters(), lr, self.optim)
+        if self.average is not None:
+            self.average.update(skipped)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         numbers = means | {"grad_norm": norm, "skipped": skipped.float()} | details
         self.step += 1
@@ -190,6 +201,7 @@ class Trainer:
         if self.writer is not None:
             state = {
                 "model": published_state(self.model),
+                **self._average_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "samples": self.loader.position,
@@ -200,8 +212,12 @@ class Trainer:
         self._saved = self.step
         self.process.barrier("saving")
 
+    def _average_state(self) -> dict[str, Any]:
+        return {} if self.average is None else {AVERAGE: self.average.state()}
+
     def _check_finite(self) -> None:
-        state: dict[str, Tensor] = {}
+        averages = {} if self.average is None else self.average.state()
+        state = {f"the average of {name}": value for name, value in averages.items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             state |= {name: parameter} | {f"{moment} of {name}": value for moment, value in moments.items()}

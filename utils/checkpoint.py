@@ -21,13 +21,20 @@ from utils.text import printable, shown
 
 log = logging.getLogger("lvsm")
 
+# Which weights of a checkpoint are taken: `auto` means their average if there is one.
+WeightsChoice = Literal["auto", "trained", "ema"]
+
 _NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 _SUFFIXES = (".pt", ".safetensors")
 # Under which of its names a checkpoint holds weights.
 _WEIGHTS_NAMES = ("model", "state_dict")
+# Under which name it holds their average, beside them.
+AVERAGE = "ema"
 # What a safetensors file keeps of a checkpoint in its metadata, and in which form.
 _TEXTS = ("config",)
 _JSON = ("function",)
+# What messages call the weights that a checkpoint may hold.
+_CALLED = {"trained": "weights as trained", "ema": "average of weights"}
 # Names that a message lists.
 _SHOWN = 4
 # Beyond what any run counts.
@@ -188,6 +195,44 @@ def _with_model(content: object) -> dict[str, Any] | None:
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return {"model": content}
     return None
+
+
+def held_average(content: Mapping[str, Any], path: Path, remedy: str) -> Mapping[str, Any] | None:
+    """The average of weights in a checkpoint's content, if it holds one; `remedy` is the option that spares it.
+
+    Raises:
+        InputError: something else stands in its place.
+    """
+    average = content.get(AVERAGE)
+    if average is not None and not isinstance(average, Mapping):
+        raise InputError(
+            f"{path}: {AVERAGE} is {shown(average)}, not an average of weights: set {remedy} to go without"
+        )
+    return average
+
+
+def choose_weights(
+    content: Mapping[str, Any], choice: WeightsChoice, path: Path, key: str, tell: bool = True
+) -> tuple[dict[str, Any], Literal["trained", "ema"]]:
+    """A checkpoint's content with the chosen weights as its "model", and which they are.
+
+    Args:
+        key: the option that made the choice, for messages.
+        tell: say which they are, if there are two.
+
+    Raises:
+        InputError: the average is asked for, and there is none.
+    """
+    average = None if choice == "trained" else held_average(content, path, f"{key}=trained")
+    if choice == "ema" and average is None:
+        raise InputError(
+            f"{path} holds no average of its weights, which {key}=ema asks for: take {key}=trained, "
+            "or train with training.ema_decay"
+        )
+    chosen: Literal["trained", "ema"] = "trained" if average is None else "ema"
+    if tell and AVERAGE in content:
+        log.info("%s: taking its %s (%s=%s)", path, _CALLED[chosen], key, choice)
+    return {**content, "model": content["model"] if average is None else average}, chosen
 
 
 @dataclass(frozen=True)

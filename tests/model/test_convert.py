@@ -11,7 +11,7 @@ from model.convert import main
 from model.function import Function, function_of, load_weights, stored_function
 from model.weights import published_state
 from tests.helpers import MODELS, PUBLISHED, small_config, small_model
-from tests.messages import refused
+from tests.messages import check_told, refused
 from utils.checkpoint import read_checkpoint, write_checkpoint
 
 NORM = "transformer_blocks.1.norm2.weight"
@@ -69,6 +69,22 @@ def test_the_type_follows_from_the_suffix(tmp_path):
         convert(tmp_path / "run", tmp_path / name)
         assert {value.dtype for value in read_checkpoint(tmp_path / name)["model"].values()} == {dtype}
     assert read_checkpoint(source)["step"] == 7
+
+
+@pytest.mark.parametrize(("choice", "name"), [("auto", "ema"), ("ema", "ema"), ("trained", "model")])
+def test_of_weights_and_their_average_one_is_kept(tmp_path, choice, name, caplog):
+    caplog.set_level("INFO", "lvsm")
+    average = {name: 2 * value for name, value in published_state(small_model("prefix")).items()}
+    source = checkpoint(tmp_path, small_model("prefix"), ema=average)
+    convert(source, tmp_path / "x.safetensors", "--dtype", "float32", "--weights", choice)
+    check_told(caplog.messages, source, f"--weights={choice}")
+    check_equal(read_checkpoint(tmp_path / "x.safetensors")["model"], read_checkpoint(source)[name])
+
+
+def test_an_average_that_is_not_there_is_named(tmp_path):
+    source = checkpoint(tmp_path, small_model("prefix"))
+    with refused(source, "--weights=ema"):
+        convert(source, tmp_path / "x.safetensors", "--weights", "ema")
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
