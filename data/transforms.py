@@ -198,7 +198,8 @@ def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None)
     except FileNotFoundError:
         raise InputError(f"{where}: image not found: {printable(str(path))}") from None
     except IMAGE_ERRORS as error:
-        raise InputError(f"{where}: image cannot be decoded: {printable(str(path))}: {_reason(error)}") from None
+        reason = why_undecodable(error)
+        raise InputError(f"{where}: image cannot be decoded: {printable(str(path))}: {reason}") from None
 
 
 def _note_unused(image: Image.Image, where: str, notes: dict[str, str] | None) -> None:
@@ -219,10 +220,10 @@ def orientation(image: Image.Image) -> int:
     return tag if tag in range(1, 9) else 1
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong with a file that the message names already."""
+def why_undecodable(error: Exception) -> str:
+    """What an error of `IMAGE_ERRORS` says, in words for a message that names the file already."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return printable(text, 200)
+    return printable(text.split(" <")[0], 200)
 
 
 @functools.lru_cache

@@ -9,10 +9,18 @@ from PIL import Image
 from data.importers.lens import Four, Lens, Size
 from data.importers.undistortion import Undistortion, plan_undistortion
 from data.packed import ImageFile
-from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, encode_pixels, is_plain, open_image, orientation, to_rgb
+from data.transforms import (
+    IMAGE_ERRORS,
+    MAX_IMAGE_BYTES,
+    encode_pixels,
+    is_plain,
+    open_image,
+    orientation,
+    to_rgb,
+    why_undecodable,
+)
 from utils.errors import InputError
 from utils.files import read_bytes
-from utils.text import printable
 
 # Pixels by which rounding may change a side that was resized.
 _ROUNDED = 1.5
@@ -108,12 +116,6 @@ def image_size(path: ImageFile) -> Size:
 
 def _undecodable(error: Exception) -> InputError:
     return InputError(f"it cannot be decoded: {why_undecodable(error)}")
-
-
-def why_undecodable(error: Exception) -> str:
-    """What an error of `IMAGE_ERRORS` says, in words for a message."""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return printable(reason.split(" <")[0], 200)
 
 
 def fit(lens: Lens, stored: Size, tag: int) -> tuple[Lens, int]:

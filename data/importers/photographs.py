@@ -10,10 +10,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from data.importers.capture import Capture, Options, Photo, plain_name
-from data.importers.images import fit, on_white, upright, why_undecodable
+from data.importers.images import fit, on_white, upright
 from data.importers.lens import Lens, Size, lens_of_values
 from data.importers.structure import Placed, Structure, find_structure
-from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, MAX_IMAGE_BYTES, open_image, orientation
+from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, MAX_IMAGE_BYTES, open_image, orientation, why_undecodable
 from utils.errors import InputError
 from utils.files import read_bytes
 from utils.text import counted, printable, shown
