@@ -22,7 +22,8 @@ log = logging.getLogger("lvsm")
 
 _ATEN = torch.ops.aten
 _PACKAGE = "flash_attn.cute.interface"
-_HOPPER = (9, 0)
+# The capability of Hopper cards, the oldest that FlashAttention-4 runs on.
+HOPPER = (9, 0)
 _DEVICES = {"cuda"}
 _DTYPES = HALF
 # What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): FlashAttention-4 is the fastest
@@ -83,7 +84,7 @@ def why_no_fa4() -> str | None:
     """Why FlashAttention-4 cannot run in this process; None if it can."""
     if not torch.cuda.is_available():
         return "there is no GPU"
-    if torch.cuda.get_device_capability() < _HOPPER:
+    if torch.cuda.get_device_capability() < HOPPER:
         return "the card is older than Hopper"
     try:
         _check_interface(_fa4())

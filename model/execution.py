@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from model.attention_kernel import why_no_fa4
+from model.attention_kernel import HOPPER, why_no_fa4
 from model.compilation import Compilable, run_compiled, run_plainly
 from model.transformer import AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
 from utils.fields import bounded
@@ -24,8 +24,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 # Compiled forms of one function before torch gives up and runs further ones as they are.
 _FORMS = 32
-# The first number of that card's capability.
-_HOPPER = 9
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _fastest_kernel() -> KernelChoice:
     fastest = _torchs_fastest()
     if not torch.cuda.is_available():
         return fastest
-    if torch.cuda.get_device_capability()[0] != _HOPPER or fastest != "cudnn":
+    if torch.cuda.get_device_capability()[0] != HOPPER[0] or fastest != "cudnn":
         log.info("attention: %s first", fastest)
         return fastest
     why_not = why_no_fa4()
@@ -141,5 +139,5 @@ def _fastest_kernel() -> KernelChoice:
 
 def _torchs_fastest() -> AttentionKernel:
     """The fastest of the kernels that torch brings."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (_HOPPER, 0)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() >= HOPPER
     return "cudnn" if hopper and torch.backends.cudnn.is_available() else "flash"
