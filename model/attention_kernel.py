@@ -70,9 +70,9 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
 
 
 def attends_apart(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> bool:
-    """Whether FlashAttention-4 spares several sequences copies of their context's keys [s h m c].
+    """Whether several sequences attend to their context's keys [s h m c] apart, without copies of them.
 
-    Without gradients only "fa4" does: whole frames were measured joined alone.
+    Without gradients "by_shape" joins them: rendering apart was not measured as a whole.
     """
     if len(q) == len(context_k) or (kernel == "by_shape" and not torch.is_grad_enabled()):
         return False
@@ -98,7 +98,7 @@ def why_no_fa4() -> str | None:
 
 @functools.cache
 def _fa4() -> Any:
-    # Said of an argument that is left out, each time a kernel is compiled.
+    # The package warns of an argument that is left out each time it compiles a kernel.
     warnings.filterwarnings("ignore", "Argument aux_data ", UserWarning)
     return importlib.import_module(_PACKAGE)
 

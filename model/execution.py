@@ -34,10 +34,10 @@ class ExecutionConfig:
     a group is compiled in one piece, so that long ones take long.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
     of attention, then those of matmuls. `attention_backend` names a kernel; `compile` fuses what lies between the
-    matmuls, "auto" where there is a GPU, `compile_layers` layers in one piece where they make no groups: more of them
-    spare the host of small models work, and take longer to compile. `residual_dtype` is the precision of the tokens
-    from block to block: float32 as published, or with "amp" that of the matmuls: less to read and write, but rounded
-    at every block.
+    matmuls, "auto" where there is a GPU. Where layers make no groups, `compile_layers` of them are compiled in one
+    piece: larger pieces save host time of small models, and take longer to compile. `residual_dtype` is the precision
+    of the tokens from block to block: float32 as published, or with "amp" that of the matmuls: less to read and write,
+    but rounded at every block.
     """
 
     grad_checkpoint_every: int = bounded(1, 0, 1000)
@@ -109,8 +109,8 @@ def _warn_once(message: str) -> None:
 def attention_kernel(name: Literal["auto", AttentionKernel]) -> KernelChoice:
     """The attention kernel to try first: the one named, or for "auto" the fastest known.
 
-    On Hopper (capability 9) that is FlashAttention-4 or cuDNN's, by shape; later cuDNN's, FlashAttention before. Where
-    FlashAttention-4 is wanted and cannot run, a line says why, and the fastest of torch's own runs.
+    On Hopper that is FlashAttention-4 or cuDNN's, by shape; on newer cards cuDNN's, on older ones FlashAttention-2.
+    Where FlashAttention-4 is wanted and cannot run, a line says why, and the fastest of torch's own kernels runs.
     """
     if name == "auto":
         return _fastest_kernel()

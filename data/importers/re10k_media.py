@@ -66,8 +66,8 @@ def usual_media(folder: Path, images: Path | None, videos: Path | None, toleranc
     """Where the frames of the clips of a split may be, `folder` being that of its camera files.
 
     Args:
-        images: the folder that a person names, else `frames` beside the split's folder, and that itself.
-        videos: the folder that a person names, else `videos` beside the split's folder.
+        images: the folder that a person names; None: `frames` beside the split's folder, and the split's folder.
+        videos: the folder that a person names; None: `videos` beside the split's folder.
     """
     frames = images or folder.parent / "frames"
     films = videos or folder.parent / "videos"

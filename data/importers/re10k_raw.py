@@ -77,8 +77,8 @@ def import_folder(folder: Path, writer: SceneWriter, num_processes: int, media: 
     log.info("frames are %s", media)
     if media.has_videos():
         log.info(
-            "of videos the frames nearest to the timestamps are taken, at most %g ms away (--tolerance), and stored as "
-            "JPEG of quality %d unless --image_format is png",
+            "from videos the frame nearest to each timestamp is taken, at most %g ms away (--tolerance), and stored as "
+            "JPEG of quality %d, or as PNG with --image_format png",
             media.tolerance,
             JPEG_QUALITY,
         )

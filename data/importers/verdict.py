@@ -223,7 +223,8 @@ def _remark_on_crop(sizes: np.ndarray, seen: np.ndarray) -> str:
         return ""
     width, height = sizes[cut[0]]
     return (
-        f"of {width:.0f}x{height:.0f} pixels the model sees the square in the middle, unless training.square_crop=false"
+        f"of an image of {width:.0f}x{height:.0f} pixels the model sees the square in the middle; "
+        "training.square_crop=false shows it the whole image"
     )
 
 
