@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
         "a folder of photographs",
         photographs.finds,
         photographs.read,
-        wait="COLMAP looks for the cameras of its photographs, which may take minutes",
+        wait="COLMAP has to find the cameras of these photographs, which may take minutes",
     ),
 }
 
