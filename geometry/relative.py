@@ -5,6 +5,7 @@ token's column, a quarter by its row (RoPE), and half of them by its camera's pr
 P P'⁻¹ of two cameras alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,16 +30,25 @@ class TokenCameras:
         inverse: P⁻¹.
         cos: of the angles of each token's place, those of its column before those of its row.
         sin: of the same angles.
+        stretch: so many tokens in a row, from the first on, always have the same camera.
     """
 
     projection: Float[Tensor, "b n 4 4"]
     inverse: Float[Tensor, "b n 4 4"]
     cos: Float[Tensor, "n a"]
     sin: Float[Tensor, "n a"]
+    stretch: int
 
     def __getitem__(self, tokens: slice) -> "TokenCameras":
         """Some of the tokens."""
-        return TokenCameras(self.projection[:, tokens], self.inverse[:, tokens], self.cos[tokens], self.sin[tokens])
+        start, stop, step = tokens.indices(len(self.cos))
+        return TokenCameras(
+            self.projection[:, tokens],
+            self.inverse[:, tokens],
+            self.cos[tokens],
+            self.sin[tokens],
+            math.gcd(self.stretch, start, stop) if step == 1 else 1,
+        )
 
 
 def token_cameras(parts: Sequence[Cameras | int], patch_size: int, d_head: int) -> TokenCameras:
@@ -63,13 +73,14 @@ def token_cameras(parts: Sequence[Cameras | int], patch_size: int, d_head: int) 
         torch.cat([turn.inverse for turn in turns], dim=1),
         torch.cat([turn.cos for turn in turns]),
         torch.cat([turn.sin for turn in turns]),
+        math.gcd(*(turn.stretch for turn in turns)),
     )
 
 
 def _identity(tokens: int, b: int, angles: int, device: torch.device) -> TokenCameras:
     matrix = torch.eye(4, device=device).expand(b, tokens, 4, 4)
     zeros = torch.zeros(tokens, 2 * angles, device=device)
-    return TokenCameras(matrix, matrix, zeros + 1, zeros)
+    return TokenCameras(matrix, matrix, zeros + 1, zeros, tokens)
 
 
 def _of_views(cameras: Cameras, b: int, patch_size: int, angles: int) -> TokenCameras:
@@ -82,6 +93,7 @@ def _of_views(cameras: Cameras, b: int, patch_size: int, angles: int) -> TokenCa
         repeat(inverse_projections(cameras), "s v i j -> (s t) (v n) i j", **each),
         place.cos(),
         place.sin(),
+        rows * columns,
     )
 
 

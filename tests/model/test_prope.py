@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from geometry.relative import token_cameras
 from model import prope as room
-from model.prope import prope, turn_plainly
+from model.prope import Prope, PropeByMatmul, prope, turn_plainly
 from tests.helpers import random_cameras
 from tests.processes import run_fresh
 
@@ -26,15 +27,43 @@ def test_sixteen_bits_are_turned_in_float32_and_come_back():
     cameras = token_cameras([random_cameras(1, 2)], 4, 32)
     x = torch.randn(1, 48, 2, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = turn_plainly(x.double(), None, cameras.inverse.double(), cameras.cos.double(), cameras.sin.double())
-    found = turn_plainly(x, None, cameras.inverse, cameras.cos, cameras.sin)
-    assert found.dtype == torch.bfloat16
-    # Half a step of the last of eight bits.
-    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        forms = [turn_plainly(x, None, cameras.inverse, cameras.cos, cameras.sin), prope(cameras).values(x)]
+    for found in forms:
+        assert found.dtype == torch.bfloat16
+        # Half a step of the last of eight bits.
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
 
 
-def test_without_a_gpu_or_triton_the_plain_form_runs(monkeypatch):
-    cameras = token_cameras([random_cameras(1, 2)], 4, 32)
-    assert prope(cameras).turn is turn_plainly
+@pytest.mark.parametrize("d_head", [8, 32])
+@pytest.mark.parametrize("parts", [[0, 3], [0, 1], [5, 3], [48, 3]], ids=str)
+def test_the_form_for_cpus_is_the_plain_one(parts, d_head):
+    """Of views alone, of one, and behind tokens without a camera, as many as those of views and not."""
+    tokens, views = parts
+    cameras = token_cameras([*[tokens] * (tokens > 0), random_cameras(2, views)], 4, d_head)
+    plain = Prope(cameras, turn_plainly)
+    found = prope(cameras)
+    assert isinstance(found, PropeByMatmul)
+    generator = torch.Generator().manual_seed(0)
+    # A view of queries, keys and values side by side, as attention has them.
+    x = torch.randn(2, len(cameras.cos), 3, 2, d_head, generator=generator, requires_grad=True)
+    norm = nn.RMSNorm(d_head, eps=1e-5)
+    nn.init.normal_(norm.weight, 1, 0.3, generator=generator)
+    heads = x[:, :, 1]
+    for some in (None, slice(-24, None), slice(tokens + 12, tokens + 20)):
+        own = heads if some is None else heads[:, some]
+        pairs = [[form.queries(own, norm, some), form.results(own, some)] for form in (plain, found)]
+        if some is None:
+            for form, pair in zip((plain, found), pairs, strict=True):
+                pair += [form.keys(own, norm), form.values(own)]
+        for expected, ours in zip(*pairs, strict=True):
+            torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+            outer = torch.randn(expected.shape, generator=generator)
+            gradients = [torch.autograd.grad(y, x, outer, retain_graph=True)[0] for y in (ours, expected)]
+            torch.testing.assert_close(*gradients, atol=2e-5, rtol=1e-5)
+
+
+def test_without_triton_the_plain_form_runs(monkeypatch):
     room._fast_turn.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert room._fast_turn() is turn_plainly
