@@ -34,6 +34,7 @@ from evaluation.metrics import build_metrics
 from evaluation.pages.comparison import write_comparison
 from evaluation.renderer import Predictor
 from evaluation.results import check_scene_folders, write_results
+from geometry.image_size import sides
 from setup import (
     Config,
     check_view_counts,
@@ -121,7 +122,8 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
     training = config.training
     files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
     load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
-    remark = partial(remark_on_inputs, training.data.square_crop) if cfg.chooses_views else None
+    seen = sides(tokenizer.image_size) if training.data.square_crop else None
+    remark = partial(remark_on_inputs, seen) if cfg.chooses_views else None
     evaluator = Evaluator(
         cfg,
         process,
@@ -135,11 +137,11 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
     return evaluator, files, config
 
 
-def remark_on_inputs(square_crop: bool, scene: Scene, selection: Selection) -> dict[str, str]:
+def remark_on_inputs(seen: tuple[int, int] | None, scene: Scene, selection: Selection) -> dict[str, str]:
     """What is to be said of the inputs of a scene of one's own, by kind."""
     from data.importers.verdict import remarks_on_inputs  # here, so that no other evaluation waits for OpenCV
 
-    return remarks_on_inputs(scene, selection.context, square_crop)
+    return remarks_on_inputs(scene, selection.context, seen)
 
 
 def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None, Config]:

@@ -24,6 +24,7 @@ from data.views import Selection, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.validation import ValidationConfig
+from geometry.image_size import ImageSize, is_size, sides, size_text
 from geometry.normalization import PoseNormalization
 from geometry.paths import check_video_config
 from model import LVSM, ModelConfig, build_model, check_model_config, unread_keys
@@ -66,8 +67,8 @@ _SEEN_BY_THE_MODEL = (
     "training.pose_normalization",
     "training.scene_scale_factor",
     "training.square_crop",
-    "model.image_tokenizer.image_size",
 )
+_SIZE = "model.image_tokenizer.image_size"
 # What weights were trained with that do not say it, such as published ones.
 _UNLESS_SAID: dict[str, Any] = {"training.pose_normalization": "all_views"}
 # Characters of a library's reason that a message quotes.
@@ -254,6 +255,14 @@ def warn_of_other_values(config: Config, stored: object, path: Path, also: Seque
         now = _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
             log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))
+    _warn_of_other_size(config.model.image_tokenizer.image_size, _value_at(trained, _SIZE), path)
+
+
+def _warn_of_other_size(size: ImageSize, trained: object, path: Path) -> None:
+    """Warn if `trained`, which a checkpoint keeps as the size of its images, is a size, and another one."""
+    if not is_size(trained) or sides(trained) == sides(size):
+        return
+    log.warning("%s is %s, but %s was trained with %s", _SIZE, size_text(size), path, size_text(trained))
 
 
 def _trained_with(trained: object, key: str) -> object:
@@ -322,6 +331,11 @@ def _check_values(config: Config) -> None:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
     with _below("model"):
         check_model_config(config.model)
+    if isinstance(config.model.image_tokenizer.image_size, list) and not config.training.data.square_crop:
+        raise InputError(
+            f"{_SIZE} names both sides, to which training.square_crop=false would not cut: leave training.square_crop "
+            "out, or give the shorter side alone"
+        )
     with _below("inference.render_video_config"):
         check_video_config(evaluation.render_video_config)
     for name, value in flatten(config.training.published).items():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.dataset import Batch
 from geometry.cameras import Cameras, Views
+from geometry.image_size import ImageSize, sides
 from model import LVSM, VARIANTS, build_model
 from model.execution import ExecutionConfig, compile_model
 from model.flops import peak_flops
@@ -80,18 +81,20 @@ def seeded_model(config: Config) -> LVSM:
     return build_model(config.model, config.training.execution)
 
 
-def seeded_batch(cfg: TrainingConfig, size: int, batch_size: int | None = None) -> Batch:
+def seeded_batch(cfg: TrainingConfig, size: ImageSize, batch_size: int | None = None) -> Batch:
     """Scenes of noise seen from cameras on a small arc, in page-locked memory where there is a GPU."""
     b = batch_size or cfg.loader.batch_size_per_gpu
     v = cfg.data.num_views
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (b, v, 3, size, size), generator=generator, dtype=torch.uint8)
+    height, width = sides(size)
+    images = torch.randint(0, 256, (b, v, 3, height, width), generator=generator, dtype=torch.uint8)
     c2w = torch.eye(4).repeat(b, v, 1, 1)
     c2w[..., :3, 3] = torch.rand(b, v, 3, generator=generator) - 0.5
-    fxfycxcy = torch.tensor([0.9, 0.9, 0.5, 0.5]).mul(size).repeat(b, v, 1)
+    # As wide an angle across as down, whatever the shape.
+    fxfycxcy = torch.tensor([0.9, 0.9, 0.5, 0.5]).mul(torch.tensor([width, height] * 2)).repeat(b, v, 1)
     targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.data.num_target_views] for _ in range(b)])
     frames = torch.arange(v).repeat(b, 1)
-    views = Views(images, Cameras(c2w, fxfycxcy, size, size))
+    views = Views(images, Cameras(c2w, fxfycxcy, height, width))
     batch = Batch(views, cfg.data.num_input_views, targets, [f"noise{i}" for i in range(b)], frames, [])
     return batch.pin_memory() if torch.cuda.is_available() else batch
 

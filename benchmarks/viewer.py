@@ -22,6 +22,7 @@ from benchmarks.common import add_configs, benchmark_parser, chosen_configs, rel
 from benchmarks.render import seeded_renderer
 from data.dataset import ViewLoader
 from data.scene import Scene, write_scene
+from geometry.image_size import ImageSize, sides
 from setup import Config
 from utils.cli import run_main
 from utils.distributed import process_group
@@ -38,16 +39,17 @@ _INPUTS = 2
 _WARM_UP = 5
 
 
-def write_noise(folder: Path, size: int, frames: int = _INPUTS) -> Path:
+def write_noise(folder: Path, size: ImageSize, frames: int = _INPUTS) -> Path:
     """A scene of noise, seen from cameras side by side; returns its metadata file."""
     rng = np.random.default_rng(0)
+    height, width = sides(size)
     images = [folder / "images" / f"{number}.png" for number in range(frames)]
     images[0].parent.mkdir(parents=True)
     for path in images:
-        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     w2c = np.tile(np.eye(4), (frames, 1, 1))
     w2c[:, 0, 3] = np.linspace(-0.5, 0.5, frames)
-    fxfycxcy = np.tile([0.9 * size, 0.9 * size, size / 2, size / 2], (frames, 1))
+    fxfycxcy = np.tile([0.9 * width, 0.9 * height, width / 2, height / 2], (frames, 1))
     source = folder / "metadata" / "noise.json"
     write_scene(Scene("noise", [*images], fxfycxcy, w2c, source))
     return source

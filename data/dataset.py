@@ -23,6 +23,7 @@ from data.views import (
 )
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
+from geometry.image_size import ImageSize
 from geometry.normalization import (
     Normalization,
     PoseNormalization,
@@ -47,6 +48,7 @@ class DataConfig(ViewConfig):
     their median distance rather than the largest, so that one far camera does not shrink the others; or `none`: cameras
     are as they are, and nothing reads `scene_scale_factor`. `auto` evaluates weights as they were trained, and trains
     with `all_views`.
+    `square_crop` cuts images to their middle, of the model's `image_size`; without it they keep their shape.
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
     `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
     """
@@ -187,13 +189,13 @@ class ViewLoader:
     """Reads the selected frames of a scene as one sample.
 
     Args:
-        image_size: shorter side in pixels after resizing.
-        patch_size: the longer side is a multiple of this.
+        image_size: what images are cut to; its shorter side alone where `square_crop` is off.
+        patch_size: sides are multiples of this.
         fast: decode and resize faster, for pixels that differ by up to 2 of 255 (with a torch that can).
     """
 
     cfg: DataConfig
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     fast: bool = False
 

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from data.packed import ImageFile, read_image_file
+from geometry.image_size import ImageSize, sides
 from utils.errors import InputError
 from utils.text import printable
 
@@ -44,20 +45,26 @@ _MAX_JPEG_PIXELS_PER_BYTE = 8 * 64
 Image.MAX_IMAGE_PIXELS = None
 
 
-def resized_shape(width: int, height: int, image_size: int, patch_size: int) -> tuple[int, int]:
-    """(width, height) after resizing the shorter side to `image_size` and the longer to a multiple of a patch."""
-    if width < height:
-        new_height, new_width = resized_shape(height, width, image_size, patch_size)
+def resized_shape(width: int, height: int, image_size: ImageSize, patch_size: int) -> tuple[int, int]:
+    """(width, height) after resizing such that the image just covers `image_size`.
+
+    One side is as long as that of `image_size`, and the other, a multiple of a patch, at least as long.
+    """
+    rows, columns = sides(image_size)
+    if rows * width < columns * height:
+        new_height, new_width = resized_shape(height, width, [columns, rows], patch_size)
         return new_width, new_height
-    return round(int(image_size / height * width) / patch_size) * patch_size, image_size
+    # Rounding to patches as published; where they are small, it could lose a pixel that is needed.
+    across = round(int(rows / height * width) / patch_size) * patch_size
+    return max(across, columns), rows
 
 
-def square_box(width: int, height: int) -> Box:
-    """(left, top, right, bottom) of the centred square."""
-    side = min(width, height)
-    left = (width - side) // 2
-    top = (height - side) // 2
-    return left, top, left + side, top + side
+def centred_box(width: int, height: int, image_size: ImageSize) -> Box:
+    """(left, top, right, bottom) of `image_size` in the middle of an image that covers it."""
+    rows, columns = sides(image_size)
+    left = (width - columns) // 2
+    top = (height - rows) // 2
+    return left, top, left + columns, top + rows
 
 
 @dataclass(frozen=True)
@@ -117,13 +124,13 @@ def _needed(size: int, resized: int, start: int, stop: int) -> tuple[int, int, i
     return first * step, last * step, first * new_step, last * new_step
 
 
-def plan_crop(width: int, height: int, image_size: int, patch_size: int, square_crop: bool) -> Crop:
-    """How an image of `width` x `height` is resized to `image_size`, and to the centred square if asked for.
+def plan_crop(width: int, height: int, image_size: ImageSize, patch_size: int, cut: bool) -> Crop:
+    """How an image of `width` x `height` is resized to cover `image_size`, and then `cut` to its middle if asked for.
 
     The two scale factors differ a little, since the longer side is rounded to whole patches.
     """
     resized = resized_shape(width, height, image_size, patch_size)
-    box = square_box(*resized) if square_crop else (0, 0, *resized)
+    box = centred_box(*resized, image_size) if cut else (0, 0, *resized)
     scale = np.array([resized[0] / width, resized[1] / height] * 2)
     return Crop(resized, box, scale, np.array([0.0, 0.0, *box[:2]]))
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from geometry.image_size import ImageSize, sides, size_text
 from utils.errors import InputError
 from utils.lpips_network import Lpips
 
@@ -70,20 +71,20 @@ METRICS: dict[str, Callable[[torch.device], Metric]] = {
 }
 
 
-def build_metrics(names: Sequence[str], device: torch.device, image_size: int | None = None) -> dict[str, Metric]:
+def build_metrics(names: Sequence[str], device: torch.device, image_size: ImageSize | None = None) -> dict[str, Metric]:
     """The metrics of these names, each mapping two batches of images to a value an image.
 
     Args:
-        image_size: pixels of the shorter side of the images, if known.
+        image_size: of the images, if known.
 
     Raises:
         InputError: images that are too small for SSIM, or LPIPS without its weights.
     """
     least = 2 * _SSIM_RADIUS + 1
-    if "ssim" in names and image_size is not None and image_size < least:
+    if "ssim" in names and image_size is not None and min(sides(image_size)) < least:
         raise InputError(
-            f"SSIM needs images of {least} pixels a side, and model.image_tokenizer.image_size is {image_size}: "
-            "leave ssim out of inference.metrics (in training, set training.validate_every=0)"
+            f"SSIM needs images of {least} pixels a side, and model.image_tokenizer.image_size is "
+            f"{size_text(image_size)}: leave ssim out of inference.metrics (in training, set training.validate_every=0)"
         )
     return {name: METRICS[name](device) for name in names}
 

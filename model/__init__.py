@@ -1,5 +1,6 @@
 """The LVSM models. `build_model` is the only way in that a configuration needs."""
 
+from geometry.image_size import size_fault, size_text
 from geometry.relative import PARTS
 from model.encoded import Encoded
 from model.execution import ExecutionConfig, apply_execution
@@ -56,15 +57,13 @@ def check_model_config(cfg: ModelConfig) -> None:
     for tokenizer, name, channels in [(image, "image_tokenizer", 9), (pose, "target_pose_tokenizer", 6)]:
         if tokenizer.in_channels != channels:
             raise InputError(f"{name}.in_channels is {tokenizer.in_channels}; it can only be {channels}")
-    for key in ("image_size", "patch_size"):
-        a = getattr(image, key)
-        b = getattr(pose, key)
+        if fault := size_fault(tokenizer.image_size, tokenizer.patch_size):
+            raise InputError(f"{name}.image_size {fault}")
+    sizes = (size_text(image.image_size), size_text(pose.image_size))
+    patches = (image.patch_size, pose.patch_size)
+    for key, (a, b) in {"image_size": sizes, "patch_size": patches}.items():
         if a != b:
             raise InputError(f"target_pose_tokenizer.{key} ({b}) differs from image_tokenizer.{key} ({a})")
-    if image.image_size % image.patch_size:
-        raise InputError(
-            f"image_tokenizer.image_size ({image.image_size}) must be a multiple of patch_size ({image.patch_size})"
-        )
     if transformer.d % transformer.d_head:
         raise InputError(f"transformer.d ({transformer.d}) must be a multiple of d_head ({transformer.d_head})")
     if transformer.camera_encoding == "prope" and transformer.d_head % PARTS:
@@ -98,16 +97,16 @@ def build_model(cfg: ModelConfig, execution: ExecutionConfig | None = None) -> L
 
 
 def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
-    """What a scene of square images costs once, whatever is rendered of it."""
+    """What a scene of images of `image_size` costs once, whatever is rendered of it."""
     return find_variant(cfg.class_name).encoding_flops(cfg, num_inputs)
 
 
 def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
-    """What one square target costs."""
+    """What one target of that size costs."""
     return find_variant(cfg.class_name).decoding_flops(cfg, num_inputs)
 
 
 def training_flops(cfg: ModelConfig, num_inputs: int, num_targets: int) -> float:
-    """FLOP of forward and backward for one scene of square images: nothing recomputed, nothing saved."""
+    """FLOP of forward and backward for one scene of images of `image_size`: nothing recomputed, nothing saved."""
     scene = encoding_flops(cfg, num_inputs) + decoding_flops(cfg, num_inputs) * num_targets
     return scene.training

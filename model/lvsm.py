@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.cameras import Cameras, Views
+from geometry.image_size import sides
 from geometry.relative import token_cameras
 from model.compilation import Compilable
 from model.encoded import Encoded
@@ -52,8 +53,10 @@ class ModelConfig:
 
     @property
     def tokens_per_view(self) -> int:
-        """Tokens of a square view."""
-        return (self.image_tokenizer.image_size // self.image_tokenizer.patch_size) ** 2
+        """Tokens of a view of `image_size`."""
+        height, width = sides(self.image_tokenizer.image_size)
+        patch = self.image_tokenizer.patch_size
+        return (height // patch) * (width // patch)
 
 
 class LVSM(Compilable, nn.Module):
@@ -97,12 +100,12 @@ class LVSM(Compilable, nn.Module):
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
-        """Arithmetic of encoding a scene of square images; that of tokenizers is not counted."""
+        """Arithmetic of encoding a scene of images of `image_size`; that of tokenizers is not counted."""
         return Flops()
 
     @staticmethod
     def decoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
-        """Arithmetic of one square target."""
+        """Arithmetic of one target of that size."""
         raise NotImplementedError
 
     def decode(self, encoded: Encoded, targets: Cameras, max_views: int | None = None) -> Float[Tensor, "b t 3 h w"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.cameras import Cameras, Views, camera_rays, no_rays, plucker
+from geometry.image_size import ImageSize
 from model.compilation import Compilable
 from model.transformer import LayerNorm
 from utils.fields import bounded
@@ -17,9 +18,12 @@ from utils.fields import bounded
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Pixels to tokens: `image_size` is the shorter side in pixels, a token covers `patch_size`² pixels."""
+    """Pixels to tokens, each of which covers `patch_size`² pixels.
 
-    image_size: int = bounded(256, 1, 4096)
+    `image_size` is the side of square images, or [height, width]: images are scaled to cover it, then cut to its shape.
+    """
+
+    image_size: ImageSize = bounded(256, 1, 4096)
     patch_size: int = bounded(8, 1, 1024)
     in_channels: int = bounded(9, 1, 1024)
 

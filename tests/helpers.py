@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from geometry.cameras import Cameras, Views
+from geometry.image_size import ImageSize
 from model import LVSM, ModelConfig, build_model, find_variant
 from model.execution import ExecutionConfig
 from model.lvsm import TokenizerConfig
@@ -53,15 +54,15 @@ def class_name(variant: str) -> str:
     return f"model.LVSM_scene_{variant}.Images2LatentScene" if variant in PUBLISHED else variant
 
 
-def small_config(variant: str, rays: str = "auto", **transformer) -> ModelConfig:
+def small_config(variant: str, rays: str = "auto", image_size: ImageSize = 16, **transformer) -> ModelConfig:
     """Of one of `MODELS`."""
     variant, _, encoding = variant.partition("+")
     transformer = {"camera_encoding": encoding or "auto"} | transformer
     sizes = {"d": 64, "d_head": 32, "n_layer": 3, "encoder_n_layer": 2, "decoder_n_layer": 2, "n_latent_vectors": 12}
     return ModelConfig(
         class_name=class_name(variant),
-        image_tokenizer=TokenizerConfig(image_size=16, patch_size=4),
-        target_pose_tokenizer=TokenizerConfig(image_size=16, patch_size=4, in_channels=6),
+        image_tokenizer=TokenizerConfig(image_size=image_size, patch_size=4),
+        target_pose_tokenizer=TokenizerConfig(image_size=image_size, patch_size=4, in_channels=6),
         transformer=TransformerConfig(**(sizes | transformer)),
         rays=rays,
     )

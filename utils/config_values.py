@@ -8,10 +8,12 @@ from utils.errors import InputError
 from utils.fields import is_path
 from utils.files import expand_path
 from utils.hub import is_hub_address
-from utils.sections import is_section, keys_of
+from utils.sections import holds_numbers, is_section, keys_of
 from utils.text import shown
 
 _INTEGER = re.compile(r"[-+]?\d+")
+# Characters of a number: Python reads no text of thousands as one.
+_LONGEST_NUMBER = 1000
 # What stands for no value elsewhere, and would name a file here.
 _NO_PATHS = ("null", "none", "nil")
 
@@ -31,6 +33,8 @@ def read_values(given: Any, owner: Any, prefix: str = "") -> Any:
         path = f"{prefix}{name}"
         if is_section(key.kind):
             read[name] = read_values(given[name], key.kind, f"{path}.")
+        elif holds_numbers(key.kind):
+            read[name] = _read_numbers(given[name], path)
         elif get_origin(key.kind) is list:
             read[name] = _read_list(given[name], path)
         elif is_path(key.declared):
@@ -68,6 +72,19 @@ def _read_list(value: Any, key: str) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
         raise InputError(f"{key} is {shown(value)}, not a list of values")
+    return value
+
+
+def _read_numbers(value: Any, key: str) -> Any:
+    """A whole number or a list of such, of what may be text; what is neither is left to the check of values."""
+    if isinstance(value, list) or (isinstance(value, str) and "," in value):
+        return [_read_number(item) for item in _read_list(value, key)]
+    return _read_number(value)
+
+
+def _read_number(value: Any) -> Any:
+    if isinstance(value, str) and len(value) < _LONGEST_NUMBER and _INTEGER.fullmatch(value.strip()):
+        return int(value)
     return value
 
 

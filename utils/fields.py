@@ -40,7 +40,7 @@ class Range:
 def bounded(
     default: int | float, least: int | float, most: int | float, *, open_below: bool = False, open_above: bool = False
 ) -> Any:  # what `dataclasses.field` gives has the field's type for a type checker
-    """A dataclass field for a number from `least` to `most`."""
+    """A dataclass field for a number from `least` to `most`, or for a list of such if its type says so."""
     return field(default=default, metadata={_RANGE: Range(least, most, open_below, open_above)})
 
 
@@ -71,5 +71,5 @@ def table_of(declared: dataclasses.Field[Any]) -> Mapping[str, Any] | None:
 
 
 def range_of(declared: dataclasses.Field[Any]) -> Range | None:
-    """The range of a field, if it is a number."""
+    """The range of a field, if it holds numbers."""
     return declared.metadata.get(_RANGE)

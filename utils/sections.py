@@ -42,6 +42,11 @@ def is_section(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
+def holds_numbers(kind: Any) -> bool:
+    """Whether a key of this type holds a whole number or a list of such."""
+    return kind == int | list[int]
+
+
 @functools.cache
 def keys_of(section: Any) -> dict[str, Key]:
     """The keys of a section as users write them, by name; a nested section is one of them."""
@@ -73,6 +78,8 @@ def _plain(kind: Any) -> Any:
         return flat_type(kind)
     if get_origin(kind) is Literal:
         return str
+    if holds_numbers(kind):
+        return Any
     if get_origin(kind) is list:
         return list[_plain(get_args(kind)[0])]  # type: ignore[misc]
     return kind
@@ -121,10 +128,12 @@ def check_values(section: Any, values: Mapping[str, Any], prefix: str = "") -> N
 
 def _check_value(path: str, value: Any, key: Key) -> None:
     allowed = range_of(key.declared)
-    if allowed is not None and not allowed.admits(value):
-        raise InputError(f"{path} is {shown(value)}; it must be {allowed.describe(value)}")
     known = _known_names(key)
     for item in value if isinstance(value, list) else [value]:
+        if holds_numbers(key.kind) and (isinstance(item, bool) or not isinstance(item, int)):
+            raise InputError(f"{path} is {shown(item)}; it must be a whole number, or a list of such")
+        if allowed is not None and not allowed.admits(item):
+            raise InputError(f"{path} is {shown(item)}; it must be {allowed.describe(item)}")
         if known is not None and item not in known:
             raise InputError(f"{path} is {shown(item)}; known: {', '.join(known)}")
 

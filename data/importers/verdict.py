@@ -196,36 +196,43 @@ def _warn_of_pairs(cameras: MatchedCameras, matches: SceneMatches, longest: floa
         yield "the cameras are imprecise"
 
 
-def remarks_on_inputs(scene: Scene, inputs: Sequence[int], square_crop: bool) -> dict[str, str]:
+def remarks_on_inputs(scene: Scene, inputs: Sequence[int], shape: tuple[int, int] | None) -> dict[str, str]:
     """What of a scene's inputs is cut away, or unlike what weights have seen: a sentence each, by kind.
 
     Args:
-        square_crop: the model sees the squares in the middle of the images.
+        shape: the model sees the middle of the images, as high to as wide as these two numbers; None: all of them.
 
     Raises:
         InputError: an input cannot be read.
     """
     sizes = np.array([image_size(scene.image_path(frame)) for frame in inputs], np.float64)
-    seen = np.tile(sizes.min(1, keepdims=True), 2) if square_crop else sizes
+    seen = _middle(sizes, *shape) if shape else sizes
     cameras = MatchedCameras(list(inputs), scene.fxfycxcy[inputs], scene.w2c[inputs], seen)
     matches = match_scene(scene, inputs)
     remarks = {
-        "crop": _remark_on_crop(sizes, seen),
+        "crop": _remark_on_crop(sizes, seen, shape),
         "lens": "; ".join(lens_warnings(lens_figures(cameras))),
         "baseline": _remark_on_baseline(cameras, matches, float(sizes.max())),
     }
     return {kind: f"scene {scene.name}: {remark}" for kind, remark in remarks.items() if remark}
 
 
-def _remark_on_crop(sizes: np.ndarray, seen: np.ndarray) -> str:
-    cut = np.flatnonzero((sizes != seen).any(1))
-    if not len(cut):
+def _middle(sizes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The largest part of images (width, height) [n 2] that is as high to as wide as `height` to `width`."""
+    shape = np.array([width, height])
+    return shape * (sizes / shape).min(1, keepdims=True)
+
+
+def _remark_on_crop(sizes: np.ndarray, seen: np.ndarray, shape: tuple[int, int] | None) -> str:
+    cut = np.flatnonzero(np.abs(sizes - seen).max(1) >= 1)
+    if not len(cut) or shape is None:
         return ""
     width, height = sizes[cut[0]]
-    return (
-        f"of an image of {width:.0f}x{height:.0f} pixels the model sees the square in the middle; "
-        "training.square_crop=false shows it the whole image"
-    )
+    image = f"of an image of {width:.0f}x{height:.0f} pixels the model sees"
+    if shape[0] == shape[1]:
+        return f"{image} the square in the middle; training.square_crop=false shows it the whole image"
+    across, down = seen[cut[0]]
+    return f"{image} {across:.0f}x{down:.0f} in the middle, the shape that model.image_tokenizer.image_size says"
 
 
 def _remark_on_baseline(cameras: MatchedCameras, matches: SceneMatches, longest: float) -> str:

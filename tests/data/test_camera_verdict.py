@@ -201,7 +201,7 @@ def test_a_camera_that_only_turns_fits_and_is_told_to_move(tmp_path):
     verdict = check_scene(scene)
     assert verdict.state == "good" and "move the camera" in verdict.line()
     assert verdict.figures["baseline_over_depth"] < 0.01
-    check_names(remarks_on_inputs(scene, [0, 1], square_crop=True)["baseline"], "scene room", "move the camera")
+    check_names(remarks_on_inputs(scene, [0, 1], shape=(1, 1))["baseline"], "scene room", "move the camera")
 
 
 def test_a_long_lens_is_named(tmp_path):
@@ -224,9 +224,9 @@ def test_a_photograph_taken_sideways_is_named(room, tmp_path):
 
 
 def test_of_usual_inputs_nothing_is_said_but_that_they_are_cut(room):
-    assert list(remarks_on_inputs(room, [0, 6], square_crop=True)) == ["crop"]
-    assert remarks_on_inputs(room, [0, 6], square_crop=False) == {}
-    assert list(remarks_on_inputs(room, [3], square_crop=True)) == ["crop"]
+    assert list(remarks_on_inputs(room, [0, 6], shape=(1, 1))) == ["crop"]
+    assert remarks_on_inputs(room, [0, 6], shape=None) == {}
+    assert list(remarks_on_inputs(room, [3], shape=(1, 1))) == ["crop"]
 
 
 def test_inputs_unlike_those_of_training_are_named(room, tmp_path):
@@ -238,14 +238,21 @@ def test_inputs_unlike_those_of_training_are_named(room, tmp_path):
         (part(room, [2, 2]), [0, 1], "baseline", "inference.input_frames"),
         (misfit, [0, 6], "baseline", "data.importers.check"),
     ]:
-        check_names(remarks_on_inputs(scene, inputs, square_crop=True)[kind], f"scene {scene.name}", culprit)
+        check_names(remarks_on_inputs(scene, inputs, shape=(1, 1))[kind], f"scene {scene.name}", culprit)
 
 
 def test_the_field_of_view_is_that_of_what_the_model_sees(room):
     """40 degrees are usual; this lens sees 55 of them across, and 32 in the square."""
     long_lens = replace(room, fxfycxcy=room.fxfycxcy * [2, 2, 1, 1])
-    assert "lens" in remarks_on_inputs(long_lens, [0, 6], square_crop=True)
-    assert "lens" not in remarks_on_inputs(long_lens, [0, 6], square_crop=False)
+    assert "lens" in remarks_on_inputs(long_lens, [0, 6], shape=(1, 1))
+    assert "lens" not in remarks_on_inputs(long_lens, [0, 6], shape=None)
+
+
+def test_what_a_wide_model_does_not_see_is_said(room):
+    """The frames are 480x270, which is 16:9."""
+    assert remarks_on_inputs(room, [0, 6], shape=(256, 456)) == {}
+    said = remarks_on_inputs(room, [0, 6], shape=(256, 384))["crop"]
+    check_names(said, f"scene {room.name}", "480x270", "405x270", "model.image_tokenizer.image_size")
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8, 12, 150, 5000])

@@ -194,7 +194,7 @@ def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
 
 
 KEYS = dict(leaves(Config))
-NUMBERS = {path: key.declared for path, key in KEYS.items() if key.kind in (int, float)}
+NUMBERS = {path: key.declared for path, key in KEYS.items() if key.kind in (int, float, int | list[int])}
 TEXTS = {path: key.declared for path, key in KEYS.items() if key.kind is str}
 # Keys of text that name no file.
 NAMES = {
@@ -405,6 +405,68 @@ def test_numbers_that_yaml_reads_as_they_look_are_read(tmp_path):
 def test_a_list_needs_no_brackets(tokens):
     assert build_config({}, parse_overrides(tokens)).inference.evaluation.metrics == ["psnr", "ssim"]
     assert build_config({"inference": {"metrics": "psnr"}}).inference.evaluation.metrics == ["psnr"]
+
+
+SIZE = "model.image_tokenizer.image_size"
+POSE_SIZE = "model.target_pose_tokenizer.image_size"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("128", 128),
+        ("[128,224]", [128, 224]),
+        ("[128, 224]", [128, 224]),
+        ("128,224", [128, 224]),
+        ("[128,128]", [128, 128]),
+    ],
+)
+def test_a_size_is_a_number_or_height_and_width(text, size):
+    tokens = parse_overrides([f"{SIZE}={text}", f"{POSE_SIZE}={text}"])
+    in_a_file = _nested(SIZE, size)
+    in_a_file["model"]["target_pose_tokenizer"] = {"image_size": f"${{{SIZE}}}", "in_channels": 6}
+    for config in (build_config({}, tokens), build_config(in_a_file)):
+        assert config.model.image_tokenizer.image_size == config.model.target_pose_tokenizer.image_size == size
+        assert build_config(yaml.safe_load(config_text(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("size", "culprits"),
+    [
+        (100, [SIZE, 100, "patch_size (8)", 96]),
+        ([128, 220], [SIZE, "[128, 220]", 220, 216]),
+        ([4, 128], [SIZE, "[4, 128]", 8]),
+        ([128, 128, 128], [SIZE, 3]),
+        ([], [SIZE, 0]),
+        ([0, 128], [SIZE, 0, "at least 1"]),
+        ([128, 10**6], [SIZE, 10**6, "at most 4096"]),
+        ([128, 10**30], [SIZE, "at most 4096"]),
+        ([128, "wide"], [SIZE, "'wide'"]),
+        ([128, 224.0], [SIZE, "224.0"]),
+        ([[128, 224]], [SIZE, "list"]),
+        ("wide", [SIZE, "'wide'"]),
+        ("9" * 5000, [SIZE]),
+        (True, [SIZE, True]),
+        (None, [SIZE]),
+        (2.5, [SIZE, 2.5]),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(size, culprits):
+    with refused(*culprits):
+        build_config(_nested(SIZE, size))
+    with refused(*culprits):
+        build_config({}, {SIZE: size})
+
+
+def test_two_sizes_of_one_model_are_refused():
+    with refused(SIZE.removeprefix("model."), POSE_SIZE, "[128, 224]", 128):
+        build_config({}, {SIZE: [128, 224], POSE_SIZE: 128})
+    assert build_config({}, {SIZE: [128, 128], POSE_SIZE: 128})
+
+
+def test_images_cannot_be_whole_and_of_a_given_shape():
+    with refused(SIZE, "training.square_crop"):
+        build_config({}, {SIZE: [128, 224], POSE_SIZE: [128, 224], "training.square_crop": "false"})
 
 
 @pytest.mark.parametrize("value", ["", "[]", ","])

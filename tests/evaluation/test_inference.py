@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 from unittest.mock import MagicMock
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,23 @@ def test_a_run_writes_every_file_with_the_right_content(variant, place):
     assert [row["scene_name"] for row in rows] == ["scene0", "scene1", "scene2"]
     averages = json.loads((out / "results.json").read_text())["averages"]
     assert averages["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+
+
+@pytest.mark.parametrize("variant", ["decoder_only", "cross"])
+def test_wide_images_are_evaluated_and_filmed(variant, place):
+    save_model(place, variant)
+    wide = [f"model.{tokenizer}.image_size=[16,32]" for tokenizer in ("image_tokenizer", "target_pose_tokenizer")]
+    film = ["inference.render_video=true", "inference.render_video_config.num_frames=3"]
+    inference.main(command(place, *wide, *film, variant=variant))
+    folder = place / "out" / "scene0"
+    assert Image.open(folder / "input.png").size == (2 * 32, 16)
+    assert Image.open(folder / "gt_vs_pred.png").size == (3 * 32, 2 * 16)
+    with av.open(str(folder / "rendered_video.mp4")) as video:
+        assert (video.streams.video[0].width, video.streams.video[0].height) == (32, 16)
+    # The ground truth is the frame, scaled to 32 x 24, whole patches that cover the size, less 4 rows above and below.
+    frame = Image.open(place / "scenes" / "images" / "scene0" / "00004.jpg").resize((32, 24), Image.Resampling.LANCZOS)
+    truth = np.asarray(Image.open(folder / "gt_vs_pred.png"))[:16, :32]
+    np.testing.assert_array_equal(truth, np.asarray(frame)[4:20])
 
 
 def test_results_say_what_they_came_from(place):
@@ -450,6 +468,10 @@ TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2
     [
         (TRAINED, ["training.pose_normalization", "training.scene_scale_factor"]),
         ("model: {image_tokenizer: {image_size: 32}}", ["model.image_tokenizer.image_size"]),
+        ("model: {image_tokenizer: {image_size: [16, 24]}}", ["model.image_tokenizer.image_size"]),
+        ("model: {image_tokenizer: {image_size: [16, 16]}}", []),
+        ("model: {image_tokenizer: {image_size: [16]}}", []),
+        ("model: {image_tokenizer: {image_size: [[16, 24], true]}}", []),
         ("training: {scene_scale_factor: 1.35, pose_normalization: all_views, square_crop: 1}", []),
         ("training: {square_crop: [1], pose_normalization: null}", []),
         ("!!python/object/apply:os.mkdir [x]", []),

@@ -74,7 +74,7 @@ def test_missing_lpips_weights_say_what_to_do(tmp_path, monkeypatch):
         assert metrics["lpips"](images, images).abs().item() < 1e-6
 
 
-@pytest.mark.parametrize("size", [1, 8, 10])
+@pytest.mark.parametrize("size", [1, 8, 10, [8, 16], [16, 8]])
 def test_ssim_of_images_smaller_than_its_window_is_refused_beforehand(size):
     with refused(f"model.image_tokenizer.image_size is {size}", "inference.metrics"):
         build_metrics(["psnr", "ssim"], torch.device("cpu"), size)

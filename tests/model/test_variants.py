@@ -60,6 +60,14 @@ def toy(monkeypatch):
     return config_of("toy")
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_arithmetic_counts_the_tokens_of_wide_images(name):
+    square, wide = (small_config(name, image_size=size) for size in (32, [16, 64]))
+    assert square.tokens_per_view == wide.tokens_per_view == 64
+    assert training_flops(square, 2, 3) == training_flops(wide, 2, 3)
+    assert training_flops(wide, 2, 3) > training_flops(small_config(name, image_size=[16, 48]), 2, 3) > 0
+
+
 def test_a_new_variant_is_built_by_its_name_and_renders(toy):
     built = build_model(toy)
     assert type(built) is Toy and len(built.blocks) == 3

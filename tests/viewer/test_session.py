@@ -21,9 +21,9 @@ from viewer import session as module
 from viewer.session import Sessions, chosen_inputs, default_inputs, find_preview, inputs_between, parse_frames, recorded
 
 
-def sessions(model="decoder_only", **data):
+def sessions(model="decoder_only", image_size=16, **data):
     renderer = Renderer(small_model(model), PrecisionConfig(use_amp=False), torch.device("cpu"))
-    return Sessions(renderer, ViewLoader(DataConfig(**data), 16, 4))
+    return Sessions(renderer, ViewLoader(DataConfig(**data), image_size, 4))
 
 
 @pytest.fixture
@@ -31,11 +31,12 @@ def path(tmp_path):
     return write_toy_scene(tmp_path, "scene", 14)
 
 
-@pytest.mark.parametrize(
-    ("model", "normalization"), [*((model, "input_views") for model in MODELS), ("decoder_only", "none")]
-)
-def test_a_render_at_a_frame_is_the_evaluations(path, model, normalization):
-    opened = sessions(model, pose_normalization=normalization)
+CASES = [*((model, "input_views", 16) for model in MODELS), ("decoder_only", "none", 16)]
+
+
+@pytest.mark.parametrize(("model", "normalization", "size"), [*CASES, ("prefix+prope", "input_views", [16, 32])])
+def test_a_render_at_a_frame_is_the_evaluations(path, model, normalization, size):
+    opened = sessions(model, size, pose_normalization=normalization)
     session = opened.open(path, [0, 12])
     batch = opened.load(read_scene(path), Selection([0, 12], [0, 5, 12]))
     batch = Batch(batch.views[None], 2, batch.targets[None], batch.scenes, batch.frames[None], batch.camera_transforms)
@@ -73,9 +74,9 @@ def test_scenes_are_encoded_once_and_the_oldest_is_forgotten(path):
 
 
 @pytest.mark.parametrize("normalization", get_args(PoseNormalization))
-@pytest.mark.parametrize("square", [True, False])
-def test_cameras_go_to_the_scenes_file_and_back(path, square, normalization):
-    session = sessions(square_crop=square, pose_normalization=normalization).open(path, [0, 12])
+@pytest.mark.parametrize(("size", "cut"), [(16, True), (16, False), ([16, 32], True)])
+def test_cameras_go_to_the_scenes_file_and_back(path, size, cut, normalization):
+    session = sessions(image_size=size, square_crop=cut, pose_normalization=normalization).open(path, [0, 12])
     for frame in range(14):
         w2c, fxfycxcy = session.transform.inverse(session.camera_of(frame)[None])
         np.testing.assert_allclose(w2c[0], session.scene.w2c[frame], atol=1e-5)
