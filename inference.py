@@ -43,6 +43,7 @@ from setup import (
     output_folder,
     owners,
     set_threads_and_precision,
+    with_fixed_background,
     with_pose_normalization,
 )
 from utils.cli import path_argument, run_main
@@ -121,7 +122,7 @@ def build_evaluator(config: Config, process: Process, items: list[Item]) -> tupl
     renderer, checkpoint, config = choose_predictor(config, process)
     training = config.training
     files = process.broadcast(hash_inputs(config, checkpoint, items) if process.is_main else None)
-    load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size)
+    load = ViewLoader(training.data, tokenizer.image_size, tokenizer.patch_size, with_masks="psnr" in metrics)
     seen = sides(tokenizer.image_size) if training.data.square_crop else None
     remark = partial(remark_on_inputs, seen) if cfg.chooses_views else None
     evaluator = Evaluator(
@@ -147,13 +148,13 @@ def remark_on_inputs(seen: tuple[int, int] | None, scene: Scene, selection: Sele
 def choose_predictor(config: Config, process: Process) -> tuple[Predictor, Path | None, Config]:
     """What gives the images, the file that its weights came from, if it has any, and the completed configuration.
 
-    That is the configuration with what it left open (`auto`) as the weights have it.
+    That is the configuration with what it left open (`auto`) as the weights have it, and no random background.
 
     Raises:
         InputError: no checkpoint, an unreadable one, or one of another model.
     """
     if config.inference.evaluation.predictor == "nearest_input":
-        return NearestInput(process.device), None, with_pose_normalization(config)
+        return NearestInput(process.device), None, with_fixed_background(with_pose_normalization(config), process)
     return load_renderer(config, process)
 
 

@@ -66,6 +66,8 @@ _OTHER_NAMES = {
 _SEEN_BY_THE_MODEL = (
     "training.pose_normalization",
     "training.scene_scale_factor",
+    "training.pose_scale",
+    "training.background",
     "training.square_crop",
 )
 _SIZE = "model.image_tokenizer.image_size"
@@ -227,6 +229,15 @@ def with_pose_normalization(config: Config, stored: object = None, source: objec
     return with_training(config, pose_normalization=trained)
 
 
+def with_fixed_background(config: Config, process: Process) -> Config:
+    """The configuration with white where it says `random`, which is for training alone; says so."""
+    if config.training.data.background != "random":
+        return config
+    if process.is_main:
+        log.info("training.background=random is for training alone: what is rendered and scored here is on white")
+    return with_training(config, background="white")
+
+
 def owners(config: Config) -> dict[str, Any]:
     """Every owner's config by the owner's name, and values that have no owner."""
     return {
@@ -368,6 +379,11 @@ def check_training(config: Config) -> None:
         )
     if cfg.precision.use_amp and cfg.precision.amp_dtype == "fp16":
         raise InputError("training.amp_dtype=fp16 would need loss scaling: train with bf16 or fp32")
+    if cfg.data.pose_scale != 1 and cfg.data.pose_normalization != "none":
+        raise InputError(
+            f"training.pose_scale is {cfg.data.pose_scale:g}, which only training.pose_normalization=none reads: "
+            "set that, or leave pose_scale out"
+        )
     with _below("training"):
         check_view_config(cfg.data)
     free = cfg.data.num_views if cfg.data.target_has_input else cfg.data.num_views - cfg.data.num_target_views
@@ -441,7 +457,7 @@ def output_folder(text: str, key: str) -> Path:
 def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Config]:
     """The configured model with weights of `training.checkpoint_dir`, their file, and the completed configuration.
 
-    That is the configuration with what it left open (`auto`) as the weights have it.
+    That is the configuration with what it left open (`auto`) as the weights have it, and no random background.
 
     Raises:
         InputError: no checkpoint, an unreadable one, one of another model, or one without the average asked for.
@@ -456,6 +472,7 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Con
     config = with_pose_normalization(config, content.get("config"), path)
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
+    config = with_fixed_background(config, process)
     model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
     return Renderer(model, config.training.precision, process.device), path, config
 

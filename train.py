@@ -35,6 +35,7 @@ from setup import (
     set_threads_and_precision,
     warn_of_other_values,
     with_accumulation,
+    with_fixed_background,
     with_function_of,
     with_pose_normalization,
 )
@@ -184,9 +185,9 @@ def build_validation(config: Config, process: Process, learner: Learner, stop_si
     Raises:
         InputError: one of the two is missing or names what is not there.
     """
-    cfg = config.training
-    if not cfg.trainer.validate_every:
+    if not config.training.trainer.validate_every:
         return None
+    cfg = with_fixed_background(config, process).training
     tokenizer = config.model.image_tokenizer
     index_path = Path(cfg.validation.validation_index)
     list_path = Path(cfg.validation.validation_path)

@@ -4,16 +4,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.scene import Scene, read_scene, read_scene_list
-from data.transforms import Crop, fast_decoder, has_fast_lanczos, plan_crop, read_image, read_pixels, to_planes
+from data.transforms import (
+    BACKGROUNDS,
+    Color,
+    Crop,
+    fast_decoder,
+    has_fast_lanczos,
+    on_background,
+    plan_crop,
+    read_pixels,
+    read_with_alpha,
+    to_planes,
+)
 from data.views import (
     SAMPLERS,
     LostFramesError,
@@ -47,7 +59,9 @@ class DataConfig(ViewConfig):
     weights were trained; `input_views`, so that a render cannot depend on the other targets; `median`, all views, by
     their median distance rather than the largest, so that one far camera does not shrink the others; or `none`: cameras
     are as they are, and nothing reads `scene_scale_factor`. `auto` evaluates weights as they were trained, and trains
-    with `all_views`.
+    with `all_views`. With `none` camera positions are multiplied by `pose_scale`, which nothing else reads.
+    `background` is the colour behind transparent parts of images: `white`, `black`, or in training `random`, one a
+    sample. Images without alpha are untouched.
     `square_crop` cuts images to their middle, of the model's `image_size`; without it they keep their shape.
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
     `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
@@ -57,6 +71,8 @@ class DataConfig(ViewConfig):
     square_crop: bool = True
     scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
     pose_normalization: Literal["auto", PoseNormalization] = "auto"
+    pose_scale: float = bounded(1.0, 0, 1_000_000, open_below=True)
+    background: Literal["white", "black", "random"] = "white"
     image_resize: Literal["exact", "fast"] = "exact"
     allow_outside_images: bool = False
 
@@ -97,6 +113,8 @@ class Batch:
         camera_transforms: how further cameras of the scenes' files join the sample, one a scene.
         failures: what was unusable and gave its place to another scene, a line each.
         notes: what of the data is not used as a person may expect, to be said once a run: a line each kind.
+        masks: uint8 alpha of the views [b, v], resized and cut as they are; None if it was not asked for, or if no
+            image of the samples has alpha.
     """
 
     views: Views
@@ -107,20 +125,24 @@ class Batch:
     camera_transforms: list[CameraTransform]
     failures: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    masks: UInt8[Tensor, "*b v h w"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move to a device without waiting, images turned to float in [0, 1] there."""
         views = self.views.to(device, non_blocking=True).to_float()
-        return replace(self, views=views, targets=self.targets.to(device, non_blocking=True))
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return replace(self, views=views, targets=self.targets.to(device, non_blocking=True), masks=masks)
 
     def tensors(self) -> list[Tensor]:
         """All its tensors."""
         cameras = self.views.cameras
-        return [self.views.images, cameras.c2w, cameras.fxfycxcy, self.targets, self.frames]
+        masks = [] if self.masks is None else [self.masks]
+        return [self.views.images, cameras.c2w, cameras.fxfycxcy, self.targets, self.frames, *masks]
 
     def pin_memory(self) -> "Batch":
         """Copy into page-locked memory."""
-        return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory())
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory(), masks=masks)
 
     def with_inputs(self, num_inputs: int) -> "Batch":
         """The same scenes with the first `num_inputs` views as inputs; the targets stay."""
@@ -128,12 +150,19 @@ class Batch:
 
     def split(self) -> tuple[Views, Views]:
         """Inputs [b, num_inputs] and targets [b, t]."""
-        rows = torch.arange(len(self.targets), device=self.targets.device)[:, None]
-        return self.views[:, : self.num_inputs], self.views[rows, self.targets]
+        return self.views[:, : self.num_inputs], self.views[self._rows(), self.targets]
+
+    def target_masks(self) -> UInt8[Tensor, "b t h w"] | None:
+        """The masks of the targets, on their device."""
+        return None if self.masks is None else self.masks[self._rows(), self.targets]
+
+    def _rows(self) -> Int[Tensor, "b 1"]:
+        """The scenes' own numbers, to choose views of each."""
+        return torch.arange(len(self.targets), device=self.targets.device)[:, None]
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Stack samples of equal shape and numbers of inputs and targets.
+    """Stack samples of equal shape and numbers of inputs and targets, all of them with masks or none.
 
     Raises:
         InputError: images of different sizes, as non-square crops of unlike clips give.
@@ -143,6 +172,7 @@ def collate(samples: list[Batch]) -> Batch:
     if len(sizes) > 1:
         named = ", ".join(f"{name} {width}x{height}" for (width, height), name in sizes.items())
         raise InputError(f"scenes of different sizes in one batch ({named}): set training.square_crop=true")
+    masks = [sample.masks for sample in samples if sample.masks is not None]
     stacked = replace(
         cameras[0],
         c2w=torch.stack([camera.c2w for camera in cameras]),
@@ -157,21 +187,22 @@ def collate(samples: list[Batch]) -> Batch:
         [placement for sample in samples for placement in sample.camera_transforms],
         [failure for sample in samples for failure in sample.failures],
         {kind: note for sample in reversed(samples) for kind, note in sample.notes.items()},
+        torch.stack(masks) if masks else None,
     )
 
 
 def collate_by_shape(samples: list["Batch | Unusable"]) -> list["Batch | Unusable"]:
-    """Group samples by image size and view counts, in order of first appearance, and stack each group.
+    """Group samples by image size, view counts and whether they have masks, and stack each group.
 
-    Scenes that cannot be read follow as they are.
+    Groups come in order of first appearance, and after them, as they are, scenes that cannot be read.
     """
-    groups: dict[tuple[torch.Size, int, torch.Size], list[Batch]] = {}
+    groups: dict[tuple[torch.Size, int, torch.Size, bool], list[Batch]] = {}
     unusable: list[Unusable] = []
     for sample in samples:
         if isinstance(sample, Unusable):
             unusable.append(sample)
         else:
-            shape = (sample.views.images.shape, sample.num_inputs, sample.targets.shape)
+            shape = (sample.views.images.shape, sample.num_inputs, sample.targets.shape, sample.masks is None)
             groups.setdefault(shape, []).append(sample)
     return [*(collate(group) for group in groups.values()), *unusable]
 
@@ -184,6 +215,15 @@ class Unusable:
     reason: str
 
 
+class _Read(NamedTuple):
+    """The pixels of a frame, how they were cut, (width, height) of the stored image, and its alpha as they were cut."""
+
+    pixels: UInt8[np.ndarray, "3 h w"]
+    crop: Crop
+    size: tuple[int, int]
+    alpha: Image.Image | None
+
+
 @dataclass(frozen=True)
 class ViewLoader:
     """Reads the selected frames of a scene as one sample.
@@ -192,27 +232,33 @@ class ViewLoader:
         image_size: what images are cut to; its shorter side alone where `square_crop` is off.
         patch_size: sides are multiples of this.
         fast: decode and resize faster, for pixels that differ by up to 2 of 255 (with a torch that can).
+        with_masks: read masks, too; not with `fast`.
     """
 
     cfg: DataConfig
     image_size: ImageSize
     patch_size: int
     fast: bool = False
+    with_masks: bool = False
 
     def __post_init__(self) -> None:
         if self.fast:
             fast_decoder()  # here, once, rather than in every loader process
 
-    def __call__(self, scene: Scene, selection: Selection) -> Batch:
+    def __call__(self, scene: Scene, selection: Selection, background: Color | None = None) -> Batch:
         """Read the frames of a selection.
+
+        Args:
+            background: the colour behind transparent parts; None: the one that the configuration names.
 
         Raises:
             InputError: a frame is missing or unreadable, or the frames differ in size.
         """
         notes = dict(scene.notes)
         frames = np.array(selection.frames, dtype=np.int64)
-        read = [self._read(scene, frame, notes) for frame in selection.frames]
-        images, crops, sizes = zip(*read, strict=True)
+        color = background or BACKGROUNDS[self.cfg.background]
+        read = [self._read(scene, frame, notes, color) for frame in selection.frames]
+        images, crops, sizes, masks = zip(*read, strict=True)
         _check_cameras(scene, frames, sizes)
         _check_sizes(scene, frames, sizes)
         if len({image.shape for image in images}) > 1:
@@ -230,31 +276,41 @@ class ViewLoader:
             frames=torch.from_numpy(frames),
             camera_transforms=[CameraTransform(normalization, crops[0], *size)],
             notes=notes,
+            masks=_stack_masks(masks, size) if self.with_masks else None,
         )
 
     def _normalization(self, c2w: Float[np.ndarray, "v 4 4"], num_inputs: int) -> Normalization:
         name = self.cfg.pose_normalization
         if name == "none":
-            return no_normalization()
+            return no_normalization(self.cfg.pose_scale)
         if name == "median":
             return median_normalization(c2w, self.cfg.scene_scale_factor)
         reference = c2w[:num_inputs] if name == "input_views" else c2w
         return pose_normalization(reference, self.cfg.scene_scale_factor)
 
-    def _read(self, scene: Scene, frame: int, notes: dict[str, str]) -> tuple[np.ndarray, Crop, tuple[int, int]]:
-        """The pixels of a frame, how they were cut, and (width, height) of the stored image."""
+    def _read(self, scene: Scene, frame: int, notes: dict[str, str], background: Color) -> _Read:
+        """A frame as it joins a sample."""
         path = scene.image_path(frame)
         where = f"scene {scene.name}, frame {frame}"
         if self.fast and has_fast_lanczos():
-            pixels = read_pixels(path, where, notes)
+            pixels = read_pixels(path, where, notes, background)
             crop = self._plan(pixels.shape[2], pixels.shape[1])
-            return crop.pixels(pixels), crop, (pixels.shape[2], pixels.shape[1])
-        image = read_image(path, where, notes)
+            return _Read(crop.pixels(pixels), crop, (pixels.shape[2], pixels.shape[1]), None)
+        image = read_with_alpha(path, where, notes)
         crop = self._plan(*image.size)
-        return to_planes(crop.image(image)), crop, image.size
+        planes = to_planes(crop.image(on_background(image, background)))
+        return _Read(planes, crop, image.size, crop.image(image.getchannel("A")) if image.mode == "RGBA" else None)
 
     def _plan(self, width: int, height: int) -> Crop:
         return plan_crop(width, height, self.image_size, self.patch_size, self.cfg.square_crop)
+
+
+def _stack_masks(alphas: Sequence[Image.Image | None], size: tuple[int, int]) -> UInt8[Tensor, "v h w"] | None:
+    """Masks of images of `size` (height, width), whole where an image has no alpha; None if none has."""
+    if all(alpha is None for alpha in alphas):
+        return None
+    whole = np.full(size, 255, np.uint8)
+    return torch.from_numpy(np.stack([whole if alpha is None else np.asarray(alpha) for alpha in alphas]))
 
 
 def _check_cameras(scene: Scene, frames: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
@@ -304,11 +360,12 @@ class TrainingDataset(Dataset[Batch]):
         """
         epoch, position = divmod(number, len(self.scenes))
         rng = np.random.default_rng([self.seed, 1, number])
+        background = self._background(number)
         first = int(_epoch_order(self.seed, epoch, len(self.scenes))[position])
         failures: list[str] = []
         for index in _first_then_others(first, len(self.scenes), rng):
             try:
-                sample = self._sample(index, rng)
+                sample = self._sample(index, rng, background)
             except InputError as error:
                 failures.append(str(error))
                 if len(failures) == _SCENE_TRIES:
@@ -322,7 +379,15 @@ class TrainingDataset(Dataset[Batch]):
                 return replace(sample, failures=failures)
         raise InputError(failures[-1] if failures else self._all_too_short())
 
-    def _sample(self, index: int, rng: np.random.Generator) -> Batch | None:
+    def _background(self, number: int) -> Color:
+        """The colour behind all images of a sample; a random one has a generator of its own, so that views stay."""
+        name = self.load.cfg.background
+        if name != "random":
+            return BACKGROUNDS[name]
+        red, green, blue = np.random.default_rng([self.seed, 3, number]).integers(256, size=3).tolist()
+        return red, green, blue
+
+    def _sample(self, index: int, rng: np.random.Generator, background: Color) -> Batch | None:
         """A sample of a scene; None if it is too short, or has lost too many frames in preprocessing."""
         cfg = self.load.cfg
         scene = read_scene(self.scenes[index], cfg.allow_outside_images)
@@ -332,7 +397,7 @@ class TrainingDataset(Dataset[Batch]):
             if scene.faults:
                 raise InputError(scene.notes["faults"]) from None
             return None
-        return None if selection is None else self.load(scene, selection)
+        return None if selection is None else self.load(scene, selection, background)
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg

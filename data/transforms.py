@@ -20,6 +20,11 @@ from utils.errors import InputError
 from utils.text import printable
 
 Box = tuple[int, int, int, int]
+Color = tuple[int, int, int]
+
+WHITE: Color = (255, 255, 255)
+# Colours behind what is transparent, by the names of a configuration.
+BACKGROUNDS: dict[str, Color] = {"white": WHITE, "black": (0, 0, 0)}
 
 # Where the header of a PNG file has the bits a channel.
 _PNG_BITS = 24
@@ -164,17 +169,43 @@ def check_image_size(width: int, height: int) -> None:
         raise ValueError(f"{width}x{height} pixels are narrower than 1:{MAX_IMAGE_ASPECT}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB; of 16 bits a channel the upper 8 are kept, and transparency is left out.
+def has_transparency(image: Image.Image) -> bool:
+    """Whether parts of an image can be seen through; a transparent colour of 16 bits a channel does not count."""
+    return image.mode in ("LA", "PA", "RGBA") or ("transparency" in image.info and not _is_wide(image))
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether a channel of an image that is not decoded yet has 16 bits."""
+    return image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB, or RGBA if parts can be seen through; of 16 bits a channel the upper 8 are kept.
 
     Raises:
         IMAGE_ERRORS: the image is not whole.
     """
+    if has_transparency(image):
+        return image.convert("RGBA")
     if image.mode.startswith("I"):
         # 16-bit gray, which Pillow would clip; it takes the upper bits of 16-bit colours itself.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    image.info.pop("transparency", None)  # else Pillow warns of what is meant here
+    image.info.pop("transparency", None)  # of 16 bits, which Pillow would compare with 8
     return image.convert("RGB")
+
+
+def on_background(image: Image.Image, background: Color = WHITE) -> Image.Image:
+    """An image of `to_8_bits` as RGB: colour · alpha + background · (1 - alpha), rounded to 8 bits."""
+    if image.mode == "RGB":
+        return image
+    composite = Image.new("RGB", image.size, background)
+    composite.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return composite
+
+
+def to_rgb(image: Image.Image, background: Color = WHITE) -> Image.Image:
+    """The image as 8-bit RGB; raises as `to_8_bits` does."""
+    return on_background(to_8_bits(image), background)
 
 
 def encode_pixels(pixels: UInt8[np.ndarray, "h w 3"], image_format: str) -> bytes:
@@ -188,8 +219,15 @@ def encode_pixels(pixels: UInt8[np.ndarray, "h w 3"], image_format: str) -> byte
     return buffer.getvalue()
 
 
-def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> Image.Image:
-    """Decode an image file to 8-bit RGB.
+def read_image(
+    path: ImageFile, where: str, notes: dict[str, str] | None = None, background: Color = WHITE
+) -> Image.Image:
+    """Decode an image file to 8-bit RGB; raises as `read_with_alpha` does."""
+    return on_background(read_with_alpha(path, where, notes), background)
+
+
+def read_with_alpha(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> Image.Image:
+    """Decode an image file to 8-bit RGB, or RGBA if parts can be seen through.
 
     Args:
         where: scene and frame, for the message.
@@ -201,7 +239,7 @@ def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None)
     try:
         with open_image(path) as image:
             _note_unused(image, where, notes)
-            return to_rgb(image)
+            return to_8_bits(image)
     except FileNotFoundError:
         raise InputError(f"{where}: image not found: {printable(str(path))}") from None
     except IMAGE_ERRORS as error:
@@ -212,8 +250,8 @@ def read_image(path: ImageFile, where: str, notes: dict[str, str] | None = None)
 def _note_unused(image: Image.Image, where: str, notes: dict[str, str] | None) -> None:
     if notes is None:
         return
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        notes.setdefault("transparency", f"{where}: the image has transparency, which is left out")
+    if "transparency" in image.info and not has_transparency(image):
+        notes.setdefault("transparency", f"{where}: the image has a transparent colour of 16 bits, which is left out")
     if "exif" in image.info and orientation(image) != 1:
         notes.setdefault("orientation", f"{where}: the image has an EXIF orientation, by which it is not turned")
 
@@ -251,7 +289,9 @@ def fast_decoder() -> Callable[[UInt8[Tensor, "n"]], UInt8[Tensor, "3 h w"]]:
     return functools.partial(decode_image, mode=ImageReadMode.RGB)
 
 
-def read_pixels(path: ImageFile, where: str, notes: dict[str, str] | None = None) -> UInt8[Tensor, "3 h w"]:
+def read_pixels(
+    path: ImageFile, where: str, notes: dict[str, str] | None = None, background: Color = WHITE
+) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to RGB by torchvision: the pixels of `read_image`, sooner.
 
     What only `read_image` reads, or what torchvision cannot, is left to it.
@@ -268,7 +308,7 @@ def read_pixels(path: ImageFile, where: str, notes: dict[str, str] | None = None
             return fast_decoder()(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     except (*IMAGE_ERRORS, RuntimeError):
         pass  # `read_image` says what is wrong, or reads it after all
-    return torch.from_numpy(to_planes(read_image(path, where, notes)))
+    return torch.from_numpy(to_planes(read_image(path, where, notes, background)))
 
 
 def is_plain(image: Image.Image, content: bytes) -> bool:

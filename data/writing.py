@@ -24,7 +24,7 @@ from jaxtyping import Float
 from data.packed import NewPack, PackedImage, first_name, holds, new_pack, read_image_file
 from data.scene import Scene, read_scene, write_scene
 from data.shards import Shard
-from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, open_image, to_rgb
+from data.transforms import IMAGE_ERRORS, MAX_IMAGE_BYTES, open_image, to_8_bits
 from geometry.camera_check import camera_faults
 from utils.errors import DamagedError, InputError
 from utils.files import (
@@ -374,7 +374,7 @@ def encode(data: bytes, image_format: str, check: bool = False) -> tuple[bytes, 
         size = image.size
         if image_format == "png":
             buffer = BytesIO()
-            to_rgb(image).save(buffer, format="png")
+            to_8_bits(image).save(buffer, format="png")
             return buffer.getvalue(), "png", size
         if check or image.format != "JPEG" or not data.rstrip(b"\0").endswith(_JPEG_END):
             image.load()

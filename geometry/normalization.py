@@ -91,9 +91,9 @@ def median_normalization(reference: Float[np.ndarray, "r 4 4"], scene_scale_fact
     return Normalization(np.linalg.inv(frame), scene_scale_factor * extent if extent else 1.0)
 
 
-def no_normalization() -> Normalization:
-    """What leaves cameras as they are."""
-    return Normalization(np.eye(4), 1.0)
+def no_normalization(scale: float = 1.0) -> Normalization:
+    """What leaves cameras as they are, but for their positions, which are multiplied by `scale`."""
+    return Normalization(np.eye(4), 1 / scale)
 
 
 def _is_spread(extent: float, away: float) -> bool:

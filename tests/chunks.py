@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -25,6 +27,19 @@ def jpeg(width=64, height=36, seed=0):
     buffer = BytesIO()
     Image.fromarray(coarse).resize((width, height)).save(buffer, "jpeg", quality=90)
     return buffer.getvalue()
+
+
+def wide_png(pixels, color, chunks=()):
+    """A PNG file of 16 bits a channel, which Pillow writes for gray alone."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def damaged_inside():

@@ -94,14 +94,22 @@ def random_views(*shape: int, seed: int = 0, **size: int) -> Views:
     return Views(torch.rand(*shape, 3, cameras.height, cameras.width, generator=generator), cameras)
 
 
-def write_toy_scene(root: Path, name: str, frames: int, size: tuple[int, int] = (48, 32), seed: int = 0) -> Path:
-    """A scene on disk, a camera that slides along a wall of dark coloured patches; returns its metadata file."""
+def write_toy_scene(
+    root: Path, name: str, frames: int, size: tuple[int, int] = (48, 32), seed: int = 0, alpha: bool = False
+) -> Path:
+    """A scene on disk, a camera that slides along a wall of dark coloured patches; returns its metadata file.
+
+    With `alpha` its images are PNG, and the wall is behind a round hole with a soft edge.
+    """
     wall = np.random.default_rng(seed).integers(20, 140, (4, 6 + frames, 3), dtype=np.uint8)
     records = []
     for number in range(frames):
-        image = root / "images" / name / f"{number:05d}.jpg"
+        image = root / "images" / name / f"{number:05d}.{'png' if alpha else 'jpg'}"
         image.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(wall[:, number : number + 6]).resize(size).save(image, quality=95)
+        pixels = Image.fromarray(wall[:, number : number + 6]).resize(size)
+        if alpha:
+            pixels.putalpha(soft_hole(*size))
+        pixels.save(image, quality=95)
         w2c = np.eye(4)
         w2c[0, 3] = -0.1 * number
         fxfycxcy = [40.0, 40.0, size[0] / 2, size[1] / 2]
@@ -112,9 +120,16 @@ def write_toy_scene(root: Path, name: str, frames: int, size: tuple[int, int] = 
     return path
 
 
-def write_toy_set(root: Path, scenes: int = 3, frames: int = 14) -> Path:
+def soft_hole(width: int, height: int) -> Image.Image:
+    """Alpha that falls from 255 in the middle to 0 near the sides."""
+    x = (np.arange(width) + 0.5) * 2 / width - 1
+    y = (np.arange(height)[:, None] + 0.5) * 2 / height - 1
+    return Image.fromarray((255 * np.clip(1.6 - 2 * np.hypot(x, y), 0, 1)).astype(np.uint8))
+
+
+def write_toy_set(root: Path, scenes: int = 3, frames: int = 14, alpha: bool = False) -> Path:
     """A few toy scenes; returns their list."""
-    names = [write_toy_scene(root, f"scene{i}", frames, seed=i).name for i in range(scenes)]
+    names = [write_toy_scene(root, f"scene{i}", frames, seed=i, alpha=alpha).name for i in range(scenes)]
     path = root / "full_list.txt"
     path.write_text("".join(f"metadata/{name}\n" for name in names))
     return path

@@ -655,3 +655,5 @@ def test_what_sets_the_frame_and_scale_of_a_sample(normalization, tmp_path):
     assert torch.equal(samples[0].views.cameras.c2w, placed)
     if normalization == "none":
         assert torch.equal(placed, torch.from_numpy(c2w[frames]).float())
+        halved = view_loader(pose_normalization="none", pose_scale=0.5)(scene, Selection([2, 10], [4]))
+        assert torch.equal(halved.views.cameras.c2w[:3, :3, 3], placed[:3, :3, 3] / 2)

@@ -18,6 +18,7 @@ from data.dataset import DataConfig, EvaluationDataset, TrainingDataset, Unusabl
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_scene, read_scene_list
 from data.views import Selection, ViewSelectorConfig
+from tests.chunks import wide_png
 from tests.helpers import write_toy_scene, write_toy_set
 from tests.messages import check_names, refused
 from utils.errors import InputError
@@ -309,14 +310,12 @@ def turned(path):
     Image.open(path).save(path, exif=exif)
 
 
-def see_through(path):
-    image = Image.open(path).convert("RGBA")
-    image.putalpha(128)
-    image.save(path, "PNG")
+def wide_see_through(path):
+    path.write_bytes(wide_png(np.full((32, 48, 3), 9 << 8, np.uint16), 2, [(b"tRNS", bytes(6))]))
 
 
-def palette_see_through(path):
-    Image.open(path).quantize(8).save(path, "PNG", transparency=3)
+def wide_gray_see_through(path):
+    path.write_bytes(wide_png(np.full((32, 48, 1), 9 << 8, np.uint16), 0, [(b"tRNS", bytes(2))]))
 
 
 def turned_png(path):
@@ -332,8 +331,8 @@ def turned_png(path):
     [
         (turned, "orientation"),
         (turned_png, "orientation"),
-        (see_through, "transparency"),
-        (palette_see_through, "transparency"),
+        (wide_see_through, "transparent colour of 16 bits"),
+        (wide_gray_see_through, "transparent colour of 16 bits"),
     ],
 )
 def test_what_of_an_image_is_not_used_is_said_once_with_scene_and_frame(

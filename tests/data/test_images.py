@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import transforms
 from data.transforms import IMAGE_ERRORS, check_image_size, open_image, read_image, read_pixels, to_planes
+from tests.chunks import wide_png
 from tests.messages import refused
 from utils.errors import InputError
 
@@ -30,19 +31,6 @@ def encoded(image, image_format, **options):
     buffer = BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
-
-
-def png(pixels, color, chunks=()):
-    """A PNG file of 16 bits a channel, which Pillow writes for gray alone."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width = pixels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def other_formats():
@@ -172,31 +160,51 @@ def palette(transparency):
     return encoded(image, "PNG", **({"transparency": transparency} if transparency is not None else {}))
 
 
+def on_white(pixels, alpha):
+    """Colours [h, w, 3] with alpha [h, w] before white."""
+    weight = alpha[..., None] / 255
+    return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
+
+
 def contents():
     """Every kind of pixel that the two formats hold, and what it is read as."""
     rgb, gray = np.asarray(picture()), np.asarray(picture("L"))
     as_rgb = np.repeat(gray[..., None], 3, axis=2)
     bits = Image.fromarray(gray > 100)
     upper = {n: (wide_colors(n) >> 8).astype(np.uint8) for n in (1, 2, 3, 4)}
+    rgba, la = np.asarray(picture("RGBA")), np.asarray(picture("LA"))
     plain = np.asarray(Image.open(BytesIO(palette(None))).convert("RGB"))
+    indices = np.asarray(Image.open(BytesIO(palette(None))))
     cmyk = encoded(picture("CMYK"), "JPEG")
     return {
         "RGB": (encoded(picture(), "PNG"), rgb),
-        "RGB, a colour transparent": (encoded(picture(), "PNG", transparency=(1, 2, 3)), rgb),
-        "RGBA": (encoded(picture("RGBA"), "PNG"), np.asarray(picture("RGBA"))[..., :3]),
+        "RGB, a colour transparent": (
+            encoded(picture(), "PNG", transparency=tuple(rgb[5, 7].tolist())),
+            on_white(rgb, np.where((rgb == rgb[5, 7]).all(-1), 0, 255)),
+        ),
+        "RGBA": (encoded(picture("RGBA"), "PNG"), on_white(rgba[..., :3], rgba[..., 3])),
         "gray": (encoded(picture("L"), "PNG"), as_rgb),
-        "gray, a shade transparent": (encoded(picture("L"), "PNG", transparency=7), as_rgb),
-        "gray with alpha": (encoded(picture("LA"), "PNG"), np.asarray(picture("LA"))[..., :1].repeat(3, 2)),
+        "gray, a shade transparent": (
+            encoded(picture("L"), "PNG", transparency=7),
+            on_white(as_rgb, np.where(gray == 7, 0, 255)),
+        ),
+        "gray with alpha": (encoded(picture("LA"), "PNG"), on_white(la[..., :1].repeat(3, 2), la[..., 1])),
         "one bit": (encoded(bits, "PNG"), np.where(np.asarray(bits)[..., None], 255, 0).repeat(3, 2)),
         "palette": (palette(None), plain),
-        "palette, one transparent": (palette(3), plain),
-        "palette, several transparent": (palette(bytes([0, 40, 255])), plain),
-        "16-bit gray": (png(wide_colors(1), 0), upper[1].repeat(3, 2)),
-        "16-bit gray with alpha": (png(wide_colors(2), 4), upper[2][..., :1].repeat(3, 2)),
-        "16-bit RGB": (png(wide_colors(3), 2), upper[3]),
-        "16-bit RGBA": (png(wide_colors(4), 6), upper[4][..., :3]),
-        "16-bit RGB, a colour transparent": (png(wide_colors(3), 2, [(b"tRNS", bytes(6))]), upper[3]),
-        "16-bit gray, a shade transparent": (png(wide_colors(1), 0, [(b"tRNS", bytes(2))]), upper[1].repeat(3, 2)),
+        "palette, one transparent": (palette(3), on_white(plain, np.where(indices == 3, 0, 255))),
+        "palette, several transparent": (
+            palette(bytes([0, 40, 255])),
+            on_white(plain, np.array([0, 40] + [255] * 14)[indices]),
+        ),
+        "16-bit gray": (wide_png(wide_colors(1), 0), upper[1].repeat(3, 2)),
+        "16-bit gray with alpha": (
+            wide_png(wide_colors(2), 4),
+            on_white(upper[2][..., :1].repeat(3, 2), upper[2][..., 1]),
+        ),
+        "16-bit RGB": (wide_png(wide_colors(3), 2), upper[3]),
+        "16-bit RGBA": (wide_png(wide_colors(4), 6), on_white(upper[4][..., :3], upper[4][..., 3])),
+        "16-bit RGB, a colour transparent": (wide_png(wide_colors(3), 2, [(b"tRNS", bytes(6))]), upper[3]),
+        "16-bit gray, a shade transparent": (wide_png(wide_colors(1), 0, [(b"tRNS", bytes(2))]), upper[1].repeat(3, 2)),
         "CMYK JPEG": (cmyk, np.asarray(Image.open(BytesIO(cmyk)).convert("RGB"))),
         "gray JPEG": (encoded(picture("L"), "JPEG", quality=100), None),
     }
@@ -217,7 +225,7 @@ def test_every_kind_of_pixel_is_read_right_and_alike(tmp_path, content, pixels):
 
 def test_a_picture_of_16_bits_looks_as_it_does_in_8():
     gray = np.asarray(picture("L"))
-    wide = png(gray.astype(np.uint16)[..., None] * 257, 0)
+    wide = wide_png(gray.astype(np.uint16)[..., None] * 257, 0)
     with open_image(wide) as image:
         np.testing.assert_array_equal(np.asarray(transforms.to_rgb(image))[..., 0], gray)
 

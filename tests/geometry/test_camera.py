@@ -146,6 +146,14 @@ def test_without_normalisation_cameras_are_as_they_are():
     np.testing.assert_array_equal(no_normalization().inverse(c2w), c2w)
 
 
+def test_a_fixed_scale_moves_cameras_towards_the_origin_alone():
+    c2w = poses(3)
+    scaled = no_normalization(0.25)(c2w)
+    np.testing.assert_array_equal(scaled[:, :3, 3], 0.25 * c2w[:, :3, 3])
+    np.testing.assert_array_equal(scaled[:, :3, :3], c2w[:, :3, :3])
+    np.testing.assert_allclose(no_normalization(0.25).inverse(scaled), c2w, atol=1e-12)
+
+
 @pytest.mark.parametrize("normalization", [pose_normalization, median_normalization])
 @given(seeds, seeds, st.floats(0.01, 100), arrays(float, 3, elements=st.floats(-50, 50)))
 def test_normalisation_ignores_a_similarity_of_the_world(normalization, seed, turn, scale, shift):

@@ -248,7 +248,7 @@ def test_an_unforeseen_error_in_a_loader_process_names_the_scene(scenes, tmp_pat
     def broken(*_):
         raise ZeroDivisionError("nobody expected this")
 
-    monkeypatch.setattr(dataset, "read_image", broken)
+    monkeypatch.setattr(dataset, "read_with_alpha", broken)
     with pytest.raises(ZeroDivisionError, match=r"nobody expected this\nsample [01]: scene .*scene[0-2]\.json"):
         train.main(command(scenes, tmp_path / "run", "training.num_workers=1"))
 

@@ -11,7 +11,7 @@ import train
 from model import convert
 from model.function import Function, with_function
 from setup import build_config, check_training, load_config, with_pose_normalization
-from tests.helpers import ROOT, VARIANTS
+from tests.helpers import ROOT, VARIANTS, write_toy_set
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refusal, refused
 from tests.processes import run
@@ -63,11 +63,31 @@ def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
     assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
 
 
-def test_two_processes_resume_with_cameras_in_attention(scenes, tmp_path):
-    cameras = ["model.transformer.camera_encoding=prope", "model.rays=camera"]
+# Renders with alpha, views in any order, cameras as they are.
+OBJECTS = ["view_sampler=any", "pose_normalization=none", "pose_scale=0.5", "background=random"]
+OBJECTS = [f"training.{option}" for option in [*OBJECTS, "num_views=12", "num_input_views=4", "num_target_views=8"]]
+
+
+def test_a_resumed_run_has_the_random_backgrounds_of_an_undisturbed_one(tmp_path):
+    scenes = write_toy_set(tmp_path / "scenes", alpha=True)
+    for folder, stops in (("whole", [3]), ("resumed", [1, 3])):
+        for steps in stops:
+            train.main(
+                command(scenes, tmp_path / folder, *OBJECTS, f"training.train_steps={steps}", "training.lr=1e-2")
+            )
+    whole, resumed = (weights(tmp_path / folder, 3) for folder in ("whole", "resumed"))
+    assert largest_difference(whole, resumed) == 0
+    fixed = ["training.background=white", "training.train_steps=3", "training.lr=1e-2"]
+    train.main(command(scenes, tmp_path / "white", *OBJECTS, *fixed))
+    assert largest_difference(whole, weights(tmp_path / "white", 3)) > 0
+
+
+def test_two_processes_resume_with_cameras_in_attention_and_random_backgrounds(tmp_path):
+    scenes = write_toy_set(tmp_path / "scenes", alpha=True)
+    options = ["model.transformer.camera_encoding=prope", "model.rays=camera", *OBJECTS]
     for folder, stops in (("whole", [2]), ("resumed", [1, 2])):
         for steps in stops:
-            given = command(scenes, tmp_path / folder, *cameras, f"training.train_steps={steps}", variant="prefix")
+            given = command(scenes, tmp_path / folder, *options, f"training.train_steps={steps}", variant="prefix")
             result = run("train.py", *given, processes=2)
             assert result.returncode == 0, result.stderr
     whole, resumed = (weights(tmp_path / folder, 2) for folder in ("whole", "resumed"))
@@ -170,6 +190,15 @@ def test_the_number_of_inputs_cannot_vary_where_the_inputs_set_the_frame():
         check(normalization)
     with refused("training.dynamic_input_view_num", "pose_normalization", "input_views"):
         check("input_views")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("normalization", ["auto", "all_views", "input_views", "median"])
+def test_a_scale_of_poses_that_nothing_reads_is_refused(normalization):
+    values = {"training.pose_scale": "0.5", "training.pose_normalization": normalization}
+    with refused("training.pose_scale", "0.5", "training.pose_normalization=none"):
+        check_training(build_config({}, values))
+    check_training(build_config({}, values | {"training.pose_normalization": "none"}))
 
 
 def test_fine_tuning_takes_weights_alone(scenes, tmp_path):
