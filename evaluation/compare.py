@@ -21,6 +21,7 @@ from utils.text import counted
 
 # What decides the ground truth besides the scene: PSNR against other pictures is another quantity.
 PICTURE_KEYS = (
+    "config.training.background",
     "config.training.square_crop",
     "config.model.image_tokenizer.image_size",
     "config.model.image_tokenizer.patch_size",
@@ -162,7 +163,8 @@ def find_caveats(comparison: Comparison, regrouped: Sequence[str]) -> list[str]:
     caveats = []
     if "index_sha256" in differing:
         caveats.append("The runs used different evaluation indices.")
-    pictures = [key for key in PICTURE_KEYS if key in differing]
+    # What an older run does not say, its ground truth need not differ in.
+    pictures = [key for key in PICTURE_KEYS if None not in differing.get(key, [None])]
     if pictures and not has_same_truth(comparison):
         caveats.append(f"The ground truth was prepared differently ({', '.join(pictures)}).")
     if regrouped:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from geometry.image_size import ImageSize, sides, size_text
@@ -12,6 +12,8 @@ from utils.errors import InputError
 from utils.lpips_network import Lpips
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+# What `psnr_in_mask` is called in files, beside the metrics of `METRICS`.
+PSNR_IN_MASK = "psnr_in_mask"
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
@@ -26,6 +28,19 @@ def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"])
     """
     error = prediction.float().clamp(0, 1) - target.float().clamp(0, 1)
     return -10 * torch.log10(error.square().mean(dim=(1, 2, 3)).clamp_min(1e-10))
+
+
+def psnr_in_mask(
+    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], mask: UInt8[Tensor, "b h w"]
+) -> Float[Tensor, " b"]:
+    """PSNR in dB of what the mask covers: a pixel's squared error counts by its coverage, mask / 255.
+
+    -10 log10(sum(mask * error^2) / (c * sum(mask))), as `psnr` clamped and finite; NaN where the mask covers nothing.
+    """
+    error = prediction.float().clamp(0, 1) - target.float().clamp(0, 1)
+    weights = mask.double()
+    mean = (weights * error.double().square().mean(1)).sum((1, 2)) / weights.sum((1, 2))
+    return (-10 * torch.log10(mean.clamp_min(1e-10))).float()
 
 
 def _gaussian_window(device: torch.device) -> Float[Tensor, " k"]:

@@ -30,15 +30,21 @@ def check_scene_folders(out_dir: Path, names: Iterable[str]) -> None:
 
 
 def averages(scenes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over scenes of the scenes' means; scenes without targets have none."""
-    scored = [scene for scene in scenes if scene]
-    return {name: statistics.fmean(scene[name] for scene in scored) for name in (scored[0] if scored else ())}
+    """Means over scenes of the scenes' means, each over the scenes that have it."""
+    names = dict.fromkeys(name for scene in scenes for name in scene)
+    return {name: statistics.fmean(scene[name] for scene in scenes if name in scene) for name in names}
+
+
+def spread(records: Sequence[SceneRecord], name: str) -> float:
+    """The standard deviation of a metric over the scenes that have it."""
+    return statistics.pstdev(record.metrics[name] for record in records if name in record.metrics)
 
 
 def without_inputs(record: SceneRecord) -> dict[str, float]:
     """A scene's means over the targets that are not input frames; empty if none is left."""
     views = [view for view in record.per_view if view["view"] not in record.context]
-    return {name: statistics.fmean(float(view[name]) for view in views) for name in record.metrics if views}
+    values = {name: [float(view[name]) for view in views if name in view] for name in record.metrics}
+    return {name: statistics.fmean(known) for name, known in values.items() if known}
 
 
 def has_input_among_targets(record: SceneRecord) -> bool:
@@ -48,7 +54,6 @@ def has_input_among_targets(record: SceneRecord) -> bool:
 
 def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any], page: bool) -> None:
     """Write summary.csv, results.json and the page of a finished evaluation."""
-    scored = [record for record in records if record.metrics]
     means = averages([record.metrics for record in records])
     others = averages([without_inputs(record) for record in records])
     table = io.StringIO()
@@ -58,7 +63,7 @@ def write_results(out_dir: Path, records: list[SceneRecord], run: dict[str, Any]
     write_text(out_dir / "summary.csv", table.getvalue())
     results = {
         "averages": means,
-        "spread": {name: statistics.pstdev(record.metrics[name] for record in scored) for name in means},
+        "spread": {name: spread(records, name) for name in means},
         "averages_without_input_frames": others,
         "provenance": run,
         "scenes": {record.scene_name: dict(record.metrics) for record in records},

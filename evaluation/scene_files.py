@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics import PSNR_IN_MASK
 from evaluation.pages.report import SceneRecord
 from utils.errors import InputError
 from utils.files import fingerprint, read_json, write_json
@@ -40,16 +41,17 @@ class SceneMetrics:
 def make_record(
     name: str, frames: list[int], num_inputs: int, scores: dict[str, list[float]], has_video: bool
 ) -> SceneRecord:
-    """A scene's numbers: per target and their means."""
-    views = [
-        {"view": frame, **{metric: values[i] for metric, values in scores.items()}}
-        for i, frame in enumerate(frames[num_inputs:])
-    ]
-    means = {metric: _mean(values) for metric, values in scores.items() if values}
+    """A scene's numbers: per target and their means. A target that a metric has no number of, NaN, is without it."""
+    known = [{metric: values[i] for metric, values in scores.items()} for i in range(len(frames) - num_inputs)]
+    columns = [{metric: value for metric, value in column.items() if not math.isnan(value)} for column in known]
+    views = [{"view": frame, **column} for frame, column in zip(frames[num_inputs:], columns, strict=True)]
+    means = {metric: _mean(columns, metric) for metric in scores if any(metric in column for column in columns)}
     return SceneRecord(name, name, means, views, frames[:num_inputs], has_video)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(columns: Sequence[Mapping[str, float]], metric: str) -> float:
+    """Over the targets that have a number of the metric."""
+    values = [column[metric] for column in columns if metric in column]
     return sum(values) / len(values)
 
 
@@ -118,9 +120,11 @@ def read_finished(out_dir: Path, name: str, frames: list[int], num_inputs: int, 
     columns = [{key: value for key, value in view.items() if key != "view"} for view in read.per_view]
     if read.context + [view["view"] for view in read.per_view] != frames or len(read.context) != num_inputs:
         return None
-    if not all(numbers.keys() == metrics.keys() and _all_finite(numbers) for numbers in [metrics, *columns]):
+    if not all(_is_complete(numbers, metrics) and _all_finite(numbers) for numbers in [metrics, *columns]):
         return None
-    if not all(math.isclose(metrics[key], _mean([view[key] for view in columns])) for key in metrics):
+    if not all(any(key in column for column in columns) for key in metrics):
+        return None
+    if not all(math.isclose(metrics[key], _mean(columns, key)) for key in metrics):
         return None
     has_video = is_filled(folder / VIDEO_FILE)
     return SceneRecord(name, name, metrics, read.per_view, read.context, has_video)
@@ -136,6 +140,11 @@ def _are_as_written(folder: Path, files: object, pictures: set[str]) -> bool:
 def is_filled(path: Path) -> bool:
     """Whether there is a file, no link, with anything in it."""
     return path.is_file() and not path.is_symlink() and path.stat().st_size > 0
+
+
+def _is_complete(numbers: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Whether a target has all numbers of its scene but those that not every target need have."""
+    return metrics.keys() - {PSNR_IN_MASK} <= numbers.keys() <= metrics.keys()
 
 
 def _all_finite(numbers: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.dataset import Batch
 from evaluation.copying import copy_nearest
-from evaluation.metrics import Metric, psnr, score
+from evaluation.metrics import PSNR_IN_MASK, Metric, psnr, psnr_in_mask, score
 from evaluation.renderer import Predictor
 from geometry.cameras import Views
 from model import Encoded
@@ -32,12 +32,15 @@ class Rendered:
 def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, timer: Timer | None = None) -> Rendered:
     """Render the targets of a batch, if it has any, and score them; `timer` gets the seconds of `render` and `metrics`.
 
+    Of a batch with masks PSNR, if it is among the metrics, is computed inside them, too.
+
     Raises:
         InputError: the model renders NaN; the message names the scene.
     """
     timer = timer or Timer()
     with timer("render"):
-        inputs, targets = batch.to(renderer.device).split()
+        batch = batch.to(renderer.device)
+        inputs, targets = batch.split()
         encoded = renderer.encode(inputs)
         renders = renderer.render(encoded, targets.cameras) if batch.targets.numel() else targets.images
         finite = renders.isfinite().flatten(1).all(1).tolist()
@@ -48,6 +51,10 @@ def render_batch(renderer: Predictor, metrics: dict[str, Metric], batch: Batch, 
                 )
     with timer("metrics"):
         scores = score(metrics, renders, targets.images) if batch.targets.numel() else {}
+        masks = batch.target_masks()
+        if "psnr" in scores and masks is not None:
+            flat = (renders.flatten(0, 1), targets.images.flatten(0, 1), masks.flatten(0, 1))
+            scores[PSNR_IN_MASK] = psnr_in_mask(*flat).view(batch.targets.shape)
     return Rendered(inputs, targets, encoded, renders, scores)
 
 
@@ -61,8 +68,9 @@ def average_scores(
     sums = dict.fromkeys(metrics, 0.0)
     count = 0
     for batch in batches:
-        for name, values in render_batch(renderer, metrics, batch).scores.items():
-            sums[name] += values.mean(1).sum().item()
+        scores = render_batch(renderer, metrics, batch).scores
+        for name in sums:
+            sums[name] += scores[name].mean(1).sum().item()
         count += len(batch.scenes)
     parts = process.gather((sums, count))
     total = sum(part_count for _, part_count in parts)

@@ -18,7 +18,7 @@ from string import Template
 from utils.files import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-KNOWN_METRICS = ("psnr", "ssim", "lpips")
+KNOWN_METRICS = ("psnr", "psnr_in_mask", "ssim", "lpips")
 SIGNIFICANT_DIGITS = 6  # more than the pages show, and half the bytes of a full double
 
 _PART = re.compile(r"^<!-- part: (\w+) -->\n", re.MULTILINE)

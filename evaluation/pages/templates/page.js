@@ -11,6 +11,7 @@
 const PAGE_SIZE = 12;
 const METRICS = {
   psnr: { label: "PSNR", unit: "dB", digits: 2, higherIsBetter: true },
+  psnr_in_mask: { label: "PSNR in mask", unit: "dB", digits: 2, higherIsBetter: true },
   psnr_nearest_input: { label: "Copying nearest input", unit: "dB", digits: 2 },
   ssim: { label: "SSIM", unit: "", digits: 3, higherIsBetter: true },
   lpips: { label: "LPIPS", unit: "", digits: 3, higherIsBetter: false },
