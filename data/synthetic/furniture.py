@@ -79,6 +79,26 @@ def _material(image: UInt8[np.ndarray, "_ _ 3"], metres: float | None, glow: boo
     return Material(pyramid(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)), metres, glow)
 
 
+def lay(
+    rng: np.random.Generator, material: Material, lengths: Float[np.ndarray, "2"], w: int, h: int
+) -> UInt8[np.ndarray, "h w 4"]:
+    """The material over a face of the given lengths, as an image of w by h texels."""
+    full = material.levels[0].shape[1::-1]
+    repeats = np.ones(2) if material.metres is None else lengths / material.metres
+    step = repeats * full / (w, h)  # texels of the material for one of the face
+    image = material.levels[int(np.clip(np.round(np.log2(max(step))), 0, len(material.levels) - 1))]
+    if material.metres is None:
+        return cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    # OpenCV's own BORDER_WRAP is ten times slower than laying the tiles side by side first
+    columns, rows = (int(n) + 2 for n in repeats)
+    tiled = np.tile(image, (rows, columns, 1))
+    scale = step * image.shape[1::-1] / full
+    start = rng.uniform(0, image.shape[0] - 1, 2)
+    matrix = np.array([[scale[0], 0, start[0]], [0, scale[1], start[1]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(tiled, matrix, (w, h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
 class Style:
     """The materials of one room, drawn once, so that its furniture goes together."""
 

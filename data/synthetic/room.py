@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from data.synthetic.furniture import (
     AT_WALLS,
@@ -19,6 +19,7 @@ from data.synthetic.furniture import (
     Style,
     box_faces,
     clutter,
+    lay,
     make_box,
     move,
     turn,
@@ -317,7 +318,7 @@ def _bake(
     """Mip pyramid of a face: its material, lit."""
     lengths = np.array([np.linalg.norm(edge_u), np.linalg.norm(edge_v)])
     w, h = (int(n) for n in np.clip(np.round(lengths / texel), 2, _MAX_TEXTURE))
-    texture = _lay(rng, material, lengths, w, h)
+    texture = lay(rng, material, lengths, w, h)
     if material.glow:
         return texture_levels(texture)
     columns, rows = (int(n) for n in np.clip(np.ceil(lengths / 0.15), 2, 40))
@@ -327,23 +328,3 @@ def _bake(
     shade = cv2.cvtColor(np.clip(np.round(160 * factor), 0, 255).astype(np.uint8), cv2.COLOR_RGB2RGBA)
     shade = cv2.resize(shade, (w, h), interpolation=cv2.INTER_LINEAR)
     return texture_levels(cv2.multiply(texture, shade, scale=1 / 160))
-
-
-def _lay(
-    rng: np.random.Generator, material: Material, lengths: Float[np.ndarray, "2"], w: int, h: int
-) -> UInt8[np.ndarray, "h w 4"]:
-    """The material over a face of the given lengths, as an image of w by h texels."""
-    full = material.levels[0].shape[1::-1]
-    repeats = np.ones(2) if material.metres is None else lengths / material.metres
-    step = repeats * full / (w, h)  # texels of the material for one of the face
-    image = material.levels[int(np.clip(np.round(np.log2(max(step))), 0, len(material.levels) - 1))]
-    if material.metres is None:
-        return cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-    # OpenCV's own BORDER_WRAP is ten times slower than laying the tiles side by side first
-    columns, rows = (int(n) + 2 for n in repeats)
-    tiled = np.tile(image, (rows, columns, 1))
-    scale = step * image.shape[1::-1] / full
-    start = rng.uniform(0, image.shape[0] - 1, 2)
-    matrix = np.array([[scale[0], 0, start[0]], [0, scale[1], start[1]]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(tiled, matrix, (w, h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
