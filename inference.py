@@ -71,7 +71,7 @@ def choose_items(config: Config, overridden: set[str]) -> tuple[list[Item], dict
     if cfg.chooses_views:
         items, missing = own_items(
             scenes,
-            data.num_input_views,
+            data.most_inputs,
             cfg.input_frames,
             filmed=cfg.render_video,
             allow_missing=cfg.allow_missing,

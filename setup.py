@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import DataConfig
 from data.loader import LoaderConfig
-from data.views import Selection, check_view_config
+from data.views import Selection, check_input_counts, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.validation import ValidationConfig
@@ -347,6 +347,8 @@ def _check_values(config: Config) -> None:
             f"{_SIZE} names both sides, to which training.square_crop=false would not cut: leave training.square_crop "
             "out, or give the shorter side alone"
         )
+    with _below("training"):
+        check_input_counts(config.training.data)
     with _below("inference.render_video_config"):
         check_video_config(evaluation.render_video_config)
     for name, value in flatten(config.training.published).items():
@@ -386,23 +388,18 @@ def check_training(config: Config) -> None:
         )
     with _below("training"):
         check_view_config(cfg.data)
-    free = cfg.data.num_views if cfg.data.target_has_input else cfg.data.num_views - cfg.data.num_target_views
-    if cfg.trainer.dynamic_input_view_num and (free < 4 or cfg.data.pose_normalization == "input_views"):
-        raise InputError(
-            "training.dynamic_input_view_num draws 2 to 4 inputs: it needs room for 4 in num_views, "
-            "and another pose_normalization than input_views"
-        )
 
 
 def check_view_counts(config: Config, overridden: set[str], selection: Selection, where: str) -> None:
     """Raises InputError if the command line asks for other view counts than the index gives."""
+    data = config.training.data
     inputs = len(selection.context)
     targets = len(selection.target)
     counts = {"num_input_views": inputs, "num_target_views": targets, "num_views": inputs + targets}
     for key, count in counts.items():
-        if f"training.{key}" in overridden and getattr(config.training.data, key) != count:
+        if f"training.{key}" in overridden and getattr(data, key) != count:
             raise InputError(
-                f"training.{key}={getattr(config.training.data, key)} contradicts {where}, which has {count}: "
+                f"training.{key}={getattr(data, key)} contradicts {where}, which has {count}: "
                 "leave it out, the index decides"
             )
 

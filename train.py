@@ -8,6 +8,7 @@ The run folder is `training.checkpoint_dir`; running the same command again goes
 
 import datetime
 import logging
+import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -83,7 +84,7 @@ def build_trainer(config: Config, process: Process) -> Trainer:
         cfg.trainer,
         process,
         learner=learner,
-        loader=build_loader(cfg, process, dataset, start.samples),
+        loader=build_loader(cfg, process, dataset, start),
         metrics_log=metrics_log,
         checkpoints=cfg.checkpoint,
         stop_signal=stop_signal,
@@ -112,11 +113,18 @@ def build_learner(config: Config, process: Process) -> Learner:
     return Learner(model, loss, build_optimizer(model, cfg.optim), cfg.optim, cfg.precision, average)
 
 
-def build_loader(cfg: TrainingConfig, process: Process, dataset: TrainingDataset, position: int) -> TrainingLoader:
-    """This process's batches from sample `position` on."""
-    batch_size = cfg.loader.batch_size_per_gpu
+def build_loader(cfg: TrainingConfig, process: Process, dataset: TrainingDataset, start: Start) -> TrainingLoader:
+    """This process's batches from where training begins."""
     return TrainingLoader(
-        dataset, cfg.loader, batch_size, process.rank, process.world_size, position, cfg.process.patience
+        dataset,
+        cfg.loader,
+        cfg.loader.batch_size_per_gpu,
+        process.rank,
+        process.world_size,
+        start.samples,
+        cfg.process.patience,
+        update=start.step,
+        batches_per_update=cfg.trainer.grad_accum_steps,
     )
 
 
@@ -173,10 +181,10 @@ def open_metrics_log(config: Config, process: Process, origin: dict[str, Any], s
 
 
 def sample_cost(config: Config, process: Process) -> SampleCost:
-    """The arithmetic of a square sample."""
+    """The arithmetic of a square sample, the mean over the numbers of inputs that it may have."""
     data = config.training.data
-    flops = training_flops(config.model, data.num_input_views, data.num_target_views)
-    return SampleCost(data.num_target_views, flops, peak_flops(process.device))
+    flops = [training_flops(config.model, count, data.num_target_views) for count in data.input_counts]
+    return SampleCost(data.num_target_views, statistics.fmean(flops), peak_flops(process.device))
 
 
 def build_validation(config: Config, process: Process, learner: Learner, stop_signal: StopSignal) -> Validation | None:

@@ -95,7 +95,7 @@ def seeded_batch(cfg: TrainingConfig, size: ImageSize, batch_size: int | None = 
     targets = torch.stack([torch.randperm(v, generator=generator)[: cfg.data.num_target_views] for _ in range(b)])
     frames = torch.arange(v).repeat(b, 1)
     views = Views(images, Cameras(c2w, fxfycxcy, height, width))
-    batch = Batch(views, cfg.data.num_input_views, targets, [f"noise{i}" for i in range(b)], frames, [])
+    batch = Batch(views, cfg.data.most_inputs, targets, [f"noise{i}" for i in range(b)], frames, [])
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
@@ -167,18 +167,30 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
+def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None, markdown: bool = False) -> None:
     """Print rows as a table with device and versions below, and write them as JSON if a path is given."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        row = "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        print(printable(row.rstrip()), flush=True)
+    for line in _markdown(table) if markdown else _aligned(table):
+        print(printable(line), flush=True)
     about = {"device": device_name(), **provenance()}
     print(f"({about['device']}, torch {torch.__version__})", flush=True)
     if path is not None:
         write_json(path, {"rows": [dict(row) for row in rows], **about})
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns side by side."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of Markdown, its first line the head."""
+    head, *lines = table
+    for line in (head, ["---"] * len(head), *lines):
+        yield f"| {' | '.join(line)} |"
 
 
 def _cell(value: Any) -> str:

@@ -177,7 +177,7 @@ def describe(config: Config, seconds: float) -> dict[str, Any]:
     """Speed, memory and arithmetic of an update that takes `seconds`."""
     cfg = config.training
     scenes = cfg.loader.batch_size_per_gpu * cfg.trainer.grad_accum_steps
-    flops = scenes * training_flops(config.model, cfg.data.num_input_views, cfg.data.num_target_views)
+    flops = scenes * training_flops(config.model, cfg.data.most_inputs, cfg.data.num_target_views)
     return {"scenes": scenes, "s/update": seconds, "scenes/s": scenes / seconds, **rates(flops, seconds)}
 
 

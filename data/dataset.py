@@ -32,6 +32,7 @@ from data.views import (
     Selection,
     ViewConfig,
     check_view_config,
+    views_of_update,
 )
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
@@ -143,10 +144,6 @@ class Batch:
         """Copy into page-locked memory."""
         masks = None if self.masks is None else self.masks.pin_memory()
         return replace(self, views=self.views.pin_memory(), targets=self.targets.pin_memory(), masks=masks)
-
-    def with_inputs(self, num_inputs: int) -> "Batch":
-        """The same scenes with the first `num_inputs` views as inputs; the targets stay."""
-        return replace(self, num_inputs=num_inputs)
 
     def split(self) -> tuple[Views, Views]:
         """Inputs [b, num_inputs] and targets [b, t]."""
@@ -340,10 +337,18 @@ def _float32(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-class TrainingDataset(Dataset[Batch]):
-    """Random views of random scenes; sample `number` is a pure function of (seed, number).
+class SampleOf(NamedTuple):
+    """The number of a training sample, and that of the update which learns from it, counted from 0."""
 
-    Numbers run on over all epochs: epoch `number // len(scenes)` visits every scene once, in an order of its own.
+    number: int
+    update: int
+
+
+class TrainingDataset(Dataset[Batch]):
+    """Random views of random scenes; a sample is a pure function of the seed, its number and that of its update.
+
+    The update alone decides how many inputs its samples have, where that is drawn (`views_of_update`). Numbers run on
+    over all epochs: epoch `number // len(scenes)` visits every scene once, in an order of its own.
     """
 
     def __init__(self, load: ViewLoader, seed: int) -> None:
@@ -352,12 +357,17 @@ class TrainingDataset(Dataset[Batch]):
         self.seed = seed
         self.scenes = read_scene_list(Path(load.cfg.dataset_path))
 
-    def __getitem__(self, number: int) -> Batch:
-        """Sample `number`; a scene that is too short or unreadable gives its place to another, always the same.
+    def __getitem__(self, which: int | SampleOf) -> Batch:
+        """A sample; a scene that is too short or unreadable gives its place to another, always the same.
+
+        Args:
+            which: a number alone is that of a sample of update 0.
 
         Raises:
             InputError: no scene of the list is long enough, or `_SCENE_TRIES` scenes in a row are unreadable.
         """
+        number, update = which if isinstance(which, tuple) else (which, 0)
+        views = views_of_update(self.load.cfg, self.seed, update)
         epoch, position = divmod(number, len(self.scenes))
         rng = np.random.default_rng([self.seed, 1, number])
         background = self._background(number)
@@ -365,7 +375,7 @@ class TrainingDataset(Dataset[Batch]):
         failures: list[str] = []
         for index in _first_then_others(first, len(self.scenes), rng):
             try:
-                sample = self._sample(index, rng, background)
+                sample = self._sample(index, views, rng, background)
             except InputError as error:
                 failures.append(str(error))
                 if len(failures) == _SCENE_TRIES:
@@ -387,12 +397,11 @@ class TrainingDataset(Dataset[Batch]):
         red, green, blue = np.random.default_rng([self.seed, 3, number]).integers(256, size=3).tolist()
         return red, green, blue
 
-    def _sample(self, index: int, rng: np.random.Generator, background: Color) -> Batch | None:
+    def _sample(self, index: int, views: ViewConfig, rng: np.random.Generator, background: Color) -> Batch | None:
         """A sample of a scene; None if it is too short, or has lost too many frames in preprocessing."""
-        cfg = self.load.cfg
-        scene = read_scene(self.scenes[index], cfg.allow_outside_images)
+        scene = read_scene(self.scenes[index], self.load.cfg.allow_outside_images)
         try:
-            selection = SAMPLERS[cfg.view_sampler].draw(scene, cfg, rng)
+            selection = SAMPLERS[views.view_sampler].draw(scene, views, rng)
         except LostFramesError:
             if scene.faults:
                 raise InputError(scene.notes["faults"]) from None

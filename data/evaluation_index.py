@@ -4,6 +4,9 @@ To make one for any preprocessed set, by frame distance as in training:
 
     python -m data.evaluation_index --scenes preprocessed_data/test/full_list.txt --output index.json \\
         --context 2 --targets 3 --min_frame_dist 25 --max_frame_dist 192
+
+Several numbers of inputs make an index each, index_2.json and so on for `--context 2 4 8 16`, with the same windows and
+the same targets, so that scores can be compared.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from tqdm import tqdm
 
 from data.packed import file_of
 from data.scene import Scene, read_named_scene, read_scene_list
-from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable
+from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable, spread_over
 from utils.cli import path_argument, run_main
 from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
@@ -30,6 +33,8 @@ log = logging.getLogger("lvsm")
 
 # Damaged scenes that are named.
 _SHOWN = 10
+# Inputs that an index may have.
+_MOST_INPUTS = 256
 
 INDEX_NAME = "evaluation_index_re10k.json"
 INDEX_URL = f"https://raw.githubusercontent.com/dcharatan/pixelsplat/main/assets/{INDEX_NAME}"
@@ -136,30 +141,35 @@ def fetch_evaluation_index(path: Path) -> None:
         ) from None
 
 
-def choose_selection(
-    scene: Scene, context: int, targets: int, distances: ViewSelectorConfig, seed: int
-) -> Selection | None:
-    """Inputs and targets of one scene, a function of its name and the seed; None if it is too short.
+def choose_selections(
+    scene: Scene, contexts: Sequence[int], targets: int, distances: ViewSelectorConfig, seed: int
+) -> list[Selection] | None:
+    """Inputs and targets of one scene for each number of inputs; None if it is too short.
 
-    The first and last frame of a random window are inputs, further inputs stand evenly between them, and the targets
-    are drawn from the frames that are left between. Their images are files, but no image is opened.
+    A function of the scene's name and the seed. The first and last frame of a random window are inputs, further inputs
+    stand evenly between them, and the targets are drawn from the frames that are input of none: they are the same for
+    all. Their images are files, but no image is opened.
 
     Raises:
         InputError: the scene is too damaged; the message names a frame.
     """
     rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
+    most_inputs = 2 + sum(context - 2 for context in contexts)
 
     def draw() -> list[int] | None:
-        window = choose_window(len(scene), context + targets, distances, rng)
+        window = choose_window(len(scene), most_inputs + targets, distances, rng)
         if window is None:
             return None
         first, last = window[:2]
-        inputs = np.linspace(first, last, context).round().astype(int)
-        between = np.setdiff1d(np.arange(first + 1, last), inputs)
-        return [*inputs.tolist(), *sorted(rng.choice(between, targets, replace=False).tolist())]
+        inputs = {frame for context in contexts for frame in spread_over(first, last, context)}
+        between = np.setdiff1d(np.arange(first + 1, last), list(inputs))
+        return [*sorted(inputs), *sorted(rng.choice(between, targets, replace=False).tolist())]
 
     frames = draw_usable(draw, lambda frame: _image_fault(scene, frame))
-    return None if frames is None else Selection(frames[:context], frames[context:])
+    if frames is None:
+        return None
+    first, last = frames[0], frames[-targets - 1]
+    return [Selection(spread_over(first, last, context), frames[-targets:]) for context in contexts]
 
 
 def _image_fault(scene: Scene, frame: int) -> str | None:
@@ -173,17 +183,17 @@ def _image_fault(scene: Scene, frame: int) -> str | None:
     return f"scene {scene.name}, frame {frame}: its image {printable(str(path))} is not a file that can be read"
 
 
-def make_index(
-    scene_files: Sequence[Path], context: int, targets: int, distances: ViewSelectorConfig, seed: int
-) -> tuple[dict[str, Any], list[str]]:
-    """An evaluation index for these scenes; null for those that are too short or too damaged.
+def make_indices(
+    scene_files: Sequence[Path], contexts: Sequence[int], targets: int, distances: ViewSelectorConfig, seed: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """An evaluation index of these scenes for each number of inputs; null for those too short or too damaged.
 
     Also what is wrong with the damaged ones, a line each.
 
     Raises:
         InputError: two files are of one scene.
     """
-    selections: dict[str, Selection | None] = {}
+    selections: dict[str, list[Selection] | None] = {}
     faults: list[str] = []
     for path in tqdm(scene_files, unit="scene", disable=None):
         if path.stem in selections:
@@ -194,10 +204,14 @@ def make_index(
         selections[path.stem] = None
         try:
             scene = read_named_scene(path, allow_outside=True)
-            selections[path.stem] = choose_selection(scene, context, targets, distances, seed)
+            selections[path.stem] = choose_selections(scene, contexts, targets, distances, seed)
         except InputError as error:
             faults.append(str(error))
-    return {name: selection and _record(selection) for name, selection in selections.items()}, faults
+    indices = [
+        {name: chosen and _record(chosen[number]) for name, chosen in selections.items()}
+        for number in range(len(contexts))
+    ]
+    return indices, faults
 
 
 def _record(selection: Selection) -> dict[str, list[int]]:
@@ -209,6 +223,16 @@ def _check_numbers(given: argparse.Namespace) -> None:
     for name, least in (("targets", 1), ("seed", 0), ("min_frame_dist", 1), ("max_frame_dist", given.min_frame_dist)):
         if getattr(given, name) < least:
             raise InputError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
+    for position, context in enumerate(given.context):
+        if not 2 <= context <= _MOST_INPUTS:
+            raise InputError(f"--context is {context}; it must be from 2 to {_MOST_INPUTS}")
+        if context in given.context[:position]:
+            raise InputError(f"--context names {context} twice: name it once")
+
+
+def numbered(path: Path, context: int) -> Path:
+    """The file of the index with so many inputs, where there are several: `path` with the number in its name."""
+    return path.with_name(f"{path.stem}_{context}{path.suffix}")
 
 
 def _check_output(path: Path) -> None:
@@ -222,13 +246,15 @@ def _check_output(path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write an evaluation index."""
-    parser = argparse.ArgumentParser(description=make_index.__doc__.splitlines()[0] if make_index.__doc__ else None)
+    """Write an evaluation index, or several."""
+    parser = argparse.ArgumentParser(description=make_indices.__doc__.splitlines()[0] if make_indices.__doc__ else None)
     parser.add_argument(
         "--scenes", type=path_argument, required=True, help="scene list, full_list.txt of a preprocessed split"
     )
     parser.add_argument("--output", type=path_argument, required=True, help="JSON file to write")
-    parser.add_argument("--context", type=int, default=2, choices=range(2, 9), help="input views")
+    parser.add_argument(
+        "--context", type=int, default=[2], nargs="+", metavar="N", help="input views; an index for each N"
+    )
     parser.add_argument("--targets", type=int, default=3, help="target views")
     parser.add_argument("--min_frame_dist", type=int, default=25, help="frames between the first and last input, least")
     parser.add_argument("--max_frame_dist", type=int, default=192, help="and most")
@@ -236,18 +262,24 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_args(argv)
     _check_numbers(given)
     distances = ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
-    _check_output(given.output)
-    index, faults = make_index(read_scene_list(given.scenes), given.context, given.targets, distances, given.seed)
-    if not any(index.values()):
-        wanted = f"--min_frame_dist={given.min_frame_dist}, --context={given.context} and --targets={given.targets}"
+    several = len(given.context) > 1
+    outputs = [numbered(given.output, context) if several else given.output for context in given.context]
+    for output in outputs:
+        _check_output(output)
+    scene_files = read_scene_list(given.scenes)
+    indices, faults = make_indices(scene_files, given.context, given.targets, distances, given.seed)
+    if not any(indices[0].values()):
+        contexts = " ".join(map(str, given.context))
+        wanted = f"--min_frame_dist={given.min_frame_dist}, --context={contexts} and --targets={given.targets}"
         reason = f"can be used: {faults[0]}" if faults else f"has enough frames for {wanted}"
         raise InputError(f"no scene in {printable(str(given.scenes))} {reason}")
     for fault in faults[:_SHOWN]:
         log.warning("not in the index: %s", fault)
     if len(faults) > _SHOWN:
         log.warning("not in the index: %d damaged scenes in all", len(faults))
-    write_json(given.output, index)
-    log.info("%s: views of %d of %s", given.output, sum(map(bool, index.values())), counted(len(index), "scene"))
+    for output, index in zip(outputs, indices, strict=True):
+        write_json(output, index)
+        log.info("%s: views of %d of %s", output, sum(map(bool, index.values())), counted(len(index), "scene"))
 
 
 if __name__ == "__main__":

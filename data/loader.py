@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.dataset import Batch, EvaluationDataset, TrainingDataset, Unusable, collate, collate_by_shape
+from data.dataset import Batch, EvaluationDataset, SampleOf, TrainingDataset, Unusable, collate, collate_by_shape
 from data.handover import hand_over
 from utils.errors import InputError
 from utils.fields import bounded
@@ -45,19 +45,20 @@ class LoaderConfig:
     batch_size_per_gpu: int = bounded(8, 1, 65_536)
 
 
-class _SampleNumbers(Sampler[list[int]]):
-    """Numbers of one rank's samples, batch by batch: batch k of rank r starts at start + (k·world + r)·batch."""
+class _SampleNumbers(Sampler[list[SampleOf]]):
+    """One rank's samples, batch by batch: the numbers of batch k of rank r start at start + (k·world + r)·batch."""
 
-    def __init__(self, start: int, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, start: int, batch_size: int, rank: int, world_size: int, updates: Iterator[int]) -> None:
         self.start = start
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self.updates = updates
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in count():
+    def __iter__(self) -> Iterator[list[SampleOf]]:
+        for step, update in enumerate(self.updates):
             first = self.start + (step * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            yield [SampleOf(number, update) for number in range(first, first + self.batch_size)]
 
 
 class TrainingLoader:
@@ -68,6 +69,8 @@ class TrainingLoader:
 
     Args:
         patience: seconds after which a batch that does not come is an error.
+        update: updates done before.
+        batches_per_update: batches of this process that an update learns from.
 
     Attributes:
         position: samples handed out so far by all ranks together; start a new loader there to go on.
@@ -82,11 +85,14 @@ class TrainingLoader:
         world_size: int,
         position: int,
         patience: float = _PATIENCE,
+        update: int = 0,
+        batches_per_update: int = 1,
     ) -> None:
         self.position = position
         self._per_step = batch_size * world_size
         self._patience = patience
-        sampler = _SampleNumbers(position, batch_size, rank, world_size)
+        updates = (update + batch // batches_per_update for batch in count())
+        sampler = _SampleNumbers(position, batch_size, rank, world_size, updates)
         self._batches = _start(dataset, cfg, batch_sampler=sampler, collate_fn=collate)
 
     def __next__(self) -> Batch:

@@ -1,7 +1,7 @@
 """Which frames of a scene become inputs and targets: selections, and the samplers that draw them for training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -11,9 +11,14 @@ from geometry.spreading import farthest_first
 from utils.errors import InputError
 from utils.fields import bounded, one_of
 from utils.sections import check_fields
+from utils.text import printable
 
 # Draws of frames before a clip with lost frames is given up.
 _TRIES = 20
+# Characters of a value that a message shows.
+_SHOWN = 80
+# Numbers of inputs that the published `dynamic_input_view_num` draws from.
+_DYNAMIC = range(2, 5)
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,50 @@ class ViewSelectorConfig:
 class ViewConfig:
     """Which views a training sample has; part of what a sample is.
 
-    `view_sampler` names a row of `SAMPLERS`. With `target_has_input` the targets are drawn from all
-    `num_views` frames, else they are the last ones.
+    `num_input_views` is a number, or the fewest and the most, [2, 8] say: then the samples of each update have a number
+    of inputs that is drawn evenly. `num_views` are those of a sample with the most inputs; one with fewer has as many
+    views besides. `dynamic_input_view_num`, a published key, draws 2 to 4 inputs, and leaves `num_views` as it is.
+    `view_sampler` names a row of `SAMPLERS`. With `target_has_input` the targets are drawn from all views, else they
+    are the last ones.
     """
 
     num_views: int = bounded(8, 1, 1000)
-    num_input_views: int = bounded(2, 1, 1000)
+    num_input_views: int | list[int] = bounded(2, 1, 1000)
     num_target_views: int = bounded(6, 1, 1000)
     target_has_input: bool = True
     view_sampler: str = one_of("window", lambda: SAMPLERS)
     view_selector: ViewSelectorConfig = field(default_factory=ViewSelectorConfig)
+    dynamic_input_view_num: bool = False
+
+    @property
+    def input_counts(self) -> range:
+        """The numbers of inputs that a sample may have."""
+        if self.dynamic_input_view_num:
+            return _DYNAMIC
+        given = self.num_input_views
+        fewest, most = given if isinstance(given, list) else (given, given)
+        return range(fewest, most + 1)
+
+    @property
+    def most_inputs(self) -> int:
+        """The number of inputs, the largest if it is drawn."""
+        return self.input_counts[-1]
+
+    def views_with(self, num_inputs: int) -> int:
+        """The number of views of a sample with so many inputs."""
+        return self.num_views if self.dynamic_input_view_num else self.num_views - self.most_inputs + num_inputs
+
+
+def views_of_update(cfg: ViewConfig, seed: int, update: int) -> ViewConfig:
+    """What views the samples of an update have: as `cfg` says, with one number of inputs.
+
+    A pure function of its arguments, so that all processes have the same, also after a restart.
+    """
+    if isinstance(cfg.num_input_views, int) and not cfg.dynamic_input_view_num:
+        return cfg
+    counts = cfg.input_counts
+    count = int(np.random.default_rng([seed, 2, update]).integers(counts[0], counts[-1] + 1))
+    return replace(cfg, num_views=cfg.views_with(count), num_input_views=count, dynamic_input_view_num=False)
 
 
 class LostFramesError(InputError):
@@ -80,6 +119,31 @@ def sample_window(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Se
     """
     frames = draw_usable(lambda: choose_window(len(scene), cfg.num_views, cfg.view_selector, rng), scene.fault)
     return None if frames is None else _split(frames, cfg, rng)
+
+
+def sample_spread(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selection | None:
+    """Inputs spread evenly over a random window of the clip, in their order; the other views are drawn from the rest.
+
+    Raises:
+        LostFramesError: every window that was drawn has frames that cannot be used.
+    """
+
+    def draw() -> list[int] | None:
+        window = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
+        if window is None:
+            return None
+        first, last = window[:2]
+        inputs = spread_over(first, last, cfg.most_inputs)
+        rest = np.setdiff1d(np.arange(first, last + 1), inputs)
+        return [*inputs, *rng.choice(rest, cfg.num_views - len(inputs), replace=False).tolist()]
+
+    frames = draw_usable(draw, scene.fault)
+    return None if frames is None else _split(frames, cfg, rng)
+
+
+def spread_over(first: int, last: int, count: int) -> list[int]:
+    """`count` numbers from `first` to `last`, these two among them, as evenly as can be; one alone is `first`."""
+    return np.linspace(first, last, count).round().astype(int).tolist()
 
 
 def sample_any(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Selection | None:
@@ -130,7 +194,8 @@ class ViewSampler:
     """A way of choosing the views of training samples.
 
     Attributes:
-        draw: a selection, a function of the scene, the configuration and the generator; None: too few frames.
+        draw: a selection, a function of the scene, the configuration, in which `num_input_views` is a number, and the
+            generator; None: too few frames.
         check: raises InputError, naming the key, for a configuration by which it cannot draw.
         needs: what scenes must have for a sample, for messages.
     """
@@ -143,6 +208,7 @@ class ViewSampler:
 # By the name that `training.view_sampler` holds.
 SAMPLERS: dict[str, ViewSampler] = {
     "window": ViewSampler(sample_window, check_window, frames_of_window),
+    "spread": ViewSampler(sample_spread, check_window, frames_of_window),
     "any": ViewSampler(sample_any),
 }
 
@@ -208,15 +274,34 @@ def select_own(scene: Scene, count: int, inputs: Sequence[int] = ()) -> Selectio
 def check_view_config(cfg: ViewConfig) -> None:
     """Raises InputError, naming the key, for views that no training sample can have."""
     check_fields(cfg)
-    if cfg.num_views < 2 or not 1 <= cfg.num_input_views <= cfg.num_views:
+    check_input_counts(cfg)
+    fewest_views = cfg.views_with(cfg.input_counts[0])
+    if cfg.most_inputs > cfg.num_views or fewest_views < 2:
         raise InputError(
-            f"num_input_views ({cfg.num_input_views}) must be from 1 to num_views ({cfg.num_views}), "
-            "which must be at least 2"
+            f"num_input_views ({_inputs_named(cfg)}) must be from 1 to num_views ({cfg.num_views}), "
+            "and leave every sample at least 2 views"
         )
-    free = cfg.num_views if cfg.target_has_input else cfg.num_views - cfg.num_input_views
+    free = fewest_views if cfg.target_has_input else cfg.num_views - cfg.most_inputs
     if not 1 <= cfg.num_target_views <= free:
         raise InputError(f"num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
     SAMPLERS[cfg.view_sampler].check(cfg)
+
+
+def check_input_counts(cfg: ViewConfig) -> None:
+    """Raises InputError, naming the key, for a range of numbers of inputs that is none."""
+    given = cfg.num_input_views
+    if isinstance(given, list) and (len(given) != 2 or given[0] > given[1]):
+        named = printable(str(given), _SHOWN)
+        raise InputError(f"num_input_views is {named}; a range is the fewest and the most, such as [2, 8]")
+    if isinstance(given, list) and cfg.dynamic_input_view_num:
+        raise InputError(
+            f"dynamic_input_view_num draws 2 to 4 inputs, num_input_views={given} others: leave one of them out"
+        )
+
+
+def _inputs_named(cfg: ViewConfig) -> str:
+    """The number of inputs or its range, for messages."""
+    return "2 to 4, by dynamic_input_view_num" if cfg.dynamic_input_view_num else str(cfg.num_input_views)
 
 
 def draw_usable(draw: Callable[[], Sequence[int] | None], fault: Callable[[int], str | None]) -> list[int] | None:
@@ -268,4 +353,4 @@ def choose_targets(
 def _split(frames: list[int], cfg: ViewConfig, rng: np.random.Generator) -> Selection:
     """Inputs and targets among frames that were drawn."""
     targets = choose_targets(cfg.num_views, cfg.num_target_views, cfg.target_has_input, rng)
-    return Selection(frames[: cfg.num_input_views], [frames[position] for position in targets], frames)
+    return Selection(frames[: cfg.most_inputs], [frames[position] for position in targets], frames)

@@ -35,6 +35,7 @@ CANNOT_MATTER = frozenset(
         "data.num_input_views",
         "data.num_target_views",
         "data.target_has_input",
+        "data.dynamic_input_view_num",
         "data.view_sampler",
         "data.view_selector",
         # Names of files whose content is hashed, and where results go.

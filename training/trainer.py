@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,12 +41,11 @@ class TrainerConfig:
     """What an update is made of, and what happens every so many updates.
 
     `total_batch_size` scenes make an update, if it is set, on any number of processes; `grad_accum_steps` follows from
-    it. `dynamic_input_view_num` draws the number of input views, 2 to 4, anew for every update.
+    it.
     """
 
     grad_accum_steps: int = bounded(1, 1, 65_536)
     total_batch_size: int = bounded(0, 0, 1_000_000)
-    dynamic_input_view_num: bool = False
     seed: int = bounded(777, 0, 2**63 - 1)
     vis_every: int = bounded(1000, 1, 1_000_000_000)
     validate_every: int = bounded(0, 0, 1_000_000_000)
@@ -255,8 +253,6 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _forward(self, batch: Batch, show: bool) -> dict[str, Tensor]:
-        if self.cfg.dynamic_input_view_num:
-            batch = batch.with_inputs(self._num_inputs())
         inputs, targets = batch.split()
         with autocast(self.precision, self.process.device):
             renders = self._parallel(inputs, targets.cameras)
@@ -280,10 +276,6 @@ class Trainer:
             )
             for name, part in self.model.named_children()
         }
-
-    def _num_inputs(self) -> int:
-        """The number of input views that is drawn for this update, the same on all ranks."""
-        return int(np.random.default_rng([self.cfg.seed, 2, self.step]).integers(2, 5))
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.optim.train_steps

@@ -172,7 +172,7 @@ def default_inputs(scene: Scene, cfg: ViewConfig) -> tuple[int, ...]:
         InputError: the scene has no frame that can be used.
     """
     among = usable_between(scene, 0, min(len(scene) - 1, cfg.view_selector.max_frame_dist))
-    return tuple(spread_inputs(scene, min(cfg.num_input_views, len(among), MAX_INPUTS), among))
+    return tuple(spread_inputs(scene, min(cfg.most_inputs, len(among), MAX_INPUTS), among))
 
 
 def inputs_between(scene: Scene, count: int, first: int, last: int) -> tuple[int, ...]:

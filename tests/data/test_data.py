@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ from data.dataset import (
 from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
 from data.scene import read_cameras, read_scene, read_scene_list, write_scene
-from data.views import Selection, ViewSelectorConfig, check_view_config
+from data.views import Selection, ViewSelectorConfig, check_view_config, spread_over
 from geometry.normalization import (
     PoseNormalization,
     median_normalization,
@@ -47,9 +48,19 @@ def view_loader(path="", **changes):
         ({"num_views": 5}, ["num_target_views", 6, "1 to 5"]),
         ({"target_has_input": False, "num_target_views": 7}, ["num_target_views", 7, "1 to 6"]),
         ({"num_input_views": 9}, ["num_input_views", 9]),
+        ({"num_input_views": [2, 9]}, ["num_input_views", 9]),
+        ({"num_input_views": [4, 2]}, ["num_input_views", "[4, 2]"]),
+        ({"num_input_views": [1, 8], "num_target_views": 1}, ["num_input_views", "[1, 8]", "num_views"]),
+        ({"num_input_views": [4]}, ["num_input_views", "[4]"]),
+        ({"num_input_views": [0, 2]}, ["num_input_views", 0, "at least 1"]),
+        ({"num_input_views": [2, "many"]}, ["num_input_views", "'many'"]),
+        ({"num_input_views": [2, 6]}, ["num_target_views", 6, "1 to 4"]),
+        ({"num_input_views": [2, 6], "target_has_input": False}, ["num_target_views", 6, "1 to 2"]),
+        ({"num_input_views": [2, 4], "dynamic_input_view_num": True}, ["dynamic_input_view_num", "num_input_views"]),
+        ({"num_views": 3, "num_target_views": 3, "dynamic_input_view_num": True}, ["num_input_views", 4, 3]),
         ({"pose_normalization": "all"}, ["pose_normalization", "'all'", "auto, all_views, input_views, median, none"]),
         ({"view_selector": {"min_frame_dist": 9, "max_frame_dist": 8}}, ["view_selector", "min_frame_dist", 9, 8]),
-        ({"view_sampler": "all"}, ["view_sampler", "'all'", "window, any"]),
+        ({"view_sampler": "all"}, ["view_sampler", "'all'", "window, spread, any"]),
         ({"scene_scale_factor": 0.0}, ["scene_scale_factor", 0.0]),
     ],
 )
@@ -110,28 +121,36 @@ def test_no_scene_long_enough_is_an_error(tmp_path):
         TrainingDataset(view_loader(path), seed=0)[0]
 
 
-def batches(path, count, rank=0, world=1, batch=2, position=0, workers=0):
-    dataset = TrainingDataset(view_loader(path), seed=0)
-    loader = TrainingLoader(dataset, LoaderConfig(workers, 2), batch, rank, world, position)
+def batches(path, count, rank=0, world=1, batch=2, position=0, workers=0, update=0, **views):
+    dataset = TrainingDataset(view_loader(path, **views), seed=0)
+    loader = TrainingLoader(dataset, LoaderConfig(workers, 2), batch, rank, world, position, update=update)
     return [next(loader) for _ in range(count)], loader
 
 
-def test_ranks_share_the_samples_of_one_process(tmp_path):
+# A number of inputs for all updates, and one for each.
+INPUTS = [{}, {"num_input_views": [1, 5], "num_target_views": 4, "view_sampler": "spread"}]
+
+
+@pytest.mark.parametrize("views", INPUTS)
+def test_ranks_share_the_samples_of_one_process(tmp_path, views):
     path = write_toy_set(tmp_path)
-    alone, loader = batches(path, 2, batch=4)
-    ranks = [batches(path, 2, rank=r, world=2, batch=2)[0] for r in range(2)]
-    for step in range(2):
+    alone, loader = batches(path, 4, batch=4, **views)
+    ranks = [batches(path, 4, rank=r, world=2, batch=2, **views)[0] for r in range(2)]
+    for step in range(4):
         together = torch.cat([ranks[r][step].views.images for r in range(2)])
         assert torch.equal(together, alone[step].views.images)
-    assert loader.position == 8
+        assert ranks[0][step].num_inputs == ranks[1][step].num_inputs == alone[step].num_inputs
+    assert loader.position == 16
+    assert len({batch.num_inputs for batch in alone}) == (3 if views else 1)
 
 
 @pytest.mark.slow
-def test_workers_change_nothing_and_a_position_resumes(tmp_path):
+@pytest.mark.parametrize("views", INPUTS)
+def test_workers_change_nothing_and_a_position_resumes(tmp_path, views):
     path = write_toy_set(tmp_path)
-    plain, loader = batches(path, 4)
-    with_workers, _ = batches(path, 4, workers=2)
-    resumed, _ = batches(path, 2, position=4)
+    plain, loader = batches(path, 4, **views)
+    with_workers, _ = batches(path, 4, workers=2, **views)
+    resumed, _ = batches(path, 2, position=4, update=2, **views)
     for a, b in zip(plain, with_workers, strict=True):
         assert torch.equal(a.views.images, b.views.images)
     for a, b in zip(plain[2:], resumed, strict=True):
@@ -181,7 +200,7 @@ def test_evaluation_covers_every_scene_once(tmp_path, world, size):
 def test_another_number_of_inputs_takes_the_first_views(tmp_path):
     (batch,), _ = batches(write_toy_set(tmp_path), 1)
     batch = batch.to(torch.device("cpu"))
-    inputs, targets = batch.with_inputs(4).split()
+    inputs, targets = replace(batch, num_inputs=4).split()
     assert torch.equal(inputs.images, batch.views.images[:, :4])
     assert torch.equal(targets.images, batch.split()[1].images)
 
@@ -564,6 +583,27 @@ def test_an_index_can_be_made_for_any_set(tmp_path, context):
     evaluation_index.main([*arguments, "--seed", "1", "--output", str(tmp_path / "other.json")])
     assert read_evaluation_index(tmp_path / "other.json") != index
     assert match_scenes(index, read_scene_list(path))[1] == {}
+
+
+def test_indices_of_several_numbers_of_inputs_share_windows_and_targets(tmp_path):
+    path = write_toy_set(tmp_path, frames=40)
+    write_toy_scene(tmp_path, "short", 20)
+    path.write_text(path.read_text() + "metadata/short.json\n")
+    arguments = ["--scenes", str(path), "--output", str(tmp_path / "index.json"), "--targets", "3"]
+    distances = ["--min_frame_dist", "8", "--max_frame_dist", "36"]
+    evaluation_index.main([*arguments, *distances, "--context", "2", "4", "8", "16"])
+    counts = (2, 4, 8, 16)
+    found = [read_evaluation_index(tmp_path / f"index_{count}.json") for count in counts]
+    assert [list(index) for index in found] == [["scene0", "scene1", "scene2"]] * 4
+    for name in found[0]:
+        assert [len(set(index[name].context)) for index in found] == list(counts)
+        (first, last), *spread = (index[name].context for index in found)
+        assert all(inputs == spread_over(first, last, len(inputs)) for inputs in spread)
+        (targets,) = {tuple(index[name].target) for index in found}
+        assert len(targets) == 3 and not set(targets) & {frame for index in found for frame in index[name].context}
+    for given, culprit in (("1", 1), ("2 257", 257), ("2 4 2", 2)):
+        with refused("--context", culprit):
+            evaluation_index.main([*arguments, "--context", *given.split()])
 
 
 def make_an_index(path, output):

@@ -14,7 +14,7 @@ import torch
 
 from data import packing
 from data.dataset import DataConfig, EvaluationDataset, TrainingDataset, Unusable, ViewLoader
-from data.evaluation_index import make_index
+from data.evaluation_index import make_indices
 from data.packed import PackedImage
 from data.scene import read_scene, read_scene_list
 from data.transforms import open_image
@@ -349,10 +349,10 @@ def test_the_state_of_the_tar_is_in_the_identity_of_a_scene(tmp_path):
 
 def test_an_index_is_the_same_and_needs_the_tars(tmp_path):
     loose, packed = pack_set(tmp_path)
-    made = [make_index(read_scene_list(path), 2, 3, ViewSelectorConfig(4, 12), 0) for path in (loose, packed)]
-    assert made[0] == made[1] and all(made[0][0].values())
+    made = [make_indices(read_scene_list(path), [2], 3, ViewSelectorConfig(4, 12), 0) for path in (loose, packed)]
+    assert made[0] == made[1] and all(made[0][0][0].values())
     (packed.parent / "images" / "scene0.tar").unlink()
-    index, faults = make_index(read_scene_list(packed), 2, 3, ViewSelectorConfig(4, 12), 0)
+    (index,), faults = make_indices(read_scene_list(packed), [2], 3, ViewSelectorConfig(4, 12), 0)
     assert index["scene0"] is None
     check_names(faults[0], "scene0", "scene0.tar")
 

@@ -2,6 +2,9 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -24,9 +27,12 @@ from data.views import (
     choose_window,
     draw_usable,
     sample_any,
+    sample_spread,
     sample_window,
     select_own,
     spread_inputs,
+    spread_over,
+    views_of_update,
 )
 from tests.helpers import write_toy_scene, write_toy_set
 from tests.messages import refused
@@ -112,6 +118,50 @@ def test_the_window_sampler_draws_a_window_then_targets(tmp_path):
     assert selection == Selection(frames[:2], [frames[n] for n in targets], frames)
 
 
+@given(st.integers(0, 60), st.integers(1, 80), st.integers(1, 40))
+def test_spread_numbers_lie_within_half_of_even_ones(first, distance, count):
+    count = min(count, distance + 1)
+    numbers = spread_over(first, first + distance, count)
+    even = [first + number * distance / max(1, count - 1) for number in range(count)]
+    assert len(set(numbers)) == count and numbers[0] == first and (count == 1 or numbers[-1] == first + distance)
+    np.testing.assert_allclose(numbers, even, rtol=0, atol=0.5 + 1e-9)
+
+
+def test_inputs_are_spread_over_windows_and_the_rest_is_drawn_from_between(tmp_path):
+    """The probability of every window, and of all that may be drawn in one, against their plain formulas."""
+    scene, cfg = toy_scene(tmp_path, 12), replace(CONFIG, num_views=5, num_input_views=3, target_has_input=False)
+    cfg = replace(cfg, num_target_views=2, view_selector=ViewSelectorConfig(8, 13))
+    rng = np.random.default_rng(0)
+    draws = [sample_spread(scene, cfg, rng) for _ in range(6000)]
+    windows = Counter((draw.context[0], draw.context[-1]) for draw in draws)
+    # Distances 8 to 11 alike, then the starts that each leaves.
+    expected = {(s, s + d): 6000 / 4 / (12 - d) for d in range(8, 12) for s in range(12 - d)}
+    assert windows.keys() == expected.keys()
+    for window, count in expected.items():
+        assert abs(windows[window] - count) < 5 * count**0.5
+    assert all(draw.frames == draw.context + draw.target for draw in draws)
+    whole = [draw for draw in draws if (draw.context[0], draw.context[-1]) == (0, 11)]
+    assert {tuple(draw.context) for draw in whole} == {(0, 6, 11)}
+    pairs = Counter(tuple(sorted(draw.target)) for draw in whole)
+    assert pairs.keys() == set(combinations([1, 2, 3, 4, 5, 7, 8, 9, 10], 2))
+    mean = len(whole) / 36
+    assert (
+        sum((count - mean) ** 2 / mean for count in pairs.values()) < 70
+    )  # chi-squared of 35 degrees: 0.04 % lie above
+
+
+def test_a_range_of_inputs_is_drawn_evenly_for_an_update(tmp_path):
+    cfg = ViewConfig(14, [2, 8], 6, view_sampler="spread")
+    drawn = [views_of_update(cfg, 3, update) for update in range(3500)]
+    counts = Counter(views.num_input_views for views in drawn)
+    assert counts.keys() == set(range(2, 9)) == set(cfg.input_counts) and cfg.most_inputs == 8
+    assert all(abs(count - 500) < 110 for count in counts.values())
+    assert {views.num_views - views.num_input_views for views in drawn} == {6}
+    assert drawn[7] == views_of_update(cfg, 3, 7) and drawn != [views_of_update(cfg, 4, n) for n in range(3500)]
+    assert views_of_update(CONFIG, 3, 7) is CONFIG
+    assert views_of_update(replace(cfg, num_input_views=[4, 4]), 3, 7).num_input_views == 4
+
+
 def test_any_frame_may_come_first(tmp_path):
     scene = toy_scene(tmp_path, frames=8)
     firsts = {sample_any(scene, CONFIG, np.random.default_rng(seed)).context[0] for seed in range(200)}
@@ -146,7 +196,7 @@ def first_frames(scene, cfg, rng):
 
 def test_a_new_sampler_is_one_row_of_the_table(tmp_path, monkeypatch):
     path = write_toy_set(tmp_path)
-    with refused("view_sampler", "'first'", "window, any"):
+    with refused("view_sampler", "'first'", "window, spread, any"):
         training_set(path, view_sampler="first")
     monkeypatch.setitem(views.SAMPLERS, "first", ViewSampler(first_frames))
     sample = training_set(path, view_sampler="first")[0]

@@ -226,6 +226,32 @@ def test_numbers_out_of_range_are_refused(key):
         assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("[2, 8]", [2, 8]), ("[2]", None), ("[8, 2]", None), ("[0, 2]", None), ("[2, 1001]", None)]
+    + [
+        (text, None)
+        for text in ("2.5", "two", "[2, [8]]", "[]", "", "true", "[2, 8.0]", "9" * 5000, "${inference_out_dir}")
+    ]
+    + [("${training.num_target_views}", 6)],
+)
+def test_inputs_are_a_number_or_a_range(text, value):
+    overrides = parse_overrides([f"training.num_input_views={text}"])
+    if value is None:
+        with refused("training.num_input_views"):
+            build_config({}, overrides)
+        return
+    config = build_config({}, overrides)
+    assert config.training.data.num_input_views == value
+    assert build_config(yaml.safe_load(config_text(config))) == config
+    assert build_config({"training": {"num_input_views": value}}) == config
+
+
+def test_the_command_line_replaces_a_range():
+    given = {"training": {"num_input_views": [2, 8]}}
+    assert build_config(given, {"training.num_input_views": "4"}).training.data.num_input_views == 4
+
+
 CHOICES = {path: get_args(key.kind) for path, key in KEYS.items() if get_origin(key.kind) is Literal}
 
 

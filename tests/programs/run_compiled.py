@@ -224,11 +224,17 @@ def pieces_share_graphs():
 
 
 def serves_every_use():
-    """Training and validation with other numbers of scenes and views, without more forms than torch allows."""
+    """Training and validation with other numbers of scenes and views, without more forms than torch allows.
+
+    Of updates whose number of inputs is drawn, the second number that comes up is the last that is compiled for.
+    """
     execution = ExecutionConfig(1, 0.75, compile="on")
     model = small_model("encoder_decoder", execution=execution, encoder_n_layer=3, decoder_n_layer=3).train()
-    for views in (2, 3):
+    counts = []
+    for views in (2, 3, 5):
         model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] < counts[1] == counts[2], counts
     for scenes in (4, 3, 1):
         with torch.inference_mode():
             model.decode(model.encode(random_views(scenes, 2)), random_cameras(scenes, 11, seed=1), max_views=8)

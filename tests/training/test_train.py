@@ -63,6 +63,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
     assert largest_difference(weights(whole, 6), weights(parts, 6)) == 0
 
 
+# Of updates 0, 1 and 2 the samples have 4, 3 and 1 inputs.
+INPUTS = "training.num_input_views=[1,4]"
+DRAWN = [INPUTS, "training.view_sampler=spread", "training.num_target_views=4"]
 # Renders with alpha, views in any order, cameras as they are.
 OBJECTS = ["view_sampler=any", "pose_normalization=none", "pose_scale=0.5", "background=random"]
 OBJECTS = [f"training.{option}" for option in [*OBJECTS, "num_views=12", "num_input_views=4", "num_target_views=8"]]
@@ -82,16 +85,28 @@ def test_a_resumed_run_has_the_random_backgrounds_of_an_undisturbed_one(tmp_path
     assert largest_difference(whole, weights(tmp_path / "white", 3)) > 0
 
 
-def test_two_processes_resume_with_cameras_in_attention_and_random_backgrounds(tmp_path):
+def test_two_processes_resume_with_cameras_in_attention_random_backgrounds_and_inputs_drawn(tmp_path):
     scenes = write_toy_set(tmp_path / "scenes", alpha=True)
-    options = ["model.transformer.camera_encoding=prope", "model.rays=camera", *OBJECTS]
-    for folder, stops in (("whole", [2]), ("resumed", [1, 2])):
+    options = ["model.transformer.camera_encoding=prope", "model.rays=camera", *OBJECTS, INPUTS]
+    for folder, stops in (("whole", [3]), ("resumed", [1, 3])):
         for steps in stops:
             given = command(scenes, tmp_path / folder, *options, f"training.train_steps={steps}", variant="prefix")
             result = run("train.py", *given, processes=2)
             assert result.returncode == 0, result.stderr
-    whole, resumed = (weights(tmp_path / folder, 2) for folder in ("whole", "resumed"))
+    whole, resumed = (weights(tmp_path / folder, 3) for folder in ("whole", "resumed"))
     assert largest_difference(whole, resumed) == 0
+
+
+@pytest.mark.slow
+def test_a_run_with_inputs_drawn_resumes_with_any_number_of_workers(scenes, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = [*DRAWN, "training.train_steps=3", "training.scheduler_type=constant", "training.grad_accum_steps=2"]
+    train.main(command(scenes, whole, *options))
+    train.main(command(scenes, parts, *options, "training.train_steps=1"))
+    train.main(command(scenes, parts, *options, "training.num_workers=2"))
+    assert largest_difference(weights(whole, 3), weights(parts, 3)) == 0
+    trainer = build(scenes, tmp_path, *options)
+    assert [batch.num_inputs for batch in trainer.loader.take(6)] == [4, 4, 3, 3, 1, 1]
 
 
 def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
@@ -170,26 +185,29 @@ def test_a_nan_in_the_batch_is_skipped_and_counted(scenes, tmp_path, monkeypatch
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
-def test_the_number_of_inputs_varies_by_step_alone(scenes, tmp_path):
-    trainer = build(scenes, tmp_path, "training.dynamic_input_view_num=true")
-    counts = []
-    for trainer.step in range(60):
-        counts.append(trainer._num_inputs())
-    assert set(counts) == {2, 3, 4}
-    trainer.step = 7
-    assert trainer._num_inputs() == counts[7]
+@pytest.mark.parametrize("normalization", ["all_views", "input_views"])
+def test_the_number_of_inputs_varies_by_update_alone(scenes, tmp_path, normalization):
+    frame = f"training.pose_normalization={normalization}"
+    trainer = build(scenes, tmp_path, "training.dynamic_input_view_num=true", "training.grad_accum_steps=2", frame)
+    seen = [next(trainer.loader) for _ in range(20)]
+    # As drawn before the loader knew of updates.
+    drawn = [int(np.random.default_rng([777, 2, update]).integers(2, 5)) for update in range(10)]
+    assert [batch.num_inputs for batch in seen] == [count for count in drawn for _ in range(2)]
+    assert set(drawn) == {2, 3, 4} and {batch.views.images.shape[1] for batch in seen} == {8}
     trainer.update()
 
 
-def test_the_number_of_inputs_cannot_vary_where_the_inputs_set_the_frame():
-    def check(normalization):
-        values = {"training.dynamic_input_view_num": "true", "training.pose_normalization": normalization}
-        check_training(build_config({}, values))
+def test_dynamic_inputs_need_room():
+    def check(**values):
+        values = {"dynamic_input_view_num": "true"} | values
+        check_training(build_config({}, {f"training.{key}": value for key, value in values.items()}))
 
-    for normalization in ("auto", "all_views", "median", "none"):
-        check(normalization)
-    with refused("training.dynamic_input_view_num", "pose_normalization", "input_views"):
-        check("input_views")
+    check(num_views="8")
+    check(target_has_input="false", num_target_views="4")
+    with refused("training.num_input_views", "dynamic_input_view_num", 4, 3):
+        check(num_views="3", num_target_views="3")
+    with refused("training.num_target_views", 6, "1 to 4"):
+        check(target_has_input="false")
 
 
 @pytest.mark.fast
