@@ -17,10 +17,10 @@ from data.synthetic.rendering import Pinhole
 from data.synthetic.solids import Solid, Vector
 
 # Lengths are in units of the world, in which objects have a radius of about 1.
-_LIGHT_CELL = 0.09
+_LIGHT_CELL = 0.1
 _MOST_CELLS = 32
 _LARGEST_TEXTURE = 2048
-_DIRECTIONS = 48
+_DIRECTIONS = 40
 # How far above its surface a point stands when it looks for light.
 _LIFT = 0.012
 # Cosines below it carry no light worth a ray.
@@ -188,7 +188,8 @@ def shine(
     lamp = np.maximum(directions @ light.lamp, 0) ** _LAMP_SHARPNESS
     point, direction = np.nonzero(cosines)
     open_ = np.zeros_like(cosines)
-    open_[point, direction] = ~occluded(solids, (points + _LIFT * normals)[point], directions[direction])
+    lifted = (points + _LIFT * normals).astype(np.float32)
+    open_[point, direction] = ~occluded(solids, lifted[point], directions.astype(np.float32)[direction])
     from_sky = (open_ * cosines) @ sky / np.maximum(cosines.sum(axis=1), _GRAZING)
     from_lamp = (open_ * cosines) @ lamp / lamp.sum()
     return np.maximum(from_sky, _LEAST_LIGHT)[:, None] + light.strength * from_lamp[:, None] * light.tint
@@ -209,8 +210,8 @@ def occluded(
     dark = np.zeros(len(points), bool)
     for solid in solids:
         light = np.flatnonzero(~dark)
-        origin = solid.local_points(points[light]).astype(np.float32).T
-        direction = solid.local_directions(directions[light]).astype(np.float32).T
+        origin = np.ascontiguousarray(solid.local_points(points[light]).T)
+        direction = np.ascontiguousarray(solid.local_directions(directions[light]).T)
         dark[light] = np.isfinite(solid.shape.hit(tuple(origin), tuple(direction), 0.0))
     return dark
 
@@ -280,7 +281,7 @@ def _local_rays(solid: Solid, camera: Pinhole, box: Box) -> Rays:
 
 def _screen_box(solid: Solid, camera: Pinhole) -> Box:
     """Rows and columns that a solid can cover."""
-    x, y, z = ((solid.corners() - camera.c2w[:3, 3]) @ camera.c2w[:3, :3]).T
+    x, y, z = ((solid.corners - camera.c2w[:3, 3]) @ camera.c2w[:3, :3]).T
     if z.min() <= 0:
         return slice(0, camera.height), slice(0, camera.width)
     fx, fy, cx, cy = camera.fxfycxcy

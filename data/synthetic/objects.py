@@ -190,8 +190,10 @@ def _seat(rng: Random, palette: Palette) -> list[Solid]:
     frame = palette.one()
     thick = rng.uniform(0.06, 0.2)
     radius = rng.uniform(0.05, 0.12)
-    solids = _legs(frame, 0.42 * width, 0.42 * depth, height, radius, rng.uniform(0.5, 1.2))
-    if rng.random() < 0.3:
+    is_round = rng.random() < 0.3
+    reach = 0.3 if is_round else 0.42
+    solids = _legs(frame, reach * width, reach * depth, height, radius, rng.uniform(0.5, 1.2))
+    if is_round:
         top = place(_CYLINDER, palette.one(), (0, 0, height + thick / 2), (width / 2, depth / 2, thick / 2))
     else:
         top = _box(palette.one(), 0, 0, height, (width, depth, thick))

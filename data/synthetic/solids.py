@@ -30,8 +30,8 @@ _TINY = 1e-12
 # How near its end, in half heights, a point of a lathed solid lies on its cap.
 _ON_CAP = 1e-3
 # Of the search for a torus along a ray: steps, and the distance, in radii of the ring, at which it is reached.
-_STEPS = 400
-_REACHED = 2e-4
+_STEPS = 120
+_REACHED = 5e-4
 _PROFILE_POINTS = 65
 
 
@@ -206,9 +206,18 @@ class Polyhedron(Shape):
         return np.where((enter < leave) & (leave > after), enter, np.inf)
 
     def locate(self, points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n"], np.ndarray, np.ndarray]:
-        face = (points @ self.normals.T - self.offsets).argmax(axis=1)
-        corner, *edges = np.moveaxis(self.frames[face], 1, 0)
-        u, v = (np.sum((points - corner) * edge, axis=1) / np.sum(edge * edge, axis=1) for edge in edges)
+        face = np.zeros(len(points), np.intp)
+        height = np.full(len(points), -np.inf)
+        for number in self.patches:
+            own = points @ self.normals[number] - self.offsets[number]
+            face[own > height] = number
+            height = np.maximum(own, height)
+        u = np.zeros(len(points))
+        v = np.zeros(len(points))
+        for number in self.patches:
+            on = np.flatnonzero(face == number)
+            corner, *edges = self.frames[number]
+            u[on], v[on] = ((points[on] - corner) @ (edge / (edge @ edge)) for edge in edges)
         return face, u, v
 
     def surface(self, patch: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -292,21 +301,26 @@ class Torus(Shape):
         )
 
     def _march(self, origin: Vector, direction: Vector, t: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """t of rays [n] that reach it between t and `end`; those on their way are few after some steps."""
         result = np.full(len(t), np.inf, np.float32)
         index = np.arange(len(t))
         speed = np.sqrt(sum(part * part for part in direction))
         for _ in range(_STEPS):
             x, y, z = (o + t * d for o, d in zip(origin, direction, strict=True))
-            distance = np.hypot(np.hypot(x, y) - 1, z) - np.float32(self.tube)
+            across = np.sqrt(x * x + y * y) - 1
+            distance = np.sqrt(across * across + z * z) - np.float32(self.tube)
             reached = distance < _REACHED
             result[index[reached]] = t[reached]
             t = t + distance / speed
-            go_on = ~reached & (t < end)
-            if not go_on.any():
+            left = np.flatnonzero(~reached & (t < end))
+            if not len(left):
                 break
-            origin = [part[go_on] for part in origin]
-            direction = [part[go_on] for part in direction]
-            index, t, end, speed = index[go_on], t[go_on], end[go_on], speed[go_on]
+            origin = [part[left] for part in origin]
+            direction = [part[left] for part in direction]
+            index = index[left]
+            t = t[left]
+            end = end[left]
+            speed = speed[left]
         return result
 
     def locate(self, points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n"], np.ndarray, np.ndarray]:
@@ -344,11 +358,12 @@ class Solid:
 
     def local_points(self, points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
         """Points of the world in the frame of the shape."""
-        return points @ self._inverse[:3, :3].T + self._inverse[:3, 3]
+        inverse = self._inverse.astype(points.dtype)
+        return points @ inverse[:3, :3].T + inverse[:3, 3]
 
     def local_directions(self, directions: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
         """Directions of the world in the frame of the shape."""
-        return directions @ self._inverse[:3, :3].T
+        return directions @ self._inverse[:3, :3].T.astype(directions.dtype)
 
     def surface(self, patch: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points [..., 3] of a patch in the world and unit normals there."""
@@ -357,6 +372,7 @@ class Solid:
         length = np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), _TINY)
         return points @ self.pose[:3, :3].T + self.pose[:3, 3], normals / length
 
+    @cached_property
     def corners(self) -> Float[np.ndarray, "8 3"]:
         """Those of the box around it, in the world."""
         signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(-1, 3)
