@@ -27,7 +27,7 @@ WHITE: Color = (255, 255, 255)
 BACKGROUNDS: dict[str, Color] = {"white": WHITE, "black": (0, 0, 0)}
 
 # Where the header of a PNG file has the bits a channel.
-_PNG_BITS = 24
+PNG_BITS = 24
 # Pixels on either side that Lanczos weighs, of the coarser of the two grids.
 _LANCZOS_REACH = 3
 
@@ -208,8 +208,8 @@ def to_rgb(image: Image.Image, background: Color = WHITE) -> Image.Image:
     return on_background(to_8_bits(image), background)
 
 
-def encode_pixels(pixels: UInt8[np.ndarray, "h w 3"], image_format: str) -> bytes:
-    """The content of an image file, `png` or `jpeg`."""
+def encode_pixels(pixels: UInt8[np.ndarray, "h w c"], image_format: str) -> bytes:
+    """The content of an image file, `png` of 3 or 4 channels or `jpeg` of 3."""
     buffer = BytesIO()
     image = Image.fromarray(pixels)
     if image_format == "png":
@@ -320,7 +320,7 @@ def is_plain(image: Image.Image, content: bytes) -> bool:
     if image.mode not in ("L", "RGB") or "transparency" in image.info:
         return False
     if image.format == "PNG":
-        return content[_PNG_BITS] == 8
+        return content[PNG_BITS] == 8
     return content.rstrip(b"\0").endswith(b"\xff\xd9")
 
 

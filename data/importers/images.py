@@ -12,11 +12,12 @@ from data.packed import ImageFile
 from data.transforms import (
     IMAGE_ERRORS,
     MAX_IMAGE_BYTES,
+    PNG_BITS,
     encode_pixels,
-    is_plain,
+    has_transparency,
     open_image,
     orientation,
-    to_rgb,
+    to_8_bits,
     why_undecodable,
 )
 from utils.errors import InputError
@@ -74,7 +75,7 @@ class Frame:
         if self.is_kept:
             return content
         with open_image(content) as image:
-            pixels = np.asarray(upright(on_white(image), self.turn))
+            pixels = np.asarray(upright(to_8_bits(image), self.turn))
             changed = pixels if self.undistortion is None else self.undistortion.pixels(pixels)
             return encode_pixels(changed, "png" if image.format == "PNG" else "jpeg")
 
@@ -89,15 +90,15 @@ def plan_frame(path: Path, lens: Lens) -> Frame:
         content = read_bytes(path, MAX_IMAGE_BYTES)
         with open_image(content) as image:
             tag = orientation(image)
-            is_rgb = image.mode in ("L", "RGB") and (image.format != "PNG" or is_plain(image, content))
-            notes = [] if is_rgb else [_note_of_mode(image)]
+            is_8_bit = _has_8_bits(image, content)
+            notes = _notes_of_pixels(image, is_8_bit)
     except IMAGE_ERRORS as error:
         raise _undecodable(error) from None
     fitted, turn = fit(lens, image.size, tag)
     undistortion = None if lens.is_pinhole else plan_undistortion(fitted)
     fxfycxcy = fitted.fxfycxcy if undistortion is None else undistortion.fxfycxcy
     notes += _notes_of_size(lens, fitted, tag, turn)
-    is_kept = is_rgb and turn == 1 and undistortion is None
+    is_kept = is_8_bit and turn == 1 and undistortion is None
     return Frame(path, fitted, fxfycxcy, turn, undistortion, is_kept, tuple(notes))
 
 
@@ -151,23 +152,19 @@ def upright(image: Image.Image, tag: int) -> Image.Image:
     return image.transpose(_TURNS[tag]) if tag in _TURNS else image
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """8-bit RGB, white behind what is transparent."""
-    if not _has_transparency(image):
-        return to_rgb(image)
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+def _has_8_bits(image: Image.Image, content: bytes) -> bool:
+    """Whether an image is of 8-bit gray or RGB, with alpha or not."""
+    if image.format == "PNG":
+        return image.mode in ("L", "LA", "RGB", "RGBA") and content[PNG_BITS] == 8
+    return image.mode in ("L", "RGB")
 
 
-def _has_transparency(image: Image.Image) -> bool:
-    return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-
-
-def _note_of_mode(image: Image.Image) -> str:
-    if _has_transparency(image):
-        return "with transparency, white put behind and written anew"
-    kind = "16-bit" if image.mode.startswith(("I", "F")) or image.mode in ("L", "RGB") else image.mode
-    return f"of {kind} pixels, written anew as 8-bit RGB"
+def _notes_of_pixels(image: Image.Image, is_8_bit: bool) -> list[str]:
+    notes = ["with transparent parts, which are kept"] if has_transparency(image) else []
+    if not is_8_bit:
+        kind = "16-bit" if image.mode.startswith(("I", "F")) or image.mode in ("L", "LA", "RGB", "RGBA") else image.mode
+        notes.append(f"of {kind} pixels, written anew as 8-bit {'RGBA' if notes else 'RGB'}")
+    return notes
 
 
 def _notes_of_size(lens: Lens, fitted: Lens, tag: int, turn: int) -> list[str]:

@@ -10,10 +10,18 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from data.importers.capture import Capture, Options, Photo, plain_name
-from data.importers.images import fit, on_white, upright
+from data.importers.images import fit, upright
 from data.importers.lens import Lens, Size, lens_of_values
 from data.importers.structure import Placed, Structure, find_structure
-from data.transforms import IMAGE_ERRORS, IMAGE_SUFFIXES, MAX_IMAGE_BYTES, open_image, orientation, why_undecodable
+from data.transforms import (
+    IMAGE_ERRORS,
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    open_image,
+    orientation,
+    to_rgb,
+    why_undecodable,
+)
 from utils.errors import InputError
 from utils.files import read_bytes
 from utils.text import counted, printable, shown
@@ -151,7 +159,7 @@ def _focal35(image: Image.Image) -> float | None:
 def _copy(photograph: _Photograph) -> Image.Image:
     try:
         with open_image(photograph.path) as image:
-            image = upright(on_white(image), photograph.turn)
+            image = upright(to_rgb(image), photograph.turn)
     except IMAGE_ERRORS as error:
         raise _undecodable(photograph.path, error) from None
     image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)

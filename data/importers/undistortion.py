@@ -37,8 +37,17 @@ class Undistortion:
     fxfycxcy: Four
     lost: float
 
-    def pixels(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """The pinhole image, by Lanczos."""
+    def pixels(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """The pinhole image, by Lanczos; of an image with alpha (4 channels) a colour counts as much as it is seen."""
+        if image.shape[2] == 3:
+            return self._resampled(image)
+        weighted = image.astype(np.float32)
+        weighted[..., :3] *= weighted[..., 3:] / 255
+        weighted = self._resampled(weighted)
+        weighted[..., :3] *= 255 / np.maximum(weighted[..., 3:], 1)
+        return np.clip(np.round(weighted), 0, 255).astype(np.uint8)
+
+    def _resampled(self, image: np.ndarray) -> np.ndarray:
         across, down = _maps(self)
         return cv2.remap(image, across, down, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data.importers import __main__ as importers
 from data.importers.__main__ import main
@@ -363,7 +363,7 @@ def saved(image, form, **options):
     image.save(path, form, **options)
 
 
-@pytest.mark.parametrize("kind", ["16-bit", "CMYK", "palette", "transparent"])
+@pytest.mark.parametrize("kind", ["16-bit", "CMYK", "palette"])
 def test_images_of_other_pixels_become_rgb(tmp_path, capsys, kind):
     source = colmap_project(tmp_path / "in")
     path = source / "images" / NAMES[0]
@@ -373,18 +373,66 @@ def test_images_of_other_pixels_become_rgb(tmp_path, capsys, kind):
         cv2.imwrite(str(path), plain[..., ::-1].astype(np.uint16) * 257)
     elif kind == "CMYK":
         image.convert("CMYK").save(path, "jpeg", quality=98, subsampling=0)
-    elif kind == "palette":
-        image.quantize(256).save(path, "png")
     else:
-        image.putalpha(Image.fromarray(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8)[None].repeat(48, 0)))
-        image.save(path, "png")
-        plain = plain.copy()
-        plain[:, :32] = 255
+        image.quantize(256).save(path, "png")
     scene = run_importer(source, tmp_path / "out")
     with Image.open(scene.image_path(0)) as written:
         assert written.mode == "RGB"
     assert abs(pixels(scene, 0) - plain).mean() < (6 if kind in ("CMYK", "palette") else 0.5)
     check_told(capsys.readouterr().out.splitlines(), "1 image", "written anew")
+
+
+def half_transparent(form="RGBA"):
+    """The first view of the room, its left half transparent."""
+    image = Image.fromarray(lens_image(0, "PINHOLE"))
+    image.putalpha(Image.fromarray(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8)[None].repeat(48, 0)))
+    if form == "palette":
+        return image.quantize(200)
+    return image.convert(form)
+
+
+@pytest.mark.parametrize("source", ["colmap", "opencv_cameras.json", "transforms.json"])
+@pytest.mark.parametrize("form", ["RGBA", "LA"])
+def test_images_with_alpha_keep_their_bytes(tmp_path, capsys, source, form):
+    folder = tmp_path / "in"
+    colmap_project(folder) if source == "colmap" else write_images(folder)
+    if source != "colmap":
+        write_json(folder / source, opencv_cameras() if source == "opencv_cameras.json" else transforms())
+    path = next(folder.rglob(NAMES[0]))
+    half_transparent(form).save(path)
+    scene = run_importer(folder, tmp_path / "out")
+    assert scene.image_path(0).read_bytes() == path.read_bytes()
+    check_told(capsys.readouterr().out.splitlines(), "1 image", "transparent")
+
+
+@pytest.mark.parametrize("change", ["palette", "undistorted", "turned"])
+def test_images_with_alpha_that_are_written_anew_keep_it(tmp_path, change):
+    """Colours are those of what can be seen, up to its edge."""
+    model = "OPENCV" if change == "undistorted" else "PINHOLE"
+    source = colmap_project(tmp_path / "in", model=model)
+    image = half_transparent("palette" if change == "palette" else "RGBA")
+    expected = np.asarray(half_transparent())
+    if change == "undistorted":
+        colours = np.asarray(image).copy()
+        colours[:, :32, :3] = (255, 0, 0)
+        colours[:, 32:, :3] = (10, 200, 30)
+        image = Image.fromarray(colours)
+    path = source / "images" / NAMES[0]
+    if change == "turned":
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    else:
+        image.save(path)
+    with Image.open(run_importer(source, tmp_path / "out").image_path(0)) as written:
+        assert (written.mode, written.format) == ("RGBA", "PNG")
+        found = np.asarray(written).astype(int)
+    if change != "undistorted":
+        assert np.array_equal(found[..., 3], expected[..., 3])
+        assert np.abs(found - expected)[:, 32:].mean() < 12
+        return
+    assert np.all(np.abs(found[found[..., 3] > 20][:, :3] - [10, 200, 30]) <= 3)
+    assert set(np.unique(found[:, [0, -1], 3])) == {0, 255} and np.unique(found[..., 3]).size > 5
 
 
 def test_jpeg_files_of_several_pictures_keep_their_bytes(tmp_path):

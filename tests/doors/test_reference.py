@@ -392,6 +392,31 @@ def test_a_colmap_model_of_real_photographs(tmp_path, capsys):
     assert np.median(np.concatenate(error)) < 1.0
 
 
+def test_renders_of_a_real_object(tmp_path, capsys):
+    """Their files byte for byte, their cameras to the last digit; before white they are as the file says."""
+    source = FOLDER / "objects" / "gso_character"
+    if not source.is_dir():
+        pytest.skip("no object")
+    import_capture([str(source), "--output_dir", str(tmp_path)])
+    told = capsys.readouterr().out.splitlines()
+    check_told(told, "64 images", "transparent")
+    check_told(told, "gso_character", "good")
+    scene = read_scene(tmp_path / "metadata" / "gso_character.json")
+    fxfycxcy, w2c, sizes = listed_cameras(source / "opencv_cameras.json")
+    np.testing.assert_array_equal(scene.w2c, w2c)
+    np.testing.assert_array_equal(scene.fxfycxcy, fxfycxcy)
+    names = sorted(path.name for path in (source / "renderings").iterdir())
+    for number, name in enumerate(names):
+        assert scene.image_path(number).read_bytes() == (source / "renderings" / name).read_bytes()
+    with Image.open(scene.image_path(20)) as image:
+        assert (image.mode, image.size) == ("RGBA", tuple(sizes[20]))
+        rgba = np.asarray(image, dtype=float)
+    seen = np.asarray(read_image(scene.image_path(20), "frame 20"), dtype=float)
+    alpha = rgba[..., 3:] / 255
+    assert np.abs(seen - (rgba[..., :3] * alpha + 255 * (1 - alpha))).max() <= 0.51
+    assert 0.1 < alpha.mean() < 0.6
+
+
 def reprojection_errors(scene, frame, number, model):
     """Pixels between a model's points in a scene's frame and where COLMAP found them, its distortion undone."""
     lines = [line for line in (model / "images.txt").read_text().splitlines() if not line.startswith("#")]
