@@ -92,8 +92,9 @@ class Crop:
     def pixels(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "3 h2 w2"]:
         """The same on a tensor, three times as fast; values differ from `image` by up to 2 of 255."""
         (left, top, right, bottom), (width, height), box = self._narrowed(pixels.shape[2], pixels.shape[1])
-        part = pixels[None, :, top:bottom, left:right]
-        part = F.interpolate(part, (height, width), mode="lanczos", antialias=True)[0]
+        part = pixels[:, top:bottom, left:right]
+        if part.shape[1:] != (height, width):
+            part = F.interpolate(part[None], (height, width), mode="lanczos", antialias=True)[0]
         return part[:, box[1] : box[3], box[0] : box[2]].contiguous().numpy()
 
     def _narrowed(self, width: int, height: int) -> tuple[Box, tuple[int, int], Box]:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -145,6 +146,14 @@ def whole_then_cut(crop, image):
 
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 32)])
+def test_an_image_of_the_right_size_keeps_its_pixels(size):
+    image, crop = noise(*size), plan_crop(*size, 32, 8, True)
+    expected = to_planes(image)[:, :, crop.box[0] : crop.box[2]]
+    np.testing.assert_array_equal(to_planes(crop.image(image)), expected)
+    np.testing.assert_array_equal(crop.pixels(torch.from_numpy(to_planes(image))), expected)
 
 
 @pytest.mark.parametrize("size", [(640, 360), (640, 338), (640, 272), (360, 640), (333, 500), (1920, 1080), (64, 48)])
