@@ -5,6 +5,11 @@ To make one for any preprocessed set, by frame distance as in training:
     python -m data.evaluation_index --scenes preprocessed_data/test/full_list.txt --output index.json \\
         --context 2 --targets 3 --min_frame_dist 25 --max_frame_dist 192
 
+Of objects, whose cameras stand all around in no order, inputs that lie apart, and all other frames as targets:
+
+    python -m data.evaluation_index --scenes objects/test/full_list.txt --output index.json \\
+        --any_order --context 4 --targets 0
+
 Several numbers of inputs make an index each, index_2.json and so on for `--context 2 4 8 16`, with the same windows and
 the same targets, so that scores can be compared.
 """
@@ -22,7 +27,7 @@ from tqdm import tqdm
 
 from data.packed import file_of
 from data.scene import Scene, read_named_scene, read_scene_list
-from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable, spread_over
+from data.views import Selection, ViewSelectorConfig, choose_window, draw_usable, spread_inputs, spread_over
 from utils.cli import path_argument, run_main
 from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
@@ -172,6 +177,25 @@ def choose_selections(
     return [Selection(spread_over(first, last, context), frames[-targets:]) for context in contexts]
 
 
+def spread_selections(scene: Scene, contexts: Sequence[int], targets: int, seed: int) -> list[Selection] | None:
+    """Inputs whose cameras lie apart (`spread_inputs`), and targets among all frames that are input of none.
+
+    A function of the scene's name and the seed; None if it has too few frames. No image is opened.
+
+    Args:
+        targets: how many are drawn; 0: all.
+    """
+    usable = [frame for frame in scene.usable_frames() if _image_fault(scene, frame) is None]
+    if len(usable) < max(contexts) + max(targets, 1):
+        return None
+    inputs = [spread_inputs(scene, context, usable) for context in contexts]
+    others = sorted(set(usable).difference(*inputs))
+    if targets:
+        rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
+        others = sorted(rng.choice(others, targets, replace=False).tolist())
+    return [Selection(context, others) for context in inputs]
+
+
 def _image_fault(scene: Scene, frame: int) -> str | None:
     """Why the image of a frame is not a file, without opening it."""
     try:
@@ -184,11 +208,14 @@ def _image_fault(scene: Scene, frame: int) -> str | None:
 
 
 def make_indices(
-    scene_files: Sequence[Path], contexts: Sequence[int], targets: int, distances: ViewSelectorConfig, seed: int
+    scene_files: Sequence[Path], contexts: Sequence[int], targets: int, distances: ViewSelectorConfig | None, seed: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """An evaluation index of these scenes for each number of inputs; null for those too short or too damaged.
 
     Also what is wrong with the damaged ones, a line each.
+
+    Args:
+        distances: of inputs in a clip, for `choose_selections`; None: frames have no order, as for `spread_selections`.
 
     Raises:
         InputError: two files are of one scene.
@@ -204,7 +231,10 @@ def make_indices(
         selections[path.stem] = None
         try:
             scene = read_named_scene(path, allow_outside=True)
-            selections[path.stem] = choose_selections(scene, contexts, targets, distances, seed)
+            if distances is None:
+                selections[path.stem] = spread_selections(scene, contexts, targets, seed)
+            else:
+                selections[path.stem] = choose_selections(scene, contexts, targets, distances, seed)
         except InputError as error:
             faults.append(str(error))
     indices = [
@@ -220,7 +250,13 @@ def _record(selection: Selection) -> dict[str, list[int]]:
 
 def _check_numbers(given: argparse.Namespace) -> None:
     """Raises InputError for an argument out of its range."""
-    for name, least in (("targets", 1), ("seed", 0), ("min_frame_dist", 1), ("max_frame_dist", given.min_frame_dist)):
+    fewest = 0 if given.any_order else 1
+    for name, least in (
+        ("targets", fewest),
+        ("seed", 0),
+        ("min_frame_dist", 1),
+        ("max_frame_dist", given.min_frame_dist),
+    ):
         if getattr(given, name) < least:
             raise InputError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
     for position, context in enumerate(given.context):
@@ -255,13 +291,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--context", type=int, default=[2], nargs="+", metavar="N", help="input views; an index for each N"
     )
-    parser.add_argument("--targets", type=int, default=3, help="target views")
+    parser.add_argument("--targets", type=int, default=3, help="target views; with --any_order 0 for all other frames")
+    parser.add_argument(
+        "--any_order",
+        action="store_true",
+        help="frames of objects, in no order: inputs lie apart, distances do not count",
+    )
     parser.add_argument("--min_frame_dist", type=int, default=25, help="frames between the first and last input, least")
     parser.add_argument("--max_frame_dist", type=int, default=192, help="and most")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     _check_numbers(given)
-    distances = ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
+    distances = None if given.any_order else ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
     several = len(given.context) > 1
     outputs = [numbered(given.output, context) if several else given.output for context in given.context]
     for output in outputs:
@@ -270,7 +311,8 @@ def main(argv: Sequence[str]) -> None:
     indices, faults = make_indices(scene_files, given.context, given.targets, distances, given.seed)
     if not any(indices[0].values()):
         contexts = " ".join(map(str, given.context))
-        wanted = f"--min_frame_dist={given.min_frame_dist}, --context={contexts} and --targets={given.targets}"
+        wanted = f"--context={contexts} and --targets={given.targets}"
+        wanted = wanted if given.any_order else f"--min_frame_dist={given.min_frame_dist}, {wanted}"
         reason = f"can be used: {faults[0]}" if faults else f"has enough frames for {wanted}"
         raise InputError(f"no scene in {printable(str(given.scenes))} {reason}")
     for fault in faults[:_SHOWN]:

@@ -606,6 +606,43 @@ def test_indices_of_several_numbers_of_inputs_share_windows_and_targets(tmp_path
             evaluation_index.main([*arguments, "--context", *given.split()])
 
 
+@pytest.mark.parametrize("targets", [0, 5])
+def test_an_index_of_objects_has_inputs_that_lie_apart_and_others_as_targets(tmp_path, targets):
+    path = write_toy_set(tmp_path, frames=16)
+    write_toy_scene(tmp_path, "short", 4)
+    path.write_text(path.read_text() + "metadata/short.json\n")
+    lose(tmp_path / "metadata" / "scene0.json", [3])
+    (tmp_path / "images" / "scene1" / "00005.jpg").unlink()
+    given = ["--scenes", str(path), "--any_order", "--context", "2", "4", "--targets", str(targets), "--output"]
+    evaluation_index.main([*given, str(tmp_path / "index.json")])
+    indices = {count: read_evaluation_index(tmp_path / f"index_{count}.json") for count in (2, 4)}
+    for count, index in indices.items():
+        assert list(index) == ["scene0", "scene1", "scene2"]
+        for name, lost in (("scene0", {3}), ("scene1", {5}), ("scene2", set())):
+            # The toy cameras slide along a line.
+            assert index[name].context[0] == 0 and index[name].context[-1] == 15 and len(index[name].context) == count
+            assert index[name].target == indices[2][name].target and len(set(index[name].target)) == len(
+                index[name].target
+            )
+            others = set(range(16)) - lost - set(indices[4][name].context)
+            assert set(index[name].target) == others if targets == 0 else set(index[name].target) < others
+            assert not targets or len(index[name].target) == targets
+    if targets:
+        evaluation_index.main([*given, str(tmp_path / "other.json"), "--seed", "1"])
+        assert (tmp_path / "index_4.json").read_text() != (tmp_path / "other_4.json").read_text()
+
+
+def test_an_index_of_objects_says_what_they_lack(tmp_path):
+    path = write_toy_set(tmp_path, frames=6)
+    given = ["--scenes", str(path), "--any_order", "--output", str(tmp_path / "index.json")]
+    with refused(path, "--context=4", "--targets=3"):
+        evaluation_index.main([*given, "--context", "4"])
+    with refused("--targets", "-1", "0"):
+        evaluation_index.main([*given, "--context", "4", "--targets", "-1"])
+    with refused("--targets", "0", "1"):
+        evaluation_index.main(["--scenes", str(path), "--output", str(tmp_path / "index.json"), "--targets", "0"])
+
+
 def make_an_index(path, output):
     distances = ["--targets", "2", "--min_frame_dist", "8", "--max_frame_dist", "13"]
     evaluation_index.main(["--scenes", str(path), "--output", str(output), *distances])
