@@ -24,7 +24,7 @@ from data.views import Selection, check_input_counts, check_view_config
 from evaluation.evaluator import EvaluationConfig
 from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.validation import ValidationConfig
-from geometry.image_size import ImageSize, is_size, sides, size_text
+from geometry.image_size import ImageSize, is_size, size_fault, size_text
 from geometry.normalization import PoseNormalization
 from geometry.paths import check_video_config
 from model import LVSM, ModelConfig, build_model, check_model_config, unread_keys
@@ -71,6 +71,7 @@ _SEEN_BY_THE_MODEL = (
     "training.square_crop",
 )
 _SIZE = "model.image_tokenizer.image_size"
+_SIZES = "training.image_sizes"
 # What weights were trained with that do not say it, such as published ones.
 _UNLESS_SAID: dict[str, Any] = {"training.pose_normalization": "all_views"}
 # Characters of a library's reason that a message quotes.
@@ -253,11 +254,16 @@ def config_text(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(flatten(config)))
 
 
-def warn_of_other_values(config: Config, stored: object, path: Path, also: Sequence[str] = ()) -> None:
+def warn_of_other_values(
+    config: Config, stored: object, path: Path, also: Sequence[str] = (), sizes: Mapping[str, ImageSize] | None = None
+) -> None:
     """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
 
-    The keys `also` are looked at, too. `stored` is the YAML text that a checkpoint keeps of its configuration; what
-    cannot be read says nothing. Weights that do not say their pose normalisation were trained as published.
+    The keys `also` are looked at, too. Weights that do not say their pose normalisation were trained as published.
+
+    Args:
+        stored: the YAML text that a checkpoint keeps of its configuration; what cannot be read says nothing.
+        sizes: of images, by their keys; None: the model's.
     """
     trained = read_kept_yaml(stored)
     given = flatten(config)
@@ -266,14 +272,18 @@ def warn_of_other_values(config: Config, stored: object, path: Path, also: Seque
         now = _value_at(given, key)
         if isinstance(before, bool | int | float | str) and before != now:
             log.warning("%s is %s, but %s was trained with %s", key, shown(now), path, shown(before))
-    _warn_of_other_size(config.model.image_tokenizer.image_size, _value_at(trained, _SIZE), path)
+    _warn_of_other_sizes(sizes or {_SIZE: config.model.image_tokenizer.image_size}, trained, path)
 
 
-def _warn_of_other_size(size: ImageSize, trained: object, path: Path) -> None:
-    """Warn if `trained`, which a checkpoint keeps as the size of its images, is a size, and another one."""
-    if not is_size(trained) or sides(trained) == sides(size):
-        return
-    log.warning("%s is %s, but %s was trained with %s", _SIZE, size_text(size), path, size_text(trained))
+def _warn_of_other_sizes(sizes: Mapping[str, ImageSize], trained: object, path: Path) -> None:
+    """Warn of each size, by its key, that is none of those in a checkpoint's configuration, if that names any."""
+    given = _value_at(trained, _SIZES) or [_value_at(trained, _SIZE)]
+    known = [size_text(size) for size in given if is_size(size)] if isinstance(given, list) else []
+    for key, size in sizes.items():
+        if known and size_text(size) not in known:
+            log.warning(
+                "%s is %s, but %s was trained with %s", key, size_text(size), path, printable(", ".join(known), _REASON)
+            )
 
 
 def _trained_with(trained: object, key: str) -> object:
@@ -342,11 +352,7 @@ def _check_values(config: Config) -> None:
         raise InputError("inference.metrics names no metric: inference.compute_metrics=false asks for none")
     with _below("model"):
         check_model_config(config.model)
-    if isinstance(config.model.image_tokenizer.image_size, list) and not config.training.data.square_crop:
-        raise InputError(
-            f"{_SIZE} names both sides, to which training.square_crop=false would not cut: leave training.square_crop "
-            "out, or give the shorter side alone"
-        )
+    _check_shape({_SIZE: config.model.image_tokenizer.image_size}, config.training.data.square_crop)
     with _below("training"):
         check_input_counts(config.training.data)
     with _below("inference.render_video_config"):
@@ -356,6 +362,16 @@ def _check_values(config: Config) -> None:
             log.warning("training.%s has no effect and is ignored", name)
     for key in unread_keys(config.model):
         log.warning("%s has no effect on this variant", key)
+
+
+def _check_shape(sizes: Mapping[str, ImageSize], square_crop: bool) -> None:
+    """Raises InputError for sizes, by their keys, that name a shape to which no image is cut."""
+    for key, size in sizes.items():
+        if isinstance(size, list) and not square_crop:
+            raise InputError(
+                f"{key} names both sides, to which training.square_crop=false would not cut: leave "
+                "training.square_crop out, or give the shorter side alone"
+            )
 
 
 def check_training(config: Config) -> None:
@@ -388,6 +404,27 @@ def check_training(config: Config) -> None:
         )
     with _below("training"):
         check_view_config(cfg.data)
+    _check_sizes(config)
+
+
+def sizes_of_training(config: Config) -> dict[str, ImageSize]:
+    """The sizes of images that training takes, by their keys."""
+    several = config.training.data.image_sizes
+    if not several:
+        return {_SIZE: config.model.image_tokenizer.image_size}
+    return {f"{_SIZES}[{place}]": size for place, size in enumerate(several)}
+
+
+def _check_sizes(config: Config) -> None:
+    """Raises InputError for sizes that nothing can be trained with; warns if nothing is trained at that of scores."""
+    size = config.model.image_tokenizer.image_size
+    sizes = sizes_of_training(config)
+    _check_shape(sizes, config.training.data.square_crop)
+    for key, one in sizes.items():
+        if fault := size_fault(one, config.model.image_tokenizer.patch_size):
+            raise InputError(f"{key} {fault}")
+    if size_text(size) not in map(size_text, sizes.values()):
+        log.warning("%s is %s, which validation and evaluation take: %s lacks it", _SIZE, size_text(size), _SIZES)
 
 
 def check_view_counts(config: Config, overridden: set[str], selection: Selection, where: str) -> None:

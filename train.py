@@ -7,6 +7,7 @@ The run folder is `training.checkpoint_dir`; running the same command again goes
 """
 
 import datetime
+import itertools
 import logging
 import statistics
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from evaluation.metrics import build_metrics
 from evaluation.renderer import Renderer
 from evaluation.validation import Validation
 from model import LVSM, build_model, training_flops
+from model.execution import compile_each_shape
 from model.flops import peak_flops
 from model.function import function_of
 from model.loss import build_loss
@@ -34,6 +36,7 @@ from setup import (
     output_folder,
     scenes_per_update,
     set_threads_and_precision,
+    sizes_of_training,
     warn_of_other_values,
     with_accumulation,
     with_fixed_background,
@@ -72,6 +75,8 @@ def build_trainer(config: Config, process: Process) -> Trainer:
     cfg = config.training
     stop_signal = StopSignal(process)
     set_threads_and_precision(cfg)
+    if cfg.data.image_sizes and len(cfg.data.input_counts) == 1:
+        compile_each_shape(cfg.execution)
     seed_everything(cfg.trainer.seed + process.rank)
     dataset = build_dataset(config)
     learner = build_learner(config, process)
@@ -141,7 +146,7 @@ def restore_run(config: Config, process: Process, learner: Learner) -> Start:
         average=learner.average,
         weights=cfg.averaging.weights,
         scenes_per_update=scenes_per_update(cfg, process.world_size),
-        check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also),
+        check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also, sizes_of_training(config)),
     )
 
 
@@ -181,9 +186,11 @@ def open_metrics_log(config: Config, process: Process, origin: dict[str, Any], s
 
 
 def sample_cost(config: Config, process: Process) -> SampleCost:
-    """The arithmetic of a square sample, the mean over the numbers of inputs that it may have."""
+    """The arithmetic of a sample, the mean over the sizes and the numbers of inputs that it may have."""
     data = config.training.data
-    flops = [training_flops(config.model, count, data.num_target_views) for count in data.input_counts]
+    models = [config.model.at_size(size) for size in sizes_of_training(config).values()]
+    cases = itertools.product(models, data.input_counts)
+    flops = [training_flops(model, count, data.num_target_views) for model, count in cases]
     return SampleCost(data.num_target_views, statistics.fmean(flops), peak_flops(process.device))
 
 

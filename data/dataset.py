@@ -45,7 +45,7 @@ from geometry.normalization import (
     pose_normalization,
 )
 from utils.errors import InputError
-from utils.fields import bounded, file_path
+from utils.fields import all_bounded, bounded, file_path
 from utils.text import printable
 
 # Unreadable scenes in a row before a sample gives up: then it is not the scenes that are at fault.
@@ -64,12 +64,14 @@ class DataConfig(ViewConfig):
     `background` is the colour behind transparent parts of images: `white`, `black`, or in training `random`, one a
     sample. Images without alpha are untouched.
     `square_crop` cuts images to their middle, of the model's `image_size`; without it they keep their shape.
+    Training takes one of the `image_sizes` for each update in its place, if there are any (`size_of_update`).
     `image_resize` is `exact` (Pillow's Lanczos, as published) or, for training alone, `fast` (within 2 of 255).
     `allow_outside_images` reads images outside the set's folder, too: by absolute paths, `..` or links.
     """
 
     dataset_path: str = file_path("./preprocessed_data/train/full_list.txt")
     square_crop: bool = True
+    image_sizes: list[ImageSize] = all_bounded([], 1, 4096)
     scene_scale_factor: float = bounded(1.35, 0, 1_000_000, open_below=True)
     pose_normalization: Literal["auto", PoseNormalization] = "auto"
     pose_scale: float = bounded(1.0, 0, 1_000_000, open_below=True)
@@ -344,11 +346,22 @@ class SampleOf(NamedTuple):
     update: int
 
 
+def size_of_update(sizes: Sequence[ImageSize], seed: int, update: int) -> ImageSize:
+    """The size of all images of an update.
+
+    As many updates in a row as there are sizes have each of them once, in an order that is drawn anew: a pure function
+    of its arguments, so that all processes have the same, also after a restart.
+    """
+    turn, place = divmod(update, len(sizes))
+    return sizes[int(np.random.default_rng([seed, 4, turn]).permutation(len(sizes))[place])]
+
+
 class TrainingDataset(Dataset[Batch]):
     """Random views of random scenes; a sample is a pure function of the seed, its number and that of its update.
 
-    The update alone decides how many inputs its samples have, where that is drawn (`views_of_update`). Numbers run on
-    over all epochs: epoch `number // len(scenes)` visits every scene once, in an order of its own.
+    The update alone decides how many inputs its samples have and how large their images are, where that is drawn
+    (`views_of_update`, `size_of_update`). Numbers run on over all epochs: epoch `number // len(scenes)` visits every
+    scene once, in an order of its own.
     """
 
     def __init__(self, load: ViewLoader, seed: int) -> None:
@@ -367,7 +380,7 @@ class TrainingDataset(Dataset[Batch]):
             InputError: no scene of the list is long enough, or `_SCENE_TRIES` scenes in a row are unreadable.
         """
         number, update = which if isinstance(which, tuple) else (which, 0)
-        views = views_of_update(self.load.cfg, self.seed, update)
+        load = self._loader_of(update)
         epoch, position = divmod(number, len(self.scenes))
         rng = np.random.default_rng([self.seed, 1, number])
         background = self._background(number)
@@ -375,7 +388,7 @@ class TrainingDataset(Dataset[Batch]):
         failures: list[str] = []
         for index in _first_then_others(first, len(self.scenes), rng):
             try:
-                sample = self._sample(index, views, rng, background)
+                sample = self._sample(index, load, rng, background)
             except InputError as error:
                 failures.append(str(error))
                 if len(failures) == _SCENE_TRIES:
@@ -397,16 +410,21 @@ class TrainingDataset(Dataset[Batch]):
         red, green, blue = np.random.default_rng([self.seed, 3, number]).integers(256, size=3).tolist()
         return red, green, blue
 
-    def _sample(self, index: int, views: ViewConfig, rng: np.random.Generator, background: Color) -> Batch | None:
+    def _loader_of(self, update: int) -> ViewLoader:
+        """The loader of the samples of an update."""
+        size = size_of_update(self.load.cfg.image_sizes or [self.load.image_size], self.seed, update)
+        return replace(self.load, cfg=views_of_update(self.load.cfg, self.seed, update), image_size=size)
+
+    def _sample(self, index: int, load: ViewLoader, rng: np.random.Generator, background: Color) -> Batch | None:
         """A sample of a scene; None if it is too short, or has lost too many frames in preprocessing."""
-        scene = read_scene(self.scenes[index], self.load.cfg.allow_outside_images)
+        scene = read_scene(self.scenes[index], load.cfg.allow_outside_images)
         try:
-            selection = SAMPLERS[views.view_sampler].draw(scene, views, rng)
+            selection = SAMPLERS[load.cfg.view_sampler].draw(scene, load.cfg, rng)
         except LostFramesError:
             if scene.faults:
                 raise InputError(scene.notes["faults"]) from None
             return None
-        return None if selection is None else self.load(scene, selection, background)
+        return None if selection is None else load(scene, selection, background)
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg

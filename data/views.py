@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -19,6 +20,9 @@ _TRIES = 20
 _SHOWN = 80
 # Numbers of inputs that the published `dynamic_input_view_num` draws from.
 _DYNAMIC = range(2, 5)
+
+
+Views = TypeVar("Views", bound="ViewConfig")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class ViewConfig:
         return self.num_views if self.dynamic_input_view_num else self.num_views - self.most_inputs + num_inputs
 
 
-def views_of_update(cfg: ViewConfig, seed: int, update: int) -> ViewConfig:
+def views_of_update(cfg: Views, seed: int, update: int) -> Views:
     """What views the samples of an update have: as `cfg` says, with one number of inputs.
 
     A pure function of its arguments, so that all processes have the same, also after a restart.

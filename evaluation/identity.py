@@ -29,6 +29,7 @@ CANNOT_MATTER = frozenset(
         "averaging.ema_decay",
         "validation",
         "data.image_resize",
+        "data.image_sizes",
         # The index or `input_frames` say the views, which are in the identity of a scene.
         "evaluation.input_frames",
         "data.num_views",

@@ -84,6 +84,16 @@ def prepare_compiler(cfg: ExecutionConfig) -> None:
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 
+def compile_each_shape(cfg: ExecutionConfig) -> None:
+    """Have what is compiled in this process from now on compiled for every shape by itself.
+
+    Where few shapes come again and again, these are fewer pieces than those of free sizes, of which torch learns one
+    after another that they vary.
+    """
+    if compiles(cfg):
+        torch._dynamo.config.automatic_dynamic_shapes = False
+
+
 def compiles(cfg: ExecutionConfig) -> bool:
     """Whether to compile: as asked, else where there is a GPU and all that Triton needs to write its kernels."""
     if cfg.compile != "auto":

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.cameras import Cameras, Views
-from geometry.image_size import sides
+from geometry.image_size import ImageSize, sides
 from geometry.relative import token_cameras
 from model.compilation import Compilable
 from model.encoded import Encoded
@@ -57,6 +57,14 @@ class ModelConfig:
         height, width = sides(self.image_tokenizer.image_size)
         patch = self.image_tokenizer.patch_size
         return (height // patch) * (width // patch)
+
+    def at_size(self, size: ImageSize) -> "ModelConfig":
+        """The configuration of the same model for images of another size."""
+        return replace(
+            self,
+            image_tokenizer=replace(self.image_tokenizer, image_size=size),
+            target_pose_tokenizer=replace(self.target_pose_tokenizer, image_size=size),
+        )
 
 
 class LVSM(Compilable, nn.Module):

@@ -35,6 +35,8 @@ def read_values(given: Any, owner: Any, prefix: str = "") -> Any:
             read[name] = read_values(given[name], key.kind, f"{path}.")
         elif holds_numbers(key.kind):
             read[name] = _read_numbers(given[name], path)
+        elif key.kind == list[int | list[int]]:
+            read[name] = [_read_numbers(item, path) for item in _read_items(given[name], path)]
         elif get_origin(key.kind) is list:
             read[name] = _read_list(given[name], path)
         elif is_path(key.declared):
@@ -67,10 +69,17 @@ def _read_path(value: Any, key: str) -> str:
     return value
 
 
-def _read_list(value: Any, key: str) -> Any:
+def _read_list(value: Any, key: str) -> list[Any]:
+    items = _read_items(value, key)
+    if any(isinstance(item, list | dict) for item in items):
+        raise InputError(f"{key} is {shown(value)}, not a list of values")
+    return items
+
+
+def _read_items(value: Any, key: str) -> list[Any]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
+    if not isinstance(value, list):
         raise InputError(f"{key} is {shown(value)}, not a list of values")
     return value
 

@@ -44,6 +44,11 @@ def bounded(
     return field(default=default, metadata={_RANGE: Range(least, most, open_below, open_above)})
 
 
+def all_bounded(default: Sequence[Any], least: int | float, most: int | float) -> Any:
+    """A dataclass field for a list of numbers from `least` to `most`, or of lists of such."""
+    return field(default_factory=lambda: list(default), metadata={_RANGE: Range(least, most)})
+
+
 def file_path(default: str) -> Any:
     """A dataclass field for a path, in which `~` and `$VARIABLES` are replaced when it is read."""
     return field(default=default, metadata={_PATH: True})

@@ -127,6 +127,11 @@ def check_values(section: Any, values: Mapping[str, Any], prefix: str = "") -> N
 
 
 def _check_value(path: str, value: Any, key: Key) -> None:
+    if get_origin(key.kind) is list:
+        (kind,) = get_args(key.kind)
+        for item in value:
+            _check_value(path, item, Key(kind, key.declared))
+        return
     allowed = range_of(key.declared)
     known = _known_names(key)
     for item in value if isinstance(value, list) else [value]:
@@ -140,5 +145,4 @@ def _check_value(path: str, value: Any, key: Key) -> None:
 
 def _known_names(key: Key) -> Collection[str] | None:
     """The names that a key may hold, or None if it holds something else."""
-    kind = get_args(key.kind)[0] if get_origin(key.kind) is list else key.kind
-    return get_args(kind) if get_origin(kind) is Literal else table_of(key.declared)
+    return get_args(key.kind) if get_origin(key.kind) is Literal else table_of(key.declared)

@@ -17,6 +17,7 @@ from data.dataset import (
     TrainingDataset,
     ViewLoader,
     collate_by_shape,
+    size_of_update,
 )
 from data.evaluation_index import fetch_evaluation_index, match_scenes, read_evaluation_index
 from data.loader import LoaderConfig, TrainingLoader, evaluation_batches
@@ -127,11 +128,13 @@ def batches(path, count, rank=0, world=1, batch=2, position=0, workers=0, update
     return [next(loader) for _ in range(count)], loader
 
 
-# A number of inputs for all updates, and one for each.
-INPUTS = [{}, {"num_input_views": [1, 5], "num_target_views": 4, "view_sampler": "spread"}]
+# A number of inputs and a size for all updates, and one for each.
+INPUTS = {"num_input_views": [1, 5], "num_target_views": 4, "view_sampler": "spread"}
+SIZES = {"image_sizes": [16, [16, 32]]}
+DRAWN = [{}, INPUTS, SIZES]
 
 
-@pytest.mark.parametrize("views", INPUTS)
+@pytest.mark.parametrize("views", DRAWN)
 def test_ranks_share_the_samples_of_one_process(tmp_path, views):
     path = write_toy_set(tmp_path)
     alone, loader = batches(path, 4, batch=4, **views)
@@ -141,11 +144,28 @@ def test_ranks_share_the_samples_of_one_process(tmp_path, views):
         assert torch.equal(together, alone[step].views.images)
         assert ranks[0][step].num_inputs == ranks[1][step].num_inputs == alone[step].num_inputs
     assert loader.position == 16
-    assert len({batch.num_inputs for batch in alone}) == (3 if views else 1)
+    assert len({batch.num_inputs for batch in alone}) == (3 if views is INPUTS else 1)
+    widths = [batch.views.cameras.width for batch in alone]
+    assert sorted(widths[:2]) == sorted(widths[2:]) == ([16, 32] if views is SIZES else [16, 16])
+
+
+@pytest.mark.parametrize("sizes", [[128], [128, [128, 224]], [64, 128, [96, 256], 512]])
+def test_sizes_are_drawn_evenly(sizes):
+    turns = 600
+    drawn = [size_of_update(sizes, 7, update) for update in range(turns * len(sizes))]
+    rounds = [drawn[start : start + len(sizes)] for start in range(0, len(drawn), len(sizes))]
+    # Every size once a round, and every place in a round as often as any other.
+    assert all(sorted(map(str, one)) == sorted(map(str, sizes)) for one in rounds)
+    for size in sizes:
+        for place in range(len(sizes)):
+            share = sum(one[place] == size for one in rounds) / turns
+            assert abs(share - 1 / len(sizes)) < 4 * (0.25 / turns) ** 0.5
+    assert drawn == [size_of_update(sizes, 7, update) for update in range(len(drawn))]
+    assert len(sizes) == 1 or drawn != [size_of_update(sizes, 8, update) for update in range(len(drawn))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", INPUTS)
+@pytest.mark.parametrize("views", DRAWN)
 def test_workers_change_nothing_and_a_position_resumes(tmp_path, views):
     path = write_toy_set(tmp_path)
     plain, loader = batches(path, 4, **views)

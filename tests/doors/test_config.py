@@ -14,12 +14,13 @@ from setup import (
     Config,
     _nested,
     build_config,
+    check_training,
     config_text,
     load_config,
     with_training,
 )
 from tests.helpers import ROOT
-from tests.messages import check_names, refused
+from tests.messages import check_names, check_told, refused
 from training.wandb_run import start_wandb
 from utils import config_file
 from utils.config_values import read_values
@@ -491,8 +492,48 @@ def test_two_sizes_of_one_model_are_refused():
 
 
 def test_images_cannot_be_whole_and_of_a_given_shape():
+    whole = {"training.square_crop": "false"}
     with refused(SIZE, "training.square_crop"):
-        build_config({}, {SIZE: [128, 224], POSE_SIZE: [128, 224], "training.square_crop": "false"})
+        build_config({}, {SIZE: [128, 224], POSE_SIZE: [128, 224]} | whole)
+    with refused("training.image_sizes[1]", "training.square_crop"):
+        check_training(build_config({}, {"training.image_sizes": [256, [256, 448]]} | whole))
+    check_training(build_config({}, {"training.image_sizes": [256, 512]} | whole))
+
+
+@pytest.mark.parametrize("text", ["[256, [256, 448]]", "[256,[256,448]]"])
+def test_sizes_of_training_are_a_list(text):
+    config = build_config({}, parse_overrides([f"training.image_sizes={text}"]))
+    check_training(config)
+    assert config.training.data.image_sizes == [256, [256, 448]]
+    assert build_config(yaml.safe_load(config_text(config))) == config
+    assert build_config({}, {"training.image_sizes": "256,512"}).training.data.image_sizes == [256, 512]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "culprits"),
+    [
+        ([256, [256, 450]], ["training.image_sizes[1]", "[256, 450]", 450, "patch_size (8)"]),
+        ([[256, 448, 3]], ["training.image_sizes[0]", 3]),
+        ([256, [[256, 448]]], ["training.image_sizes", "list"]),
+        ([256, 10**6], ["training.image_sizes", 10**6]),
+        ([256, [0, 8]], ["training.image_sizes", 0, "at least 1"]),
+        ([256, "wide"], ["training.image_sizes", "'wide'"]),
+        ([True], ["training.image_sizes", True]),
+        ([None], ["training.image_sizes"]),
+        (256, ["training.image_sizes", 256]),
+        ({"a": 1}, ["training.image_sizes", "list"]),
+    ],
+)
+def test_sizes_of_training_that_cannot_be_are_named(sizes, culprits):
+    with refused(*culprits):
+        check_training(build_config({}, {"training.image_sizes": sizes}))
+
+
+def test_scores_at_a_size_that_is_not_trained_are_said(caplog):
+    check_training(build_config({}, {"training.image_sizes": [[256, 256], 512]}))
+    assert caplog.messages == []
+    check_training(build_config({}, {"training.image_sizes": [512]}))
+    check_told(caplog.messages, SIZE, 256, "training.image_sizes")
 
 
 @pytest.mark.parametrize("value", ["", "[]", ","])

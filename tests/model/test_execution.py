@@ -229,6 +229,7 @@ CLAIMS = [
     "pieces_share_graphs",
     "fits_no_buckets",
     "serves_every_use",
+    "compiles_each_size_once",
     "generates_code",
 ]
 

@@ -5,6 +5,7 @@ python -m tests.programs.run_compiled CLAIM [CLAIM ...]    prints why each claim
 
 import copy
 import functools
+import itertools
 import json
 import pickle
 import sys
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from model import attention_kernel, compilation
-from model.execution import ExecutionConfig, apply_execution, prepare_compiler
+from model.execution import ExecutionConfig, apply_execution, compile_each_shape, prepare_compiler
 from model.transformer import Transformer
 from tests import flash4
 from tests.helpers import PLAIN, random_cameras, random_views, small_config, small_model
@@ -223,6 +224,22 @@ def pieces_share_graphs():
     assert counts[0] == counts[1] > 0, counts
 
 
+def compiles_each_size_once():
+    """Where sizes of images take turns, each is compiled for when it comes first, whole, and never again."""
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
+        compile_each_shape(ON)
+        model = small_model("prefix+prope", execution=replace(ON, grad_checkpoint_every=0), n_layer=1).train()
+        counts = [0]
+        for height, width in ((16, 16), (16, 24), (16, 16), (16, 24), (24, 24), (16, 16)):
+            views = random_views(2, 2, height=height, width=width)
+            cameras = random_cameras(2, 3, height=height, width=width)
+            model(views, cameras).sum().backward()
+            counts.append(counters["stats"]["unique_graphs"])
+    steps = [after - before for before, after in itertools.pairwise(counts)]
+    assert steps == [steps[0], steps[0], 0, 0, steps[0], 0] and steps[0] > 0, counts
+    assert not counters["graph_break"]
+
+
 def serves_every_use():
     """Training and validation with other numbers of scenes and views, without more forms than torch allows.
 
@@ -262,6 +279,7 @@ GROUPS = (
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),
+    (FRONT, (compiles_each_size_once,)),
     (FRONT, (encoded_once_equals_plain,)),
     (INDUCTOR, (generates_code,)),
     (INDUCTOR, (goes_on_without_a_compiler,)),

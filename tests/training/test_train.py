@@ -10,7 +10,7 @@ from PIL import Image
 import train
 from model import convert
 from model.function import Function, with_function
-from setup import build_config, check_training, load_config, with_pose_normalization
+from setup import build_config, check_training, load_config, read_config, with_pose_normalization
 from tests.helpers import ROOT, VARIANTS, write_toy_set
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refusal, refused
@@ -65,7 +65,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(variant, scenes, tmp_path):
 
 # Of updates 0, 1 and 2 the samples have 4, 3 and 1 inputs.
 INPUTS = "training.num_input_views=[1,4]"
-DRAWN = [INPUTS, "training.view_sampler=spread", "training.num_target_views=4"]
+SIZES = "training.image_sizes=[[16,32],16]"
+DRAWN = [INPUTS, SIZES, "training.view_sampler=spread", "training.num_target_views=4"]
 # Renders with alpha, views in any order, cameras as they are.
 OBJECTS = ["view_sampler=any", "pose_normalization=none", "pose_scale=0.5", "background=random"]
 OBJECTS = [f"training.{option}" for option in [*OBJECTS, "num_views=12", "num_input_views=4", "num_target_views=8"]]
@@ -85,9 +86,9 @@ def test_a_resumed_run_has_the_random_backgrounds_of_an_undisturbed_one(tmp_path
     assert largest_difference(whole, weights(tmp_path / "white", 3)) > 0
 
 
-def test_two_processes_resume_with_cameras_in_attention_random_backgrounds_and_inputs_drawn(tmp_path):
+def test_two_processes_resume_with_cameras_in_attention_random_backgrounds_inputs_and_sizes_drawn(tmp_path):
     scenes = write_toy_set(tmp_path / "scenes", alpha=True)
-    options = ["model.transformer.camera_encoding=prope", "model.rays=camera", *OBJECTS, INPUTS]
+    options = ["model.transformer.camera_encoding=prope", "model.rays=camera", *OBJECTS, INPUTS, SIZES]
     for folder, stops in (("whole", [3]), ("resumed", [1, 3])):
         for steps in stops:
             given = command(scenes, tmp_path / folder, *options, f"training.train_steps={steps}", variant="prefix")
@@ -98,7 +99,7 @@ def test_two_processes_resume_with_cameras_in_attention_random_backgrounds_and_i
 
 
 @pytest.mark.slow
-def test_a_run_with_inputs_drawn_resumes_with_any_number_of_workers(scenes, tmp_path):
+def test_a_run_with_inputs_and_sizes_drawn_resumes_with_any_number_of_workers(scenes, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*DRAWN, "training.train_steps=3", "training.scheduler_type=constant", "training.grad_accum_steps=2"]
     train.main(command(scenes, whole, *options))
@@ -106,7 +107,10 @@ def test_a_run_with_inputs_drawn_resumes_with_any_number_of_workers(scenes, tmp_
     train.main(command(scenes, parts, *options, "training.num_workers=2"))
     assert largest_difference(weights(whole, 3), weights(parts, 3)) == 0
     trainer = build(scenes, tmp_path, *options)
-    assert [batch.num_inputs for batch in trainer.loader.take(6)] == [4, 4, 3, 3, 1, 1]
+    batches = trainer.loader.take(6)
+    assert [batch.num_inputs for batch in batches] == [4, 4, 3, 3, 1, 1]
+    widths = [batch.views.cameras.width for batch in batches]
+    assert widths[:2] + widths[2:4] in ([16, 16, 32, 32], [32, 32, 16, 16]) and widths[4] == widths[5]
 
 
 def test_a_finished_run_stays_as_it_is(scenes, tmp_path, caplog):
@@ -297,6 +301,8 @@ def test_every_configuration_trains_two_steps(processes, scenes, tmp_path):
         state = read_checkpoint(tmp_path / config.stem / checkpoint_name(2))
         accumulated = load_config(["--config", str(config)])[0].training.trainer.grad_accum_steps
         assert state["samples"] == 2 * 2 * processes * accumulated
+        trained = read_config(tmp_path / config.stem / "config.yaml", []).model.image_tokenizer.image_size
+        assert trained == ([16, 32] if "16x9" in config.stem else 16)
         lines = [json.loads(line) for line in (tmp_path / config.stem / "metrics.jsonl").read_text().splitlines()]
         assert all(np.isfinite(line["loss"]) for line in lines)
 
@@ -317,6 +323,23 @@ def test_going_on_with_another_frame_of_poses_is_said(scenes, tmp_path, caplog):
     assert "was trained with" not in caplog.text
     train.main(command(scenes, tmp_path / "run", "training.train_steps=3", "training.scene_scale_factor=2"))
     check_told(caplog.messages, "training.scene_scale_factor", 2.0, 1.35, tmp_path / "run" / checkpoint_name(2))
+
+
+def test_fine_tuning_to_sizes_that_weights_have_not_seen_is_said(scenes, tmp_path, caplog):
+    run_folder = tmp_path / "run"
+    train.main(command(scenes, run_folder))
+    fresh = ["training.reset_training_state=true", f"training.resume_ckpt={run_folder}", "training.train_steps=1"]
+    train.main(command(scenes, tmp_path / "mixed", *fresh, SIZES))
+    (told,) = [text for text in caplog.messages if "was trained with" in text]
+    check_names(told, "training.image_sizes[0]", "[16, 32]", 16, run_folder / checkpoint_name(2))
+    # Weights of both sizes have seen each of them.
+    caplog.clear()
+    fresh[1] = f"training.resume_ckpt={tmp_path}/mixed"
+    train.main(command(scenes, tmp_path / "square", *fresh))
+    wide = [f"model.{tokenizer}.image_size=[16,24]" for tokenizer in ("image_tokenizer", "target_pose_tokenizer")]
+    assert "was trained with" not in caplog.text
+    train.main(command(scenes, tmp_path / "wide", *fresh, *wide))
+    check_told(caplog.messages, "model.image_tokenizer.image_size", "[16, 24]", "[16, 32], 16")
 
 
 def test_going_on_with_another_seed_is_said(scenes, tmp_path, caplog):
