@@ -12,7 +12,7 @@ from utils.sections import leaves
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # What commands of the pages make or bring, and what a person has.
-MADE = ("rooms/", "preprocessed_data/", "demo_output", "experiments/", "re10k", "../", "./")
+MADE = ("rooms/", "objects/", "preprocessed_data/", "demo_output", "experiments/", "re10k", "../", "./")
 KEYS = {key for key, _ in leaves(Config)}
 FOLDERS = ("configs", "benchmarks", "tests", "docs", *ROOMS)
 NAMED = [*ROOT.glob("*.*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))]

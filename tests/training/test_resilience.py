@@ -407,13 +407,14 @@ def test_nothing_usable_is_an_error(tmp_path, signals):
         train.main(command(scenes, tmp_path / "run"))
 
 
-@pytest.mark.parametrize(("processes", "normalization"), [(1, "median"), (2, "auto")])
-def test_validation_gives_the_numbers_of_an_evaluation(scenes, tmp_path, processes, normalization):
+@pytest.mark.parametrize(("processes", "normalization", "background"), [(1, "median", "random"), (2, "auto", "white")])
+def test_validation_gives_the_numbers_of_an_evaluation(tmp_path, processes, normalization, background):
+    scenes = write_toy_set(tmp_path / "scenes", alpha=background == "random")
     index = {f"scene{i}": {"context": [0, 12], "target": [4, 6, 9]} for i in range(3)}
     (tmp_path / "index.json").write_text(json.dumps(index))
     held_out = [f"training.validation_path={scenes}", f"training.validation_index={tmp_path}/index.json"]
     options = [*held_out, "training.validate_every=2", "training.train_steps=4"]
-    options.append(f"training.pose_normalization={normalization}")
+    options += [f"training.pose_normalization={normalization}", f"training.background={background}"]
     result = run("train.py", *command(scenes, tmp_path / "run", *options), processes=processes)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

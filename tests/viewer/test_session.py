@@ -8,6 +8,7 @@ import torch
 
 from data.dataset import Batch, DataConfig, ViewLoader
 from data.scene import read_scene
+from data.transforms import BACKGROUNDS, plan_crop, read_image, to_planes
 from data.views import Selection
 from evaluation.renderer import Renderer
 from evaluation.scoring import render_batch
@@ -48,6 +49,18 @@ def test_a_render_at_a_frame_is_the_evaluations(path, model, normalization, size
         assert np.abs(difference).max() <= 1
         assert torch.equal(truth.to_float().images, expected.targets.images[0, number])
     assert len({session.render(opened.truth(session, frame).cameras).tobytes() for frame in (0, 5)}) == 2
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_a_scene_with_alpha_stands_on_the_background(tmp_path, background):
+    path = write_toy_scene(tmp_path, "object", 14, alpha=True)
+    opened = sessions(background=background)
+    session = opened.open(path, [0, 12])
+    seen = [*session.views.images, opened.truth(session, 5).images]
+    for frame, pixels in zip((0, 12, 5), seen, strict=True):
+        image = read_image(read_scene(path).image_path(frame), "frame", background=BACKGROUNDS[background])
+        expected = plan_crop(*image.size, 16, 4, True).image(image)
+        assert np.array_equal(pixels, to_planes(expected))
 
 
 def test_frames_alone_set_the_frame_whatever_is_looked_at(path):
