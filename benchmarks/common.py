@@ -169,14 +169,18 @@ def device_name() -> str:
 
 def show(rows: Sequence[Mapping[str, Any]], path: Path | None = None, markdown: bool = False) -> None:
     """Print rows as a table with device and versions below, and write them as JSON if a path is given."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
-    for line in _markdown(table) if markdown else _aligned(table):
+    for line in markdown_table(rows) if markdown else _aligned(_cells(rows)):
         print(printable(line), flush=True)
     about = {"device": device_name(), **provenance()}
     print(f"({about['device']}, torch {torch.__version__})", flush=True)
     if path is not None:
         write_json(path, {"rows": [dict(row) for row in rows], **about})
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A table as texts, its first line the names of the columns."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -186,9 +190,9 @@ def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table of Markdown, its first line the head."""
-    head, *lines = table
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines of a table of Markdown."""
+    head, *lines = _cells(rows)
     for line in (head, ["---"] * len(head), *lines):
         yield f"| {' | '.join(line)} |"
 

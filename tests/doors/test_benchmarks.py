@@ -23,6 +23,7 @@ from benchmarks import (
     restart,
     train_step,
     viewer,
+    views,
 )
 from tests import flash4
 from tests.helpers import ROOT, small_overrides
@@ -173,6 +174,34 @@ def test_quality(measured, place):
         measured(quality, *run, *settings[:2], "--setting", "other: model.class_name=cross")
     with refused("--as_long", "nobody", "first, other"):
         measured(quality, *run, *settings, "nobody")
+
+
+def test_more_views(measured, place):
+    (place / "index.json").rename(place / "index_2.json")
+    drawn = ["training.num_input_views=[2, 3]", "training.num_target_views=4", "training.view_sampler=spread"]
+    data = f"training.dataset_path={place}/scenes/full_list.txt"
+    run = ["--config", CONFIG, "--output_dir", place / "views", *small_overrides("decoder_only"), *drawn, data]
+    small = ["--inputs", 2, 3, "--calls", 1]
+    held_out = ["--validation", place / "scenes" / "full_list.txt", "--index", place / "index.json"]
+    copied, *rows = measured(views, *run, *small, *held_out)
+    assert copied["variant"] == "nearest input" and float(copied["PSNR"]) > 10
+    names = ["decoder_only", "encoder_decoder", "cross", "prefix", "prefix_prope"]
+    assert [(row["variant"], row["inputs"]) for row in rows] == [(name, count) for name in names for count in (2, 3)]
+    assert all(float(row["PSNR"]) > 5 if row["inputs"] == 2 else row["PSNR"] == "" for row in rows)
+    assert all(row["encode ms"] > 0 and row["frame ms"] > 0 for row in rows)
+    # Twelve latents stay as many; keys and values of every layer grow with the inputs.
+    growth = [b["scene MB"] / a["scene MB"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert growth == pytest.approx([1.5, 1, 1.5, 1.5, 1.5])
+    written = (place / "views" / "views.md").read_text().splitlines()
+    assert (
+        len(written) == 13 and written[0].startswith("| variant | inputs | PSNR |") and written[2].startswith("| near")
+    )
+    (row, _) = measured(views, *run, *small, "--variants", "prefix")
+    assert row["variant"] == "prefix" and "PSNR" not in row
+    with refused("--variants", "'nobody'", "prefix_prope"):
+        measured(views, *run, "--variants", "nobody")
+    with refused("--index", place / "none_2.json"):
+        measured(views, *run, *held_out, "--index", place / "none.json")
 
 
 def test_loading(measured, monkeypatch):

@@ -1,0 +1,215 @@
+"""More input views: PSNR, milliseconds and memory of every variant, by the number of inputs.
+
+    python -m data.evaluation_index --scenes LIST --output index.json --context 2 4 8 16 --targets 4
+    python -m benchmarks.views --config configs/rooms_views.yaml --output_dir views/table \\
+        [key=value ...] --validation LIST --index index.json [--inputs 2 4 8 16 64]
+
+Every variant is trained on the configuration's data, whose number of inputs is drawn, and scored on the scenes of LIST
+with the views of index_2.json and so on; numbers of inputs without an index get no score. Copying the nearest input is
+scored beside them. Without `--validation` nothing is trained, and only time and memory are measured. Sizes follow from
+the configuration in the published proportions: with L layers the encoder-decoder has L/2 + L/2 and as many latents as 3
+views have tokens, the cross-attending variant L/3 + 2L/3.
+
+Encoding is that of one scene, a frame one of a scene that is encoded, its kernels recorded. GB is the largest memory
+of the GPU while a scene is encoded and eight targets are rendered at once. The table is printed as Markdown, and
+written to `views.md` after every variant. Runs that are finished are not done again.
+"""
+
+import argparse
+import logging
+import statistics
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train
+from benchmarks.common import benchmark_parser, markdown_table, release_memory, show, synchronize, timed
+from benchmarks.render import evaluation_batch, seeded_renderer
+from data.dataset import ViewLoader
+from data.evaluation_index import numbered
+from evaluation.copying import NearestInput
+from evaluation.items import find_items, items_reader, whole
+from evaluation.metrics import build_metrics
+from evaluation.renderer import Predictor, Renderer
+from evaluation.scoring import average_scores
+from model import ModelConfig
+from setup import Config, load_renderer, read_config, with_pose_normalization, with_training
+from utils.checkpoint import checkpoint_name
+from utils.cli import path_argument, run_main
+from utils.distributed import Process, process_group
+from utils.errors import InputError
+from utils.files import write_text
+from utils.text import shown
+
+log = logging.getLogger("lvsm")
+
+INPUTS = (2, 4, 8, 16, 64)
+# Targets that are rendered at once where memory is measured.
+TARGETS = 8
+# Views whose tokens the latents of the encoder-decoder are as many as.
+_LATENT_VIEWS = 3
+
+
+def variants(cfg: ModelConfig) -> dict[str, list[str]]:
+    """Overrides by name: every variant, of the size that `cfg` has as a decoder-only model."""
+    layers = cfg.transformer.n_layer
+    half = _lengths(layers // 2, layers - layers // 2)
+    third = _lengths(layers // 3, layers - layers // 3)
+    latents = f"model.transformer.n_latent_vectors={_LATENT_VIEWS * cfg.tokens_per_view}"
+    rays = "model.transformer.camera_encoding=none"
+    return {
+        "decoder_only": ["model.class_name=decoder_only", rays],
+        "encoder_decoder": ["model.class_name=encoder_decoder", rays, *half, latents],
+        "cross": ["model.class_name=cross", rays, *third],
+        "prefix": ["model.class_name=prefix", rays],
+        "prefix_prope": ["model.class_name=prefix", "model.transformer.camera_encoding=prope"],
+    }
+
+
+def _lengths(encoder: int, decoder: int) -> list[str]:
+    return [
+        f"model.transformer.encoder_n_layer={max(1, encoder)}",
+        f"model.transformer.decoder_n_layer={max(1, decoder)}",
+    ]
+
+
+def train_one(config: Path, overrides: Sequence[str], folder: Path) -> None:
+    """Train a run whose folder does not hold it finished.
+
+    Raises:
+        InputError: it was asked to stop.
+    """
+    updates = read_config(config, overrides).training.optim.train_steps
+    place = [f"training.checkpoint_dir={folder}", f"training.checkpoint_every={updates}"]
+    finished = folder / checkpoint_name(updates)
+    if not finished.exists():
+        train.main(["--config", str(config), *overrides, *place])
+    if not finished.exists():
+        raise InputError(f"the run in {folder} was asked to stop: the same command goes on with it")
+
+
+def score_index(config: Config, renderer: Predictor, process: Process, scenes: Path, index: Path) -> float:
+    """The mean PSNR over the scenes of a list with the views of an index."""
+    cfg = config.training
+    tokenizer = config.model.image_tokenizer
+    load = ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size)
+    items, _ = find_items(index, scenes, False, cfg.data.allow_outside_images, ("--index", "--validation"))
+    read = items_reader(load, cfg.loader, process, cfg.process.patience)
+    metrics = build_metrics(["psnr"], process.device, tokenizer.image_size)
+    return average_scores(renderer, metrics, whole(read(items)), process)["psnr"]
+
+
+def scores(config: Config, renderer: Predictor, process: Process, given: argparse.Namespace) -> dict[int, str]:
+    """PSNR by the number of inputs, of those for which there is an index."""
+    paths = {count: numbered(given.index, count) for count in given.inputs}
+    return {
+        count: f"{score_index(config, renderer, process, given.validation, path):.2f}"
+        for count, path in paths.items()
+        if path.exists()
+    }
+
+
+def cost(config: Config, renderer: Renderer, count: int, calls: int) -> dict[str, Any]:
+    """What a scene of so many inputs takes: milliseconds, the memory of what is kept of it, and the most in use."""
+    batch = evaluation_batch(config, 1, count, TARGETS).to(renderer.device)
+    inputs, targets = batch.split()
+    encoding = timed(lambda: renderer.encode(inputs), calls, 2)
+    row: dict[str, Any] = {"encode ms": 1000 * statistics.median(encoding)}
+    peak = most_memory(renderer, inputs, targets)
+    encoded = renderer.encode(inputs)
+    one = targets.cameras[:, :1]
+    frame = renderer.record(encoded, one)
+    row["frame ms"] = 1000 * statistics.median(timed(lambda: frame(one), 4 * calls, 3))
+    return row | {"scene MB": encoded.nbytes / 1e6} | peak
+
+
+def most_memory(renderer: Renderer, inputs: Any, targets: Any) -> dict[str, Any]:
+    """The peak of encoding a scene and rendering its targets at once; empty without a GPU, where nobody counts it."""
+    if not torch.cuda.is_available():
+        return {}
+    renderer.render(renderer.encode(inputs), targets.cameras)
+    synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    renderer.render(renderer.encode(inputs), targets.cameras)
+    synchronize()
+    return {"GB": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def trained_rows(overrides: Sequence[str], folder: Path, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of one variant, trained and scored."""
+    train_one(given.config, overrides, folder)
+    release_memory()
+    config = with_training(read_config(given.config, overrides), checkpoint_dir=str(folder))
+    with process_group() as process:
+        renderer, _, config = load_renderer(config, process)
+        psnr = scores(config, renderer, process, given)
+        for count in given.inputs:
+            yield {"inputs": count, "PSNR": psnr.get(count, "")} | cost(config, renderer, count, given.calls)
+
+
+def copied_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of copying the nearest input."""
+    config = with_pose_normalization(read_config(given.config, given.overrides))
+    with process_group() as process:
+        for count, psnr in scores(config, NearestInput(process.device), process, given).items():
+            yield {"variant": "nearest input", "inputs": count, "PSNR": psnr}
+
+
+def untrained_rows(overrides: Sequence[str], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of one variant with fresh weights, which cost what trained ones do."""
+    release_memory()
+    config = with_pose_normalization(read_config(given.config, overrides))
+    with process_group() as process:
+        renderer = seeded_renderer(config, process.device)
+        for count in given.inputs:
+            yield {"inputs": count} | cost(config, renderer, count, given.calls)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = benchmark_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=path_argument, required=True)
+    add("--output_dir", type=path_argument, default=Path("views"), help="gets a run folder for each variant")
+    add("--validation", type=path_argument, help="the list of held-out scenes")
+    add("--index", type=path_argument, default=Path("index.json"), help="their views, the name without the number")
+    add("--inputs", type=int, nargs="+", default=INPUTS, metavar="N", help="numbers of input views")
+    add("--variants", nargs="+", default=[], metavar="NAME", help="only these")
+    add("--calls", type=int, default=20, help="calls a repeat")
+    add("overrides", nargs="*", metavar="key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+def check(given: argparse.Namespace, known: Collection[str]) -> None:
+    """Raises InputError for variants that are not there, or scenes without views."""
+    for name in given.variants:
+        if name not in known:
+            raise InputError(f"--variants names {shown(name)}; known: {', '.join(known)}")
+    indices = [numbered(given.index, count) for count in given.inputs]
+    if given.validation and not any(index.exists() for index in indices):
+        raise InputError(
+            f"--index: there is no {indices[0]}, nor one for another number of --inputs: "
+            "python -m data.evaluation_index makes them"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, score and measure every variant."""
+    given = parse(argv)
+    settings = variants(read_config(given.config, given.overrides).model)
+    check(given, settings)
+    rows = list(copied_rows(given)) if given.validation else []
+    for name in given.variants or settings:
+        overrides = [*settings[name], *given.overrides]
+        folder = given.output_dir / name
+        found = trained_rows(overrides, folder, given) if given.validation else untrained_rows(overrides, given)
+        rows += [{"variant": name} | row for row in found]
+        log.info("measured %s", name)
+        write_text(given.output_dir / "views.md", "\n".join([*markdown_table(rows), ""]))
+    show(rows, given.json, markdown=True)
+
+
+if __name__ == "__main__":
+    run_main(main)
