@@ -1,4 +1,4 @@
-"""Camera paths of videos: through the input cameras, around them, or through a saved list."""
+"""Camera paths of videos: through the input cameras, around them or what they see, or through a saved list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from geometry.cameras import Cameras, orient
 from geometry.normalization import mean_camera
+from geometry.orbit import orbit_around
 from utils.errors import InputError
 from utils.fields import bounded, file_path
 from utils.text import shown
@@ -33,6 +34,8 @@ class VideoConfig:
     - `spiral`: two turns around the mean camera, swaying forward in one and back in the other, `num_frames` poses a
       turn, all looking at one point in front;
     - `wobble`: a circle around each input camera in turn, `num_frames` poses a circle, looking at a point in front;
+    - `orbit`: a circle of `num_frames` poses around what the input cameras look at, at their mean distance and height
+      over it, as around an object;
     - `through`: through the saved cameras of `cameras_path`, `num_frames` poses in all.
 
     `order_poses` visits the nearest unvisited camera next. `loop_video` goes back to the first camera, through saved
@@ -40,7 +43,7 @@ class VideoConfig:
     folder with `<scene>.json` for every scene.
     """
 
-    traj_type: Literal["interpolate", "spiral", "wobble", "through"] = "interpolate"
+    traj_type: Literal["interpolate", "spiral", "wobble", "orbit", "through"] = "interpolate"
     num_frames: int = bounded(60, 2, 1_000_000)
     loop_video: bool = True
     order_poses: bool = False
@@ -67,6 +70,8 @@ def camera_path(cfg: VideoConfig, inputs: Cameras, saved: Cameras | None = None)
         return spiral_path(inputs, cfg.num_frames)
     if cfg.traj_type == "wobble":
         return wobble_path(inputs, cfg.num_frames, cfg.order_poses)
+    if cfg.traj_type == "orbit":
+        return orbit_path(inputs, cfg.num_frames)
     if cfg.traj_type == "interpolate":
         return interpolate_path(inputs, cfg.num_frames, cfg.loop_video, cfg.order_poses)
     assert saved is not None, "`through` needs saved cameras"
@@ -172,6 +177,16 @@ def wobble_path(cameras: Cameras, num_frames: int, order: bool = False) -> Camer
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], axis=1)
     circles = [_around(c2w[stop], _WOBBLE_RADIUS * circle, _extent(c2w)) for stop in stops]
     return _like(cameras, np.concatenate(circles), np.repeat(fxfycxcy[stops], num_frames, axis=0))
+
+
+def orbit_path(cameras: Cameras, num_frames: int) -> Cameras:
+    """A circle of `num_frames` upright poses about the point that the cameras [v] look at; the last pose is the first.
+
+    It has their mean distance from that point and their mean elevation, and begins beside the first of them.
+    """
+    c2w, fxfycxcy = _arrays(cameras)
+    path = orbit_around(c2w, _FOCUS * _extent(c2w)).mean_circle(c2w, num_frames)
+    return _like(cameras, path, np.tile(fxfycxcy.mean(0), (len(path), 1)))
 
 
 def _extent(c2w: Float[np.ndarray, "v 4 4"]) -> float:

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from geometry.cameras import Cameras, Views
 from geometry.image_size import ImageSize
+from geometry.orbit import Orbit
 from model import LVSM, ModelConfig, build_model, find_variant
 from model.execution import ExecutionConfig
 from model.lvsm import TokenizerConfig
@@ -117,6 +118,17 @@ def write_toy_scene(
     path = root / "metadata" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"scene_name": name, "frames": records}))
+    return path
+
+
+def write_toy_object(root: Path, name: str, frames: int, seed: int = 0) -> Path:
+    """A scene on disk as of an object: images with alpha, cameras on a circle around the origin, z upwards."""
+    path = write_toy_scene(root, name, frames, (32, 32), seed, alpha=True)
+    record = json.loads(path.read_text())
+    circle = Orbit(np.zeros(3), np.array([0.0, 0, 1])).circle(np.array([1.0, 0, 0]), 2.7, 0.4, frames + 1)
+    for frame, w2c in zip(record["frames"], np.linalg.inv(circle[:-1]), strict=True):
+        frame["w2c"] = w2c.tolist()
+    path.write_text(json.dumps(record))
     return path
 
 

@@ -14,10 +14,16 @@ from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
 from geometry.cameras import Cameras
+from geometry.orbit import Orbit
 from utils.errors import InputError
 
 # Units of the window's world in a unit of the model's frame.
 WORLD_SCALE = 4.0
+# How far ahead of a camera it turns about, in units of the window's world, unless it looks at a thing.
+_FOCUS = 3.0
+_TOO_NEAR = 0.1
+# What is up in the world of a scene whose cameras stand around nothing: that of the mean camera.
+_UP = np.array([0.0, -1.0, 0.0])
 # Pixels of the window's longer side that a client may claim, and how far it may go.
 _LARGEST_WINDOW = 32768
 _FARTHEST = 1e6
@@ -83,6 +89,17 @@ def to_world(c2w: Float[np.ndarray, "4 4"]) -> tuple[Float[np.ndarray, "4"], Flo
     """Quaternion (w first) and position in the window's world of a pose in the model's frame."""
     xyzw = Rotation.from_matrix(c2w[:3, :3]).as_quat()
     return xyzw[[3, 0, 1, 2]], c2w[:3, 3] * WORLD_SCALE
+
+
+def turning_point(c2w: Float[np.ndarray, "4 4"], orbit: Orbit | None) -> Float[np.ndarray, "3"]:
+    """Where in the window's world a camera at a pose turns about: straight ahead, as far as what the scene's show."""
+    ahead = 0.0 if orbit is None else orbit.ahead(c2w) * WORLD_SCALE
+    return c2w[:3, 3] * WORLD_SCALE + (ahead if ahead > _TOO_NEAR else _FOCUS) * c2w[:3, 2]
+
+
+def up_direction(orbit: Orbit | None) -> Float[np.ndarray, "3"]:
+    """What is up in the window's world."""
+    return _UP if orbit is None else orbit.up
 
 
 def at_viewpoint(viewpoint: Viewpoint, lens: Cameras) -> Cameras:

@@ -21,9 +21,9 @@ from geometry.paths import VideoConfig
 from utils.errors import InputError
 from utils.text import counted, printable, shown
 from viewer.config import ViewerConfig
-from viewer.geometry import fitting_fov, to_world
+from viewer.geometry import fitting_fov, to_world, turning_point, up_direction
 from viewer.session import Session, Sessions
-from viewer.window import FOCUS, Viewer, Window
+from viewer.window import Viewer, Window
 
 log = logging.getLogger("lvsm")
 
@@ -145,12 +145,12 @@ def start_server(cfg: ViewerConfig, session: Session) -> viser.ViserServer:
     server.get_event_loop().set_exception_handler(_tell_of_nonsense)
     server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, brand_color=(60, 160, 200))
     server.gui.main_panel.dock_right()
-    server.scene.set_up_direction("-y")
+    server.scene.set_up_direction(up_direction(session.orbit))
     pose = session.lens.c2w.double().numpy()
     _, position = to_world(pose)
     server.initial_camera.position = position
-    server.initial_camera.look_at = position + FOCUS * pose[:3, 2]
-    server.initial_camera.up = -pose[:3, 1]
+    server.initial_camera.look_at = turning_point(pose, session.orbit)
+    server.initial_camera.up = -pose[:3, 1] if session.orbit is None else session.orbit.up
     server.initial_camera.fov = fitting_fov(session.lens, _WIDE)
     return server
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from data.dataset import Batch, CameraTransform, ViewLoader
 from data.scene import Scene, read_scene
@@ -17,6 +17,7 @@ from data.views import Selection, ViewConfig, check_inputs, spread_inputs
 from evaluation.metrics import psnr
 from evaluation.renderer import Renderer
 from geometry.cameras import Cameras, Views
+from geometry.orbit import Orbit, find_orbit
 from model import Encoded
 from utils.errors import InputError
 from utils.media import to_uint8
@@ -49,6 +50,8 @@ class Session:
         encoded: the scene [1] as the model keeps it.
         render: the picture of a camera [] at its full size.
         preview: a smaller and faster one; None where the model is fast enough, or paints other sizes badly.
+        orbit: what the cameras of all frames stand around and look at, as around an object, in the model's frame; None
+            where they do not.
     """
 
     scene: Scene
@@ -58,6 +61,7 @@ class Session:
     encoded: Encoded
     render: Render
     preview: Render | None
+    orbit: Orbit | None
 
     @property
     def lens(self) -> Cameras:
@@ -119,7 +123,15 @@ class Sessions:
         render = recorded(self.renderer, encoded, lens)
         preview = find_preview(self.renderer, encoded, lens, render)
         progress(1.0, "ready")
-        return Session(scene, inputs, batch.views, batch.camera_transforms[0], encoded, render, preview)
+        transform = batch.camera_transforms[0]
+        orbit = find_orbit(_poses(scene, transform))
+        return Session(scene, inputs, batch.views, transform, encoded, render, preview, orbit)
+
+
+def _poses(scene: Scene, transform: CameraTransform) -> Float[np.ndarray, "n 4 4"]:
+    """c2w of all frames that can be used, in the model's frame."""
+    usable = scene.usable_frames()
+    return transform(scene.w2c[usable], scene.fxfycxcy[usable]).c2w.double().numpy()
 
 
 def _as_scenes(batch: Batch, device: torch.device) -> Views:

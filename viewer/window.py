@@ -15,7 +15,7 @@ from geometry.paths import VideoConfig
 from utils.errors import InputError
 from utils.text import printable
 from viewer.config import ViewerConfig
-from viewer.geometry import Viewpoint, fitting_fov, read_viewpoint, to_world
+from viewer.geometry import Viewpoint, fitting_fov, read_viewpoint, to_world, turning_point, up_direction
 from viewer.markers import Markers
 from viewer.painter import Look, Painter
 from viewer.panels import ComparePanel, InputsPanel, PathPanel, ScenePanel, ViewPanel
@@ -24,8 +24,6 @@ from viewer.worker import Stopped, Worker
 
 log = logging.getLogger("lvsm")
 
-# How far ahead of a camera it turns about, in units of the window's world.
-FOCUS = 3.0
 # Change in radians from which a field of view is another one.
 _OTHER_FOV = 1e-3
 # Seconds between two messages about speed.
@@ -130,7 +128,9 @@ class Window:
         wxyz, position = to_world(pose)
         with self.client.atomic():
             self.client.camera.position = position
-            self.client.camera.look_at = position + FOCUS * pose[:3, 2]
+            self.client.camera.look_at = turning_point(pose, self.session.orbit)
+            if self.session.orbit is not None:
+                self.client.camera.up_direction = up_direction(self.session.orbit)
             self.client.camera.wxyz = wxyz
         self.client.flush()
 
@@ -170,6 +170,7 @@ class Window:
 
     def _refresh(self) -> None:
         """Bring all that is shown in line with the scene."""
+        self.client.scene.set_up_direction(up_direction(self.session.orbit))
         self.markers.refresh()
         for panel in (self.scene_panel, self.inputs_panel, self.compare_panel, self.path_panel):
             panel.refresh()

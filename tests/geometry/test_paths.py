@@ -34,7 +34,7 @@ def video(kind, **options):
     return VideoConfig(kind, cameras_path="saved.json" if kind == "through" else "", **options)
 
 
-@pytest.mark.parametrize("kind", ["interpolate", "spiral", "wobble", "through"])
+@pytest.mark.parametrize("kind", ["interpolate", "spiral", "wobble", "orbit", "through"])
 @given(seed=seeds, count=st.integers(1, 4), num_frames=st.integers(2, 9), order=st.booleans(), loop=st.booleans())
 def test_every_pose_is_a_camera_of_the_same_image(kind, seed, count, num_frames, order, loop):
     inputs = random_cameras(count, seed=seed)
@@ -44,7 +44,10 @@ def test_every_pose_is_a_camera_of_the_same_image(kind, seed, count, num_frames,
     assert (torch.linalg.det(rotations) > 0).all()
     assert (path.c2w[:, 3] == torch.tensor([0.0, 0, 0, 1])).all()
     legs = max(1, count - 1 + loop)
-    assert len(path.c2w) == num_frames * {"interpolate": legs, "spiral": 2, "wobble": count, "through": 1}[kind]
+    assert (
+        len(path.c2w)
+        == num_frames * {"interpolate": legs, "spiral": 2, "wobble": count, "orbit": 1, "through": 1}[kind]
+    )
     assert (path.height, path.width, path.c2w.dtype) == (inputs.height, inputs.width, inputs.c2w.dtype)
     assert (path.fxfycxcy >= inputs.fxfycxcy.amin(0) - 1e-4).all()
     assert (path.fxfycxcy <= inputs.fxfycxcy.amax(0) + 1e-4).all()

@@ -12,7 +12,7 @@ import torch
 from data import packing
 from data.packed import PackedImage
 from data.scene import read_cameras, read_scene_list
-from tests.helpers import PATIENCE, write_toy_set
+from tests.helpers import PATIENCE, write_toy_object, write_toy_set
 from tests.messages import refused
 from tests.runs import wait_for
 from tests.viewing import toy_viewer
@@ -390,3 +390,16 @@ def test_scenes_are_one_or_a_list(tmp_path):
         find_scenes(ViewerConfig(scene=str(tmp_path)), "nowhere")
     with refused("viewer.scene", tmp_path / "none.txt"):
         find_scenes(ViewerConfig(scene=str(tmp_path / "none.txt")), "nowhere")
+
+
+def test_the_window_of_an_object_turns_about_its_middle(tmp_path):
+    listed = tmp_path / "objects.txt"
+    listed.write_text(f"{write_toy_object(tmp_path / 'objects', 'object', 13)}\n")
+    with toy_viewer(tmp_path, "prefix", listed) as served, HeadlessClient(served.address) as client:
+        window = window_of(served, client)
+        orbit = window.session.orbit
+        camera = window.client.camera
+        np.testing.assert_allclose(camera.look_at, 4 * orbit.centre, atol=1e-3)
+        np.testing.assert_allclose(camera.up_direction, orbit.up, atol=1e-3)
+        last = {message["type"]: message for message in list(client.messages)}
+        np.testing.assert_allclose(last["SetCameraLookAtMessage"]["look_at"], 4 * orbit.centre, atol=1e-3)

@@ -14,11 +14,12 @@ from evaluation.renderer import Renderer
 from evaluation.scoring import render_batch
 from geometry.cameras import Cameras
 from geometry.normalization import PoseNormalization
-from tests.helpers import MODELS, random_views, small_model, write_toy_scene
+from tests.helpers import MODELS, random_views, small_model, write_toy_object, write_toy_scene
 from tests.messages import refused
 from utils.media import to_uint8
 from utils.precision import PrecisionConfig
 from viewer import session as module
+from viewer.geometry import WORLD_SCALE, turning_point, up_direction
 from viewer.session import Sessions, chosen_inputs, default_inputs, find_preview, inputs_between, parse_frames, recorded
 
 
@@ -170,3 +171,36 @@ def test_the_smaller_picture_is_of_the_same_view(monkeypatch):
     half = Cameras(lens.c2w, lens.fxfycxcy / 2, 8, 8)
     expected = to_uint8(renderer.render(encoded, half[None, None]))[0, 0]
     assert np.array_equal(preview(lens), expected)
+
+
+@pytest.mark.parametrize("normalization", ["none", "input_views"])
+def test_cameras_around_an_object_turn_about_it(tmp_path, normalization):
+    """Whatever the frame of the model is, the middle and the way up are those of the scene's file."""
+    session = sessions(pose_normalization=normalization).open(write_toy_object(tmp_path, "object", 12), [0, 4, 8])
+    frame = session.transform.normalization
+    middle = np.array([*(frame.to_frame @ [0, 0, 0, 1])[:3] / frame.scale])
+    np.testing.assert_allclose(session.orbit.centre, middle, atol=1e-5)
+    np.testing.assert_allclose(up_direction(session.orbit), frame.to_frame[:3, 2], atol=1e-5)
+    for number in (0, 5):
+        pose = session.camera_of(number).c2w.double().numpy()
+        np.testing.assert_allclose(turning_point(pose, session.orbit), middle * WORLD_SCALE, atol=1e-4)
+    pose[:3, :3] = pose[:3, :3] @ np.diag([-1, 1, -1])
+    ahead = turning_point(pose, session.orbit) - pose[:3, 3] * WORLD_SCALE
+    np.testing.assert_allclose(ahead, 3 * pose[:3, 2])
+
+
+def test_cameras_of_a_room_turn_about_what_is_ahead(path):
+    session = sessions().open(path, [0, 12])
+    assert session.orbit is None
+    pose = session.lens.c2w.double().numpy()
+    np.testing.assert_allclose(turning_point(pose, None), WORLD_SCALE * pose[:3, 3] + 3 * pose[:3, 2])
+    assert up_direction(None).tolist() == [0, -1, 0]
+
+
+def test_inputs_with_alpha_stand_on_the_background(tmp_path):
+    """The pictures that stand in the scene are those that the model sees."""
+    object_path = write_toy_object(tmp_path, "object", 4)
+    on_black = sessions(background="black", image_size=32).open(object_path, [0, 1]).views.images
+    on_white = sessions(image_size=32).open(object_path, [0, 1]).views.images
+    assert (on_white[..., 0, 0] == 255).all() and (on_black[..., 0, 0] == 0).all()
+    assert torch.equal(on_white[..., 16, 16], on_black[..., 16, 16])
