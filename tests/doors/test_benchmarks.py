@@ -21,14 +21,17 @@ from benchmarks import (
     recipes,
     render,
     restart,
+    shapes,
     train_step,
     viewer,
     views,
 )
+from evaluation.metrics import psnr
 from tests import flash4
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
 from tests.processes import QUIET, ForkedSooner
+from tests.runs import save_model
 from utils.cli import run_main
 
 CONFIG = ROOT / "configs" / "LVSM_scene_decoder_only.yaml"
@@ -129,6 +132,18 @@ def test_rendering(measured, monkeypatch):
     assert film == pytest.approx(frame) == pytest.approx(several) and frame > 0
     # Four tokens of 64 numbers a view, and cameras of 16 and 4.
     assert [row["encoded MB/view"] for row in rows[3:]] == pytest.approx([4 * (4 * 64 + 20) / 1e6] * 4)
+
+
+def test_shapes(measured, place):
+    save_model(place)
+    paths = [f"training.dataset_path={place}/scenes/full_list.txt", f"inference.view_idx_file_path={place}/index.json"]
+    weights = ["--weights", place / "checkpoints", "--size", "16", "--size", "16,32"]
+    square, wide = measured(shapes, "--config", CONFIG, *weights, *small_overrides("decoder_only"), *paths)
+    assert (square["size"], wide["size"]) == ("16", "[16, 32]")
+    assert square["psnr"] == square["psnr in the middle"] and wide["psnr"] != wide["psnr in the middle"]
+    assert square["scenes"] == wide["scenes"] == 3 and square["middle"] == wide["middle"] == "16x16"
+    renders, images = torch.rand(2, 5, 3, 16, 32).unbind(0)
+    assert torch.equal(shapes.psnr_in_middle((16, 16), renders, images), psnr(renders[..., 8:24], images[..., 8:24]))
 
 
 def test_from_pose_to_picture(measured, monkeypatch):
