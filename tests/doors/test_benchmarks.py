@@ -56,10 +56,10 @@ def measured(tmp_path, capsys):
 
 
 def test_training_steps(measured):
-    shares = ["--vary", "training.keep_activations=0", "--vary", "training.keep_activations=1"]
+    shares = ["--vary", "training.keep_activations=0", "--vary", "training.keep_activations=1 training.ema_decay=0.99"]
     few = ["--calls", 1, "--warmup", 0]
     rows = measured(train_step, "--config", CONFIG, *small_overrides("decoder_only"), *shares, *few, "--bare")
-    assert [row["with"] for row in rows] == ["keep_activations=0", "keep_activations=1"]
+    assert [row["with"] for row in rows] == ["keep_activations=0", "keep_activations=1 ema_decay=0.99"]
     for row in rows:
         assert row["scenes"] == 2 and row["scenes/s"] == pytest.approx(2 / row["s/update"])
         assert row["bare s"] > 0 and row["watching"].endswith("%") and 0 < row["first update s"] < row["since start s"]

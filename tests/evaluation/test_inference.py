@@ -656,7 +656,7 @@ def test_scenes_without_an_index_are_evaluated_on_all_other_frames(place, monkey
     inference.main(command(place, out="indexed"))
     assert loader._said == set()
     (place / "index.json").unlink()
-    inference.main(command(place, AUTO, "training.num_input_views=3"))
+    inference.main(command(place, AUTO, "training.num_input_views=[2, 3]"))
     check_told(caplog.messages, "scene0", "48x32", "training.square_crop")
     assert sum("training.square_crop" in message for message in caplog.messages) == 1
     context, targets = views_of(place / "out")

@@ -102,6 +102,7 @@ def test_two_processes_resume_with_cameras_in_attention_random_backgrounds_input
 def test_a_run_with_inputs_and_sizes_drawn_resumes_with_any_number_of_workers(scenes, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*DRAWN, "training.train_steps=3", "training.scheduler_type=constant", "training.grad_accum_steps=2"]
+    options += ["training.pose_normalization=median"]
     train.main(command(scenes, whole, *options))
     train.main(command(scenes, parts, *options, "training.train_steps=1"))
     train.main(command(scenes, parts, *options, "training.num_workers=2"))

@@ -104,7 +104,8 @@ def test_inputs_are_spread_over_what_can_be_used(path):
     assert inputs_between(scene, 3, 0, 12) == (0, 6, 12)
     assert inputs_between(scene, 1, 4, 13) == (4,)
     assert inputs_between(scene, 99, 4, 6) == (4, 6)
-    assert default_inputs(scene, DataConfig(num_input_views=2)) == (0, 13)
+    for inputs in (2, [1, 2]):
+        assert default_inputs(scene, DataConfig(num_input_views=inputs)) == (0, 13)
     scene.w2c[12] = scene.w2c[0]
     assert inputs_between(scene, 2, 0, 12) == (0, 12)
     scene.image_paths[:] = [None] * 14
