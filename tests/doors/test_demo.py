@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import animation, demo_summary, photo_pictures
+from benchmarks import animation, demo_summary, object_pictures, photo_pictures
 from tests.helpers import ROOT, write_run
 from tests.messages import refused
 from tests.runs import evaluation_command as command
@@ -82,3 +82,12 @@ def test_the_pictures_of_own_photographs_are_drawn_and_small(tmp_path):
         drawn, kept = (Image.open(folder / name) for folder in (tmp_path, ROOT / "docs"))
         assert drawn.width / drawn.height == pytest.approx(kept.width / kept.height, rel=0.03)
         assert (ROOT / "docs" / name).stat().st_size <= 150_000
+
+
+@pytest.mark.slow
+def test_the_picture_of_objects_is_drawn_and_small(tmp_path):
+    object_pictures.main(["--output", str(tmp_path / "objects.jpg"), "--lines", "1", "--size", "16"])
+    drawn, kept = (Image.open(folder / "objects.jpg") for folder in (tmp_path, ROOT / "docs"))
+    assert drawn.size == (8 * 22 - 6, 16) and kept.size == (8 * 118 - 6, 6 * 118 - 6)
+    assert np.asarray(drawn).min() < 128 and np.asarray(drawn)[0, 0].min() > 240
+    assert (ROOT / "docs" / "objects.jpg").stat().st_size <= 150_000
