@@ -112,7 +112,7 @@ def test_an_empty_value_is_empty():
         (
             "inference.render_video_config.traj_type",
             "spiralt",
-            ["inference.render_video_config.traj_type", "'spiralt'", "interpolate, spiral, wobble, through"],
+            ["inference.render_video_config.traj_type", "'spiralt'", "interpolate, spiral, wobble, orbit, through"],
         ),
         (
             "inference.render_video_config.traj_type",
