@@ -110,7 +110,7 @@ def test_a_loader_process_that_dies_is_named_in_one_line(scenes, monkeypatch, nu
     read = TrainingDataset.__getitem__
 
     def dying(self, sample):
-        if get_worker_info() is not None and sample == 2:
+        if get_worker_info() is not None and sample.number == 2:
             os.kill(os.getpid(), number)
         return read(self, sample)
 
@@ -252,11 +252,11 @@ def test_a_signal_while_waiting_saves_what_an_undisturbed_run_has(scenes, tmp_pa
     train.main(command(scenes, tmp_path / "undisturbed", *options))
     read = TrainingDataset.__getitem__
 
-    def struck(self, number):
+    def struck(self, sample):
         # The second of the three batches of step 3.
-        if number == 14:
+        if sample.number == 14:
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(self, number)
+        return read(self, sample)
 
     monkeypatch.setattr(TrainingDataset, "__getitem__", struck)
     quiet = ["training.print_every=100"]
