@@ -21,7 +21,7 @@ from geometry.paths import VideoConfig
 from utils.errors import InputError
 from utils.text import counted, printable, shown
 from viewer.config import ViewerConfig
-from viewer.geometry import fitting_fov, to_world, turning_point, up_direction
+from viewer.geometry import fitting_fov, to_world, turning_point
 from viewer.session import Session, Sessions
 from viewer.window import Viewer, Window
 
@@ -145,7 +145,8 @@ def start_server(cfg: ViewerConfig, session: Session) -> viser.ViserServer:
     server.get_event_loop().set_exception_handler(_tell_of_nonsense)
     server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, brand_color=(60, 160, 200))
     server.gui.main_panel.dock_right()
-    server.scene.set_up_direction(up_direction(session.orbit))
+    # For all scenes: browsers that are told of another one later put their cameras elsewhere. Each camera has its own.
+    server.scene.set_up_direction("-y")
     pose = session.lens.c2w.double().numpy()
     _, position = to_world(pose)
     server.initial_camera.position = position

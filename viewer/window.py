@@ -129,8 +129,7 @@ class Window:
         with self.client.atomic():
             self.client.camera.position = position
             self.client.camera.look_at = turning_point(pose, self.session.orbit)
-            if self.session.orbit is not None:
-                self.client.camera.up_direction = up_direction(self.session.orbit)
+            self.client.camera.up_direction = up_direction(self.session.orbit)
             self.client.camera.wxyz = wxyz
         self.client.flush()
 
@@ -170,7 +169,6 @@ class Window:
 
     def _refresh(self) -> None:
         """Bring all that is shown in line with the scene."""
-        self.client.scene.set_up_direction(up_direction(self.session.orbit))
         self.markers.refresh()
         for panel in (self.scene_panel, self.inputs_panel, self.compare_panel, self.path_panel):
             panel.refresh()

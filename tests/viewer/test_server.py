@@ -12,7 +12,7 @@ import torch
 from data import packing
 from data.packed import PackedImage
 from data.scene import read_cameras, read_scene_list
-from tests.helpers import PATIENCE, write_toy_object, write_toy_set
+from tests.helpers import PATIENCE, write_toy_object, write_toy_scene, write_toy_set
 from tests.messages import refused
 from tests.runs import wait_for
 from tests.viewing import toy_viewer
@@ -393,13 +393,28 @@ def test_scenes_are_one_or_a_list(tmp_path):
 
 
 def test_the_window_of_an_object_turns_about_its_middle(tmp_path):
-    listed = tmp_path / "objects.txt"
-    listed.write_text(f"{write_toy_object(tmp_path / 'objects', 'object', 13)}\n")
+    """That of a room beside it does not: what a scene's cameras look at, and up for them, comes with the camera."""
+    scenes = [write_toy_object(tmp_path / "objects", "object", 13), write_toy_scene(tmp_path / "rooms", "room", 14)]
+    listed = tmp_path / "listed.txt"
+    listed.write_text("".join(f"{scene}\n" for scene in scenes))
     with toy_viewer(tmp_path, "prefix", listed) as served, HeadlessClient(served.address) as client:
         window = window_of(served, client)
-        orbit = window.session.orbit
         camera = window.client.camera
-        np.testing.assert_allclose(camera.look_at, 4 * orbit.centre, atol=1e-3)
-        np.testing.assert_allclose(camera.up_direction, orbit.up, atol=1e-3)
-        last = {message["type"]: message for message in list(client.messages)}
-        np.testing.assert_allclose(last["SetCameraLookAtMessage"]["look_at"], 4 * orbit.centre, atol=1e-3)
+        for number in (0, 1, 0):
+            if number != window.number:
+                window.open(number)
+            orbit = window.session.orbit
+            pose = window.session.lens.c2w.double().numpy()
+            place = 4 * pose[:3, 3]
+            np.testing.assert_allclose(camera.position, place, atol=1e-3)
+            np.testing.assert_allclose(
+                camera.look_at, place + 3 * pose[:3, 2] if number else 4 * orbit.centre, atol=1e-3
+            )
+            np.testing.assert_allclose(camera.up_direction, [0, -1, 0] if number else orbit.up, atol=1e-3)
+        wait_for(lambda: np.allclose(look_at_told(client), 4 * window.session.orbit.centre, atol=1e-3))
+
+
+def look_at_told(client):
+    """The last point that the client was told to look at; NaN before."""
+    told = [message["look_at"] for message in list(client.messages) if message["type"] == "SetCameraLookAtMessage"]
+    return [[np.nan] * 3, *told][-1]
