@@ -16,7 +16,7 @@ check test: export PYTHONDONTWRITEBYTECODE :=
 
 # Without the check of every function's types and shapes, which `make test` has.
 check: .venv/dev
-	$(RUN) -m pytest -n 2 -m 'not slow' -o addopts=-q
+	$(RUN) -m pytest -n 2 -m 'not slow' -o addopts='-q -p no:anyio'
 
 test: .venv/dev
 	$(RUN) -m pytest -n 2 --dist worksteal

@@ -173,13 +173,12 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
         InputError: names the key that is unknown (and the nearest known one) or has a wrong value.
     """
     try:
-        given = OmegaConf.create({key: value or {} if key in _SECTIONS else value for key, value in content.items()})
-        _check_keys(OmegaConf.to_container(given), Config)
+        given = {key: value or {} if key in _SECTIONS else value for key, value in content.items()}
+        _check_keys(given, Config)
         for key, value in (overrides or {}).items():
             _check_keys(_nested(key, value), Config)
-            OmegaConf.update(given, key, value)
-        read = read_values(OmegaConf.to_container(given), Config)
-        merged = OmegaConf.merge(_defaults(Config), read)
+            given = _with_value(given, key.split("."), value)
+        merged = OmegaConf.merge(_defaults(Config), read_values(given, Config))
         values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         reason = printable(str(error).splitlines()[0], _REASON)
@@ -302,6 +301,13 @@ def _nested(key: str, value: Any) -> Any:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _with_value(content: object, path: Sequence[str], value: Any) -> dict[Any, Any]:
+    """Content with another value at a path; where the path leads through no section, it does from then on."""
+    section = content if isinstance(content, dict) else {}
+    first, *rest = path
+    return section | {first: _with_value(section.get(first), rest, value) if rest else value}
 
 
 def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 from data.scene import Scene
 from data.synthetic import Pinhole, make_path, make_scene, render, to_pixels
 
-WIDTH = 480
-HEIGHT = 270
+WIDTH = 320
+HEIGHT = 180
 X = np.diag([-1.0, 1, 1, 1])
 Y = np.diag([1.0, -1, 1, 1])
 OPENGL = np.diag([1.0, -1, -1, 1])

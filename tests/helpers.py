@@ -1,5 +1,7 @@
 """What several tests need: small models, cameras and scenes."""
 
+import functools
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +97,21 @@ def random_views(*shape: int, seed: int = 0, **size: int) -> Views:
     return Views(torch.rand(*shape, 3, cameras.height, cameras.width, generator=generator), cameras)
 
 
+@functools.cache
+def _toy_images(frames: int, size: tuple[int, int], seed: int, alpha: bool) -> list[bytes]:
+    """The files of a toy scene's images, made once for all tests."""
+    wall = np.random.default_rng(seed).integers(20, 140, (4, 6 + frames, 3), dtype=np.uint8)
+    files = []
+    for number in range(frames):
+        pixels = Image.fromarray(wall[:, number : number + 6]).resize(size)
+        if alpha:
+            pixels.putalpha(soft_hole(*size))
+        file = io.BytesIO()
+        pixels.save(file, "png" if alpha else "jpeg", quality=95)
+        files.append(file.getvalue())
+    return files
+
+
 def write_toy_scene(
     root: Path, name: str, frames: int, size: tuple[int, int] = (48, 32), seed: int = 0, alpha: bool = False
 ) -> Path:
@@ -102,15 +119,12 @@ def write_toy_scene(
 
     With `alpha` its images are PNG, and the wall is behind a round hole with a soft edge.
     """
-    wall = np.random.default_rng(seed).integers(20, 140, (4, 6 + frames, 3), dtype=np.uint8)
+    folder = root / "images" / name
+    folder.mkdir(parents=True, exist_ok=True)
     records = []
-    for number in range(frames):
-        image = root / "images" / name / f"{number:05d}.{'png' if alpha else 'jpg'}"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        pixels = Image.fromarray(wall[:, number : number + 6]).resize(size)
-        if alpha:
-            pixels.putalpha(soft_hole(*size))
-        pixels.save(image, quality=95)
+    for number, content in enumerate(_toy_images(frames, size, seed, alpha)):
+        image = folder / f"{number:05d}.{'png' if alpha else 'jpg'}"
+        image.write_bytes(content)
         w2c = np.eye(4)
         w2c[0, 3] = -0.1 * number
         fxfycxcy = [40.0, 40.0, size[0] / 2, size[1] / 2]

@@ -1,5 +1,7 @@
 """Configurations as users write them: YAML files and `key=value` arguments."""
 
+import copy
+import functools
 import io
 import re
 from collections.abc import Collection, Sequence
@@ -84,10 +86,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """
     try:
         text = read_bytes(path, _FILE_BYTES).decode("utf-8-sig")
-        if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
-            raise InputError(f"{path} is not a configuration: it holds more than {_FILE_VALUES} values")
-        _check_numbers(text, path)
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        content = copy.deepcopy(_parse(text, path))
     except FileNotFoundError:
         raise InputError(f"configuration not found: {path}") from None
     except InputError:
@@ -101,6 +100,15 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
     return content
+
+
+@functools.lru_cache(maxsize=8)
+def _parse(text: str, path: Path) -> Any:
+    """The content of the text of a file; parsing takes longest of all, and programs may read a file many times."""
+    if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
+        raise InputError(f"{path} is not a configuration: it holds more than {_FILE_VALUES} values")
+    _check_numbers(text, path)
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 
 def read_kept_yaml(text: object) -> Any:

@@ -233,7 +233,7 @@ def test_inputs_unlike_those_of_training_are_named(room, tmp_path):
     gray = blank_scene(tmp_path, [Image.new("RGB", (HEIGHT, WIDTH), (128, 128, 128))] * 2)
     misfit = misread(room, "OpenGL for OpenCV")
     for scene, inputs, kind, culprit in [
-        (gray, [0, 1], "crop", "270x480"),
+        (gray, [0, 1], "crop", f"{HEIGHT}x{WIDTH}"),
         (gray, [0, 1], "baseline", "inference.input_frames"),
         (part(room, [2, 2]), [0, 1], "baseline", "inference.input_frames"),
         (misfit, [0, 6], "baseline", "data.importers.check"),
@@ -249,10 +249,10 @@ def test_the_field_of_view_is_that_of_what_the_model_sees(room):
 
 
 def test_what_a_wide_model_does_not_see_is_said(room):
-    """The frames are 480x270, which is 16:9."""
+    """The frames are 16:9."""
     assert remarks_on_inputs(room, [0, 6], shape=(256, 456)) == {}
     said = remarks_on_inputs(room, [0, 6], shape=(256, 384))["crop"]
-    check_names(said, f"scene {room.name}", "480x270", "405x270", "model.image_tokenizer.image_size")
+    check_names(said, f"scene {room.name}", f"{WIDTH}x{HEIGHT}", "270x180", "model.image_tokenizer.image_size")
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8, 12, 150, 5000])

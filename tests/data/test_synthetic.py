@@ -74,7 +74,7 @@ def test_cast_agrees_with_plain_intersection(room: Room, path: tuple[np.ndarray,
     fxfycxcy = fxfycxcy + np.array([0.0, 7.0, 3.3, -2.1])  # fx, fy differ and the centre is off
     for pose in (c2w[0], c2w[-1]):
         face, depth = cast(room.faces, Pinhole(pose, fxfycxcy, WIDTH, HEIGHT))
-        for x, y in zip(rng.integers(WIDTH, size=150), rng.integers(HEIGHT, size=150), strict=True):
+        for x, y in zip(rng.integers(WIDTH, size=60), rng.integers(HEIGHT, size=60), strict=True):
             expected_face, expected_depth = plain_hit(room.faces, pose, fxfycxcy, x, y)
             assert face[y, x] == expected_face
             assert depth[y, x] == pytest.approx(expected_depth, rel=1e-4)
@@ -137,6 +137,8 @@ def test_a_point_projects_to_the_pixel_that_shows_it(room: Room, path: tuple[np.
         if found[0] == i:
             shown += 1
             assert found[1] == pytest.approx(z, rel=1e-4)
+        if shown == 20:
+            break
     assert shown >= 10
 
 
@@ -171,7 +173,9 @@ def warp_error(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_path_is_smooth_clear_and_level(seed: int) -> None:
+def test_a_path_is_smooth_clear_and_level(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Textures take most of the time, and no path sees them.
+    monkeypatch.setattr("data.synthetic.room._bake", lambda *_: texture_levels(np.zeros((2, 2, 4), np.uint8)))
     room = make_scene(seed, texel=0.1)
     speed = 0.02
     c2w, intrinsics = make_path(room, seed, 120, speed=speed)
@@ -211,13 +215,10 @@ def test_make_path_names_a_bad_value(room: Room, name: str, value: float) -> Non
         make_path(room, 0, **arguments)
 
 
-def test_a_clip_depends_on_its_spec_alone() -> None:
+def test_clips_of_other_specs_have_other_keys() -> None:
     spec = ClipSpec(seed=1, split="train", index=7, frames=3, width=48, height=32)
-    first, again = make_clip(spec), make_clip(spec)
-    assert first.jpegs == again.jpegs and np.array_equal(first.cameras, again.cameras)
     others = [replace(spec, index=8), replace(spec, split="test"), replace(spec, seed=2)]
     assert len({other.key for other in [spec, *others]}) == 4
-    assert not np.array_equal(make_clip(others[1]).cameras, first.cameras)
 
 
 def test_the_detail_of_textures_does_not_change_the_room(room: Room) -> None:
@@ -255,6 +256,16 @@ def test_chunks_have_the_format_of_pixelsplat(written: Path) -> None:
         with Image.open(io.BytesIO(clip["images"][0].numpy().tobytes())) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 24))
     assert not [file for file in written.rglob("*") if "tmp" in file.name]
+
+
+def test_a_clip_depends_on_its_spec_alone(written: Path) -> None:
+    """What another process wrote before is made again."""
+    clips = load(written, "train")
+    again = make_clip(ClipSpec(seed=5, split="train", index=0, frames=6, width=32, height=24))
+    assert again.jpegs == [image.numpy().tobytes() for image in clips[0]["images"]]
+    assert np.array_equal(again.cameras, clips[0]["cameras"].numpy())
+    for other in (clips[1], *load(written, "test")):
+        assert not np.array_equal(again.cameras, other["cameras"].numpy())
 
 
 def test_camera_rows_are_normalised_intrinsics_and_w2c(written: Path) -> None:

@@ -27,8 +27,8 @@ from utils.text import printable
 CASES = int(os.environ.get("LVSM_FUZZ", 0))
 FIRST = int(os.environ.get("LVSM_FUZZ_FIRST", 0))
 REPORT = os.environ.get("LVSM_FUZZ_REPORT")
-# Cases where no number is asked for: four of each kind.
-_FEW = 80
+# Cases where no number is asked for: two of each kind.
+_FEW = 40
 # Seeds of cases that are at fault by design: a program started, a traceback, and last the death of the worker.
 PLANTED = (-3, -2, -1)
 # Seconds after which a case hangs; a usual one takes 0.2.

@@ -34,8 +34,8 @@ def test_they_are_what_their_configuration_builds():
 
 
 def test_they_know_rooms_that_they_never_saw(tmp_path):
-    rooms = ["--train_scenes", "0", "--test_scenes", "2", "--frames", "40", "--width", "256", "--height", "144"]
-    walk = ["--speed", "0.04", "--context_distance", "30", "--seed", "77", "--num_processes", "1"]
+    rooms = ["--train_scenes", "0", "--test_scenes", "2", "--frames", "16", "--width", "256", "--height", "144"]
+    walk = ["--speed", "0.1", "--context_distance", "12", "--seed", "77", "--num_processes", "1"]
     assert synthetic.main(["--output_dir", str(tmp_path / "chunks"), *rooms, *walk]) == 0
     preprocess_data.main(
         ["--base_path", str(tmp_path / "chunks"), "--output_dir", str(tmp_path / "scenes"), "--mode", "test"]

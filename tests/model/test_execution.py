@@ -245,16 +245,6 @@ def test_compiled():
     assert "_limit" not in result.stderr, result.stderr[-2000:]
 
 
-def test_a_failing_compiler_is_done_without_and_it_is_said_once(tmp_path):
-    # Nothing was compiled before.
-    empty = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    result = run("-m", "tests.programs.run_compiled", "goes_on_without_a_compiler", **empty)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads(result.stdout) == {"goes_on_without_a_compiler": None}, result.stdout
-    (line,) = result.stderr.splitlines()
-    assert "training.compile=off" in line and "compiling failed" in line
-
-
 @pytest.fixture
 def compiler(monkeypatch):
     """A function that sets what compiled code does, in a process that has not given up on compilers."""

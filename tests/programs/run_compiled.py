@@ -7,8 +7,10 @@ import copy
 import functools
 import itertools
 import json
+import logging.handlers
 import pickle
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +82,8 @@ def encoder_decoder_equals_plain():
     check_equals_plain("encoder_decoder", [(0.5, 1)], encoder_n_layer=1, decoder_n_layer=1)
 
 
+# Code for free sizes takes longer to find, and other claims look at it.
+@torch._dynamo.config.patch(automatic_dynamic_shapes=False)
 def encoded_once_equals_plain():
     """The variants that encode once, with cameras in attention."""
     for variant in ("prefix+prope", "cross+prope"):
@@ -138,7 +142,7 @@ def saved(execution):
 
 def saves_statistics():
     """Means and variances stay for backward, also where all else is computed again."""
-    shapes = saved(ExecutionConfig(1, 0.0, compile="on"))
+    shapes = saved(ExecutionConfig(2, 0.0, compile="on"))
     # Of two sequences of 72 tokens, two norms a block; the last block's second norm sees 24 of them.
     assert sum(shape == (2, 72, 1) for shape in shapes) >= 2 * 3, shapes
 
@@ -154,16 +158,22 @@ def saves_matmuls():
 
 @torch._inductor.config.patch({"cpp.cxx": ("/bin/false",)})
 def goes_on_without_a_compiler():
-    """Where the compiler fails, training gives what plain code gives."""
+    """Where the compiler fails, training gives what plain code gives, and says so once."""
     found = []
-    for execution in (PLAIN, ON):
-        model, images = forward("decoder_only", execution, n_layer=1)
-        images.square().sum().backward()
-        found.append([images.detach(), *(p.grad for p in model.parameters())])
+    said = logging.handlers.BufferingHandler(100)
+    compilation.log.addHandler(said)
+    with tempfile.TemporaryDirectory() as empty, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", empty)
+        for execution in (PLAIN, ON):
+            model, images = forward("decoder_only", execution, n_layer=1)
+            images.square().sum().backward()
+            found.append([images.detach(), *(p.grad for p in model.parameters())])
     for plain, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain)
     assert compilation._failed
     compilation._failed.clear()
+    (line,) = [record.getMessage() for record in said.buffer]
+    assert "training.compile=off" in line and "compiling failed" in line
 
 
 def takes_context_and_cameras():
@@ -246,7 +256,7 @@ def serves_every_use():
     Of updates whose number of inputs is drawn, the second number that comes up is the last that is compiled for.
     """
     execution = ExecutionConfig(1, 0.75, compile="on")
-    model = small_model("encoder_decoder", execution=execution, encoder_n_layer=3, decoder_n_layer=3).train()
+    model = small_model("encoder_decoder", execution=execution, encoder_n_layer=2, decoder_n_layer=2).train()
     counts = []
     for views in (2, 3, 5):
         model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
@@ -281,8 +291,9 @@ GROUPS = (
     (FRONT, (serves_every_use,)),
     (FRONT, (compiles_each_size_once,)),
     (FRONT, (encoded_once_equals_plain,)),
-    (INDUCTOR, (generates_code,)),
+    # First, while nothing is compiled yet.
     (INDUCTOR, (goes_on_without_a_compiler,)),
+    (INDUCTOR, (generates_code,)),
 )
 
 

@@ -56,14 +56,17 @@ def long_command(scenes, folder, *more):
     return command(scenes, folder, *saving, *more)
 
 
-def undisturbed(scenes, tmp_path):
-    train.main(long_command(scenes, tmp_path / "undisturbed"))
-    return weights(tmp_path / "undisturbed", STEPS)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The weights that the run of `long_command` ends with, in one process and without any trouble."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train.main(long_command(write_toy_set(folder / "scenes"), folder / "run"))
+    return weights(folder / "run", STEPS)
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get("LVSM_KILLED_RUNS", 1))))
-def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp_path, number):
-    expected, folder = undisturbed(scenes, tmp_path), tmp_path / "killed"
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp_path, number, undisturbed):
+    folder = tmp_path / "killed"
     kills = 0
     for seed in range(40):
         arguments = long_command(scenes, folder, f"training.num_workers={seed % 2}")
@@ -73,7 +76,7 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(scenes, tmp
         assert done.returncode == -signal.SIGKILL, done.stderr
         kills += 1
     assert kills >= 1 and done.returncode == 0
-    assert largest_difference(weights(folder, STEPS), expected) == 0
+    assert largest_difference(weights(folder, STEPS), undisturbed) == 0
     assert not list(folder.glob(".*"))
 
 
@@ -83,7 +86,7 @@ def start_slow(scenes, folder, *more, launcher=()):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes, tmp_path, number):
+def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes, tmp_path, number, undisturbed):
     folder = tmp_path / "run"
     process = start_slow(scenes, folder, "training.checkpoint_every=100", "training.num_workers=1")
     wait_for((folder / "metrics.jsonl").exists)
@@ -94,7 +97,7 @@ def test_a_signal_to_all_its_processes_ends_a_run_cleanly_and_it_goes_on(scenes,
     (saved,) = numbered_checkpoints(folder)
     assert 0 < read_checkpoint(saved)["step"] < STEPS
     train.main(long_command(scenes, folder))
-    assert largest_difference(weights(folder, STEPS), undisturbed(scenes, tmp_path)) == 0
+    assert largest_difference(weights(folder, STEPS), undisturbed) == 0
 
 
 def children(pid):
@@ -318,9 +321,9 @@ def test_an_unforeseen_error_while_saving_is_not_lost(tmp_path, monkeypatch, bac
 
 
 @pytest.mark.slow
-def test_saving_in_the_background_changes_nothing(scenes, tmp_path):
+def test_saving_in_the_background_changes_nothing(scenes, tmp_path, undisturbed):
     train.main(long_command(scenes, tmp_path / "run", "training.save_in_background=true"))
-    assert largest_difference(weights(tmp_path / "run", STEPS), undisturbed(scenes, tmp_path)) == 0
+    assert largest_difference(weights(tmp_path / "run", STEPS), undisturbed) == 0
 
 
 def full_disk(tmp_path):
