@@ -7,7 +7,7 @@ import pickle
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -583,6 +583,7 @@ def override_case(case: Case) -> Door:
 _SIZES = {
     "train_steps": 4,
     "image_size": 64,
+    "image_sizes": 64,
     "patch_size": 64,
     "d": 64,
     "n_layer": 4,
@@ -615,9 +616,18 @@ def config_door(case: Case, door: Callable[..., Door], *overrides: str) -> Door:
 def _is_small(config: Any) -> bool:
     values = _values(config)
     usual = _values(setup.build_config(yaml.safe_load(CONFIG)))
-    large = any(value > limit for key, limit in _SIZES.items() for value in values[key])
+    large = any(number > limit for key, limit in _SIZES.items() for number in _numbers(values[key]))
     reaching = any(values[key] != usual[key] for key in _REACHING)
     return not large and not reaching and not any("hf://" in str(value) for found in values.values() for value in found)
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """What stands in lists, or in lists of lists."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value
 
 
 def _values(config: Any) -> dict[str, list[Any]]:
