@@ -9,6 +9,8 @@ DIR/evaluation_index.json for the test clips. In Python, without files:
     c2w, intrinsics = make_path(room, 0, frames=60)
     image = render(room.faces, Pinhole(c2w[0], to_pixels(intrinsics, 640, 360), 640, 360))
 
+With `--kind objects` it writes scenes of objects instead, RGBA pictures from all around them (object_set.py).
+
 Rooms are built in room.py from what is in furniture.py and textures.py, paths in path.py, pictures in rendering.py, and
 clips of them in clips.py.
 """

@@ -29,7 +29,11 @@ _GRAZING = 0.03
 _LAMP_SHARPNESS = 10
 # Light that gets everywhere.
 _LEAST_LIGHT = 0.22
+# Of 255 levels, the one that stands for light that leaves a colour as it is.
+_ONE = 160
 _BORDER = 1
+# Rows of the image of all surfaces: OpenCV looks up no larger ones than 32767.
+_LONGEST_COLUMN = 16000
 _OUTSIDE = -9.0
 
 Box = tuple[slice, slice]
@@ -43,7 +47,7 @@ class BakedObject:
 
     Attributes:
         solids: what it is composed of.
-        texture: all its surfaces, lit, below one another; transparent between them.
+        texture: all its surfaces, lit, in columns; transparent between them.
         places: of every solid's patches, left, top, width and height there.
     """
 
@@ -108,18 +112,29 @@ def bake(solids: Sequence[Solid], light: Light, rng: np.random.Generator, texel:
     patches = [_measure(solid, number, texel) for solid in solids for number in solid.shape.patches]
     grids = _light_on(solids, patches, light)
     images = [_lit(patch, grid, rng) for patch, grid in zip(patches, grids, strict=True)]
-    heights = [image.shape[0] for image in images]
-    texture = np.zeros((sum(heights), max(image.shape[1] for image in images), 4), np.uint8)
-    tops = np.cumsum([0, *heights[:-1]])
-    for top, image in zip(tops, images, strict=True):
-        texture[top : top + image.shape[0], : image.shape[1]] = image
-    places: list[np.ndarray] = []
-    for solid in solids:
-        places.append(np.zeros((max(solid.shape.patches) + 1, 4), np.float32))
-    numbers = [number for number, solid in enumerate(solids) for _ in solid.shape.patches]
-    for number, patch, top in zip(numbers, patches, tops, strict=True):
-        places[number][patch.number] = (_BORDER, top + _BORDER, *patch.size)
-    return BakedObject(solids, texture, places)
+    texture, corners = _stack(images)
+    places = {id(solid): np.zeros((max(solid.shape.patches) + 1, 4), np.float32) for solid in solids}
+    for patch, corner in zip(patches, corners, strict=True):
+        places[id(patch.solid)][patch.number] = (*corner, *patch.size)
+    return BakedObject(solids, texture, [places[id(solid)] for solid in solids])
+
+
+def _stack(images: Sequence[UInt8[np.ndarray, "_ _ 4"]]) -> tuple[UInt8[np.ndarray, "h w 4"], list[tuple[int, int]]]:
+    """Images as one, below one another in columns; left and top of each there, inside its border."""
+    corners = []
+    left = top = right = 0
+    for image in images:
+        if top + image.shape[0] > _LONGEST_COLUMN:
+            left = right
+            top = 0
+        corners.append((left, top))
+        top += image.shape[0]
+        right = max(right, left + image.shape[1])
+    height = max(top + image.shape[0] for (_, top), image in zip(corners, images, strict=True))
+    texture = np.zeros((height, right, 4), np.uint8)
+    for (left, top), image in zip(corners, images, strict=True):
+        texture[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return texture, [(left + _BORDER, top + _BORDER) for left, top in corners]
 
 
 def _measure(solid: Solid, number: int, texel: float) -> _Patch:
@@ -142,27 +157,29 @@ def _lit(
     patch: _Patch, light: Float[np.ndarray, "rows columns 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 4"]:
     """The image of a patch with a border that repeats its edge."""
-    width, height = patch.size
+    texture = lay(rng, patch.solid.material, _laid_lengths(patch), *patch.size)
+    image = cv2.multiply(texture, _shade(light, *patch.size), scale=1 / _ONE)
+    return cv2.copyMakeBorder(image, *(_BORDER,) * 4, borderType=cv2.BORDER_REPLICATE)
+
+
+def _laid_lengths(patch: _Patch) -> Float[np.ndarray, "2"]:
+    """The size over which its pattern is laid: it goes around a whole number of times, so that it has no seam."""
     metres = patch.solid.material.metres
-    lengths = patch.lengths
-    if metres is not None:
-        # A pattern goes around a whole number of times, so that it has no seam.
-        lengths = (
-            np.array([max(1, round(lengths[0] / metres)) * metres, lengths[1]]) if patch.solid.shape.closes else lengths
-        )
-    texture = lay(rng, patch.solid.material, lengths, width, height)
+    if metres is None or not patch.solid.shape.closes:
+        return patch.lengths
+    return np.array([max(1, round(patch.lengths[0] / metres)) * metres, patch.lengths[1]])
+
+
+def _shade(light: Float[np.ndarray, "rows columns 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 4"]:
+    """Light at the nodes of a grid, the outer ones on the edges of an image, at its texels; `_ONE` leaves colours."""
     rows, columns = light.shape[:2]
-    # The nodes of the grid lie on the edges of the image.
+    levels = np.full((rows, columns, 4), _ONE, np.uint8)
+    levels[..., :3] = np.clip(np.round(_ONE * light), 0, 255)
     x = (columns - 1) / width
     y = (rows - 1) / height
     matrix = np.array([[x, 0, x / 2], [0, y, y / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    shade = np.dstack(
-        [np.clip(np.round(160 * light), 0, 255).astype(np.uint8), np.full((rows, columns), 160, np.uint8)]
-    )
-    shade = cv2.warpAffine(shade, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    image = cv2.multiply(texture, shade, scale=1 / 160)
-    return cv2.copyMakeBorder(image, *(_BORDER,) * 4, borderType=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(levels, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _light_on(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.scene import read_scene, read_scene_list
+from data.synthetic import object_rendering
 from data.synthetic.__main__ import main
 from data.synthetic.furniture import Style
 from data.synthetic.object_rendering import BakedObject, Light, bake, cast_object, render_object, shine
@@ -226,6 +227,17 @@ def warp_error(
     seen_depth = cv2.remap(np.where(np.isfinite(other_depth), other_depth, 99), u, v, cv2.INTER_NEAREST)
     seen = (owner >= 0) & (np.abs(seen_depth / points[..., 2] - 1) < 0.01)
     return float(np.abs(fetched - image)[seen][:, :3].mean()), float(seen.sum() / (owner >= 0).sum())
+
+
+def test_where_surfaces_stand_in_the_image_of_all_changes_no_picture(
+    photographed: PhotographedObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the rounding of places; OpenCV looks up no image as long as all surfaces below one another may be."""
+    expected = photographed.picture(0)
+    monkeypatch.setattr(object_rendering, "_LONGEST_COLUMN", 150)
+    again = PhotographedObject(photographed.spec)
+    assert again.baked.texture.shape[0] <= 150 < photographed.baked.texture.shape[0]
+    assert np.abs(again.picture(0).astype(int) - expected).max() <= 2
 
 
 def test_cameras_look_at_the_origin_from_all_around() -> None:
