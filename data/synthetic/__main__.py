@@ -43,7 +43,7 @@ def _add_common(add: AddOption, cfg: Any, scene: str) -> None:
     add("--output_dir", type=path_argument, required=True, dest="root", metavar="DIR", help="folder to write to")
     add("--train_scenes", type=int, default=cfg.train_scenes, metavar="N", help=f"training {scene}s")
     add("--test_scenes", type=int, default=cfg.test_scenes, metavar="N", help=f"test {scene}s")
-    add("--frames", type=int, default=cfg.frames, metavar="N", help=f"pictures of a {scene}")
+    add("--frames", type=int, default=cfg.frames, metavar="N", help=f"pictures of each {scene}")
     add("--seed", type=int, default=cfg.seed, metavar="N", help=f"what decides all {scene}s")
     add("--num_processes", type=int, default=cfg.num_processes, metavar="N", help="processes; 0 for one on every core")
     add("--targets", type=int, default=cfg.targets, metavar="N", help="target views of the test index")
