@@ -131,18 +131,22 @@ def sample_spread(scene: Scene, cfg: ViewConfig, rng: np.random.Generator) -> Se
     Raises:
         LostFramesError: every window that was drawn has frames that cannot be used.
     """
-
-    def draw() -> list[int] | None:
-        window = choose_window(len(scene), cfg.num_views, cfg.view_selector, rng)
-        if window is None:
-            return None
-        first, last = window[:2]
-        inputs = spread_over(first, last, cfg.most_inputs)
-        rest = np.setdiff1d(np.arange(first, last + 1), inputs)
-        return [*inputs, *rng.choice(rest, cfg.num_views - len(inputs), replace=False).tolist()]
-
-    frames = draw_usable(draw, scene.fault)
+    frames = draw_usable(lambda: choose_spread(len(scene), cfg, rng), scene.fault)
     return None if frames is None else _split(frames, cfg, rng)
+
+
+def choose_spread(num_frames: int, cfg: ViewConfig, rng: np.random.Generator) -> list[int] | None:
+    """Inputs spread over a random window (`choose_window`), then frames of the window that are none.
+
+    None: the clip is too short.
+    """
+    window = choose_window(num_frames, cfg.num_views, cfg.view_selector, rng)
+    if window is None:
+        return None
+    first, last = window[:2]
+    inputs = spread_over(first, last, cfg.most_inputs)
+    rest = np.setdiff1d(np.arange(first, last + 1), inputs)
+    return [*inputs, *rng.choice(rest, cfg.num_views - len(inputs), replace=False).tolist()]
 
 
 def spread_over(first: int, last: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import transformer
-from tests.helpers import MODELS, random_cameras, random_views, small_model
+from tests.helpers import VARIANTS, random_cameras, random_views, small_model
 
 
 class LargestTensor(TorchDispatchMode):
@@ -31,9 +31,9 @@ def largest_tensor(model, inputs):
     return largest.nbytes
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_memory_grows_with_the_inputs_and_not_with_their_square(name):
-    model = small_model(name)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_grows_with_the_inputs_and_not_with_their_square(variant):
+    model = small_model(f"{variant}+prope")
     few = largest_tensor(model, 8)
     assert largest_tensor(model, 64) <= 8 * few
 
