@@ -6,7 +6,7 @@ import os
 # Numbers in the tests are those of a CPU, in this process and in those it starts. Tests run side by side: more threads
 # than one would fight for the cores, also where a configuration asks for more.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
-os.environ |= {"OPENCV_FOR_THREADS_NUM": "1"}
+os.environ |= {"OPENCV_FOR_THREADS_NUM": "1", "WANDB_MODE": "disabled"}
 # Of compiled code the numbers matter, not the speed: without vector instructions it compiles faster.
 os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "0"}
 # Few graphs are compiled twice: to remember what became of their operations takes longer than to find out.

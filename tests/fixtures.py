@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import re
 from collections.abc import Iterator
 
@@ -31,28 +32,24 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays: garbage is looked for among what tests make."""
+    """What was imported stays: garbage is looked for among what tests make, and not at every turn."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
+    # pytest listens to every logger that propagates nothing, six times a test, and torch has 57 of them.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(autouse=True)
 def lane(request, monkeypatch):
     """Tests that `make check` runs start no programs, and no process where one does all the work."""
+    # A door that ran in this process may have set more.
+    torch.set_num_threads(1)
     if not request.node.get_closest_marker("slow"):
         forbid_programs(monkeypatch)
         avoid_workers(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A door that ran in this process may have set more."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def without_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ def test_training_steps(measured):
 
 
 def test_fast_and_plain_agree(measured, monkeypatch):
-    config = ["--config", CONFIG, *small_overrides("decoder_only"), "training.use_amp=true", "training.num_views=8"]
+    config = ["--config", CONFIG, *small_overrides("decoder_only"), "training.use_amp=true"]
+    config += ["training.num_views=4", "training.num_target_views=2"]
     plain, fast = measured(agreement, *config, "training.perceptual_loss_weight=0.5")
     assert 0 < fast["renders"] < 0.01 and 0 < plain["worst"] < 0.2
     # Something wrong in one place of the fast path is found and named.

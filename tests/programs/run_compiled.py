@@ -29,6 +29,8 @@ from tests.helpers import PLAIN, random_cameras, random_views, small_config, sma
 from tests.sockets import TurnedByCameras, random_context
 
 ON = ExecutionConfig(1, 0.5, compile="on")
+# For claims about shapes alone.
+FEWER_OPERATIONS = {"use_qk_norm": False}
 # The whole compiler; all of it but the generation of code, which takes longest; its front alone, which finds graphs.
 INDUCTOR, LOWERING, FRONT = "inductor", "aot_eager_decomp_partition", "eager"
 
@@ -58,7 +60,9 @@ def gradients(variant, execution, **transformer):
     before = counters["stats"]["unique_graphs"]
     model, images = forward(variant, execution, **transformer)
     images.square().sum().backward()
-    assert (counters["stats"]["unique_graphs"] > before) == (execution.compile == "on")
+    # What was compiled before may serve.
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled if execution.compile == "on" else compiled == before
     assert not counters["graph_break"], counters["graph_break"]
     return [images.detach(), *(p.grad for p in model.parameters())]
 
@@ -212,7 +216,7 @@ def copies_are_plain():
 
 def counts_graphs_of_shapes():
     """Tokenizers, sequences, head, blocks and the shortened last block, for fixed and for free sizes; then none."""
-    model = small_model("decoder_only", execution=replace(PLAIN, compile="on"))
+    model = small_model("decoder_only", execution=replace(PLAIN, compile="on"), **FEWER_OPERATIONS)
     shapes = ((1, 2, 3), (2, 4, 2), (2, 2, 3), (3, 2, 3), (5, 2, 3), (2, 3, 3), (4, 5, 1), (6, 6, 4), (7, 3, 5))
     counts = []
     for b, v, t in shapes:
@@ -238,7 +242,8 @@ def compiles_each_size_once():
     """Where sizes of images take turns, each is compiled for when it comes first, whole, and never again."""
     with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
         compile_each_shape(ON)
-        model = small_model("prefix+prope", execution=replace(ON, grad_checkpoint_every=0), n_layer=1).train()
+        sizes = {"n_layer": 1} | FEWER_OPERATIONS
+        model = small_model("prefix+prope", execution=replace(ON, grad_checkpoint_every=0), **sizes).train()
         counts = [0]
         for height, width in ((16, 16), (16, 24), (16, 16), (16, 24), (24, 24), (16, 16)):
             views = random_views(2, 2, height=height, width=width)
@@ -256,7 +261,8 @@ def serves_every_use():
     Of updates whose number of inputs is drawn, the second number that comes up is the last that is compiled for.
     """
     execution = ExecutionConfig(1, 0.75, compile="on")
-    model = small_model("encoder_decoder", execution=execution, encoder_n_layer=2, decoder_n_layer=2).train()
+    sizes = {"encoder_n_layer": 2, "decoder_n_layer": 2} | FEWER_OPERATIONS
+    model = small_model("encoder_decoder", execution=execution, **sizes).train()
     counts = []
     for views in (2, 3, 5):
         model(random_views(2, views), random_cameras(2, 3, seed=1)).sum().backward()
@@ -268,26 +274,31 @@ def serves_every_use():
 
 
 def fits_no_buckets():
-    """Blocks compiled whole under DDP with buckets smaller than a block."""
+    """Blocks compiled whole under DDP with buckets smaller than a block, with the gradients of plain code."""
+    plain = gradients("decoder_only", PLAIN, n_layer=2)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    for every in (0, 2):
-        model = small_model("decoder_only", execution=ExecutionConfig(every, 0.5, compile="on"), n_layer=2).train()
-        parallel = DistributedDataParallel(model, bucket_cap_mb=0.01)
-        parallel(random_views(1, 2), random_cameras(1, 2, seed=1)).sum().backward()
+    for share, every in ((0.0, 0), (1.0, 2)):
+        execution = ExecutionConfig(every, share, compile="on")
+        model = small_model("decoder_only", execution=execution, n_layer=2).train()
+        images = DistributedDataParallel(model, bucket_cap_mb=0.01)(random_views(1, 2), random_cameras(1, 2, seed=1))
+        images.square().sum().backward()
+        found = [images.detach(), *(p.grad for p in model.parameters())]
+        for ours, theirs in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     dist.destroy_process_group()
+    assert not counters["graph_break"]
 
 
 # Groups of claims with their compiler; what it compiled for one claim of a group serves the next.
 GROUPS = (
     (
         LOWERING,
-        (decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
+        (fits_no_buckets, decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_attention_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
-    (FRONT, (fits_no_buckets,)),
     (FRONT, (serves_every_use,)),
     (FRONT, (compiles_each_size_once,)),
     (FRONT, (encoded_once_equals_plain,)),

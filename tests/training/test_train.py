@@ -318,7 +318,7 @@ def test_compiled_training_on_two_processes_equals_plain(scenes, tmp_path):
     options += ["model.transformer.n_layer=1"]
     for mode in ("off", "on"):
         arguments = command(scenes, tmp_path / mode, *options, f"training.compile={mode}")
-        result = run("-m", "tests.programs.run_lowered", *arguments, processes=2)
+        result = run("-m", "tests.programs.run_front", *arguments, processes=2)
         assert result.returncode == 0, result.stderr
     assert largest_difference(weights(tmp_path / "off", 3), weights(tmp_path / "on", 3)) < 1e-5
 
