@@ -64,6 +64,8 @@ SHAPES = (
 CONTEXTS = (
     Context("prefix update, with joining", 8, 6, 12, 1024, 2048),
     Context("prefix rendering 4 x 3, with joining", 4, 3, 12, 1024, 2048),
+    Context("prefix, 8 targets of a scene, with joining", 1, 8, 12, 1024, 2048),
+    Context("prefix, 2 targets of a scene, with joining", 1, 2, 12, 1024, 2048),
 )
 TORCHS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -31,6 +31,8 @@ _DTYPES = HALF
 _MEASURED_HEAD = 64
 _SCORES = 400_000_000
 _QUERIES = 2048
+# From so many scores on cuDNN, too, had better attend to a context apart.
+_SCORES_APART = 100_000_000
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
 # Characters of an error that a message shows.
@@ -69,14 +71,29 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
     return c == _MEASURED_HEAD and b * h * n * keys >= _SCORES and (torch.is_grad_enabled() or n >= _QUERIES)
 
 
-def attends_apart(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> bool:
-    """Whether several sequences attend to their context's keys [s h m c] apart, without copies of them.
+def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel | None:
+    """What computes attention of several sequences to their context's keys [s h m c] apart, without copies of them.
 
-    Without gradients "by_shape" joins them: rendering apart was not measured as a whole.
+    None where they had better be joined with it: one sequence alone, too few scores, or a card that was not measured.
     """
-    if len(q) == len(context_k) or (kernel == "by_shape" and not torch.is_grad_enabled()):
+    if len(q) == len(context_k):
+        return None
+    keys = k.shape[2] + context_k.shape[2]
+    if takes_fa4(kernel, q, keys) and (kernel == "fa4" or torch.is_grad_enabled()):
+        return "fa4"
+    return "cudnn" if kernel in ("cudnn", "by_shape") and _cudnn_apart(q, keys) else None
+
+
+def _cudnn_apart(q: Tensor, keys: int) -> bool:
+    b, h, n, c = q.shape
+    if q.dtype not in _DTYPES or c != _MEASURED_HEAD or b * h * n * keys < _SCORES_APART:
         return False
-    return takes_fa4(kernel, q, k.shape[2] + context_k.shape[2])
+    return q.device.type in _DEVICES and _on_hopper()
+
+
+@functools.cache
+def _on_hopper() -> bool:
+    return torch.cuda.get_device_capability()[0] == HOPPER[0]
 
 
 @functools.cache

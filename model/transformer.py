@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import attend_apart, attend_by, attends_apart, takes_fa4
+from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
@@ -193,8 +193,8 @@ def attend_in_context(
     """Attention to the keys and values of one's own sequence, and to those of the context if there is any."""
     if context is None:
         return attend(q, *own, kernel)
-    if attends_apart(kernel, q, own.k, context.k):
-        return attend_apart("fa4", q, *own, context)
+    if apart := apart_by(kernel, q, own.k, context.k):
+        return attend_apart(apart, q, *own, context)
     return attend(q, *join(context, own), kernel)
 
 

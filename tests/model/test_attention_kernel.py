@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from model import attention_kernel as room
 from model import execution, transformer
-from model.attention_kernel import attend_apart, attend_by, attends_apart, takes_fa4, why_no_fa4
+from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
@@ -114,21 +114,32 @@ def test_the_kernel_follows_the_shape_as_measured(monkeypatch, b, queries, keys,
         assert takes_fa4("fa4", q, keys) and takes_fa4("by_shape", q, keys) == rendering
 
 
-# Sequences, scenes, whether several sequences share the context of one, and whether there are scores enough.
-SHARED = [(48, 8, True, True), (12, 4, True, True), (2, 1, True, False), (48, 48, False, True)]
+# Sequences, scenes, and what attends apart where the choice is by shape, with gradients and without.
+SHARED = [
+    (48, 8, "fa4", "cudnn"),
+    (12, 4, "fa4", "cudnn"),
+    (8, 1, "cudnn", "cudnn"),
+    (2, 1, None, None),
+    (48, 48, None, None),
+]
 
 
-@pytest.mark.parametrize(("b", "scenes", "shared", "enough"), SHARED)
-def test_several_sequences_spare_copies_of_their_context(monkeypatch, b, scenes, shared, enough):
+@pytest.mark.parametrize(("b", "scenes", "training", "rendering"), SHARED)
+def test_several_sequences_spare_copies_of_their_context(monkeypatch, b, scenes, training, rendering):
     monkeypatch.setattr(room, "_DEVICES", {"meta"})
+    monkeypatch.setattr(room, "_on_hopper", lambda: True)
     q, context = empty_heads(b, 1024), empty_heads(scenes, 2048)
-    assert attends_apart("fa4", q, q, context) == shared
-    assert attends_apart("by_shape", q, q, context) == (shared and enough)
-    assert not attends_apart("cudnn", q, q, context)
+    assert apart_by("fa4", q, q, context) == ("fa4" if b > scenes else None)
+    assert apart_by("by_shape", q, q, context) == training
+    # Torch's cuDNN is what there is without FlashAttention-4.
+    assert apart_by("cudnn", q, q, context) == rendering
+    assert apart_by("flash", q, q, context) is None
     with torch.no_grad():
-        assert attends_apart("fa4", q, q, context) == shared and not attends_apart("by_shape", q, q, context)
+        assert apart_by("by_shape", q, q, context) == apart_by("cudnn", q, q, context) == rendering
+    monkeypatch.setattr(room, "_on_hopper", lambda: False)
+    assert apart_by("cudnn", q, q, context) is None
     exact = empty_heads(b, 1024, dtype=torch.float32)
-    assert not attends_apart("fa4", exact, exact, context)
+    assert apart_by("fa4", exact, exact, context) is None
 
 
 def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
