@@ -22,7 +22,7 @@ from data.dataset import DataConfig
 from data.loader import LoaderConfig
 from data.views import Selection, check_input_counts, check_view_config
 from evaluation.evaluator import EvaluationConfig
-from evaluation.renderer import Renderer, round_matmul_weights
+from evaluation.renderer import Renderer, finished_renderer
 from evaluation.validation import ValidationConfig
 from geometry.image_size import ImageSize, is_size, size_fault, size_text
 from geometry.normalization import PoseNormalization
@@ -513,8 +513,7 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Con
     if process.is_main:
         warn_of_other_values(config, content.get("config"), path)
     config = with_fixed_background(config, process)
-    model = round_matmul_weights(model, config.training.precision).to(process.device).eval()
-    return Renderer(model, config.training.precision, process.device), path, config
+    return finished_renderer(model, config.training.precision, process.device), path, config
 
 
 def set_threads_and_precision(cfg: TrainingConfig) -> None:

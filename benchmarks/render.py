@@ -29,7 +29,7 @@ from benchmarks.common import (
 )
 from data.dataset import Batch
 from evaluation.metrics import build_metrics
-from evaluation.renderer import Renderer, round_matmul_weights
+from evaluation.renderer import Renderer, finished_renderer
 from evaluation.scoring import render_batch
 from model import decoding_flops, encoding_flops
 from setup import Config, with_training
@@ -47,8 +47,7 @@ ENCODED_TARGETS = 8
 
 def seeded_renderer(config: Config, device: torch.device) -> Renderer:
     """A renderer as inference builds it, with fresh weights."""
-    model = round_matmul_weights(seeded_model(config), config.training.precision)
-    return Renderer(model.to(device).eval(), config.training.precision, device)
+    return finished_renderer(seeded_model(config), config.training.precision, device)
 
 
 def evaluation_batch(config: Config, scenes: int = SCENES, inputs: int = INPUTS, targets: int = TARGETS) -> Batch:

@@ -1,14 +1,17 @@
 """A model that renders: precision, chunks, recorded kernels, films."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from evaluation.recording import Recordings, record_kernels
 from geometry.cameras import Cameras, Views
 from model import LVSM, Encoded
 from utils.media import start_to_uint8
@@ -16,8 +19,6 @@ from utils.precision import PrecisionConfig, amp_dtype, autocast
 
 # Targets of a scene rendered at once: bounds memory, changes nothing else.
 _TARGETS_AT_ONCE = 8
-# Runs before kernels are recorded: compilation and choices by measuring must be over.
-_WARM_UP = 3
 
 
 class Predictor(ABC):
@@ -52,48 +53,50 @@ class Predictor(ABC):
 
 @dataclass(frozen=True)
 class Renderer(Predictor):
-    """A model with the precision it renders in."""
+    """A model with the precision it renders in.
+
+    Attributes:
+        recordings: what records calls that come again and again; None: nothing is recorded.
+    """
 
     model: LVSM
     precision: PrecisionConfig
     device: torch.device
 
+    recordings: Recordings | None = field(default=None, compare=False)
+
     def encode(self, inputs: Views) -> Encoded:
         """What the model keeps of the scenes' inputs [b, v]."""
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.model.encode(inputs)
+        return self._call(self._encode, inputs)
 
     def render(self, encoded: Encoded, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
         """Images of the target cameras [b, t]."""
+        return self._call(self._decode, encoded, targets)
+
+    def record(self, encoded: Encoded, targets: Cameras) -> Callable[[Cameras], Tensor]:
+        """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w].
+
+        For viewers: on a GPU its kernels are recorded at once.
+        """
+        decode = functools.partial(self._decode, encoded)
+        return record_kernels(decode, targets) if self.device.type == "cuda" else decode
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args) if self.recordings is None else self.recordings.call(function, *args)
+
+    def _encode(self, inputs: Views) -> Encoded:
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            return self.model.encode(inputs)
+
+    def _decode(self, encoded: Encoded, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self.model.decode(encoded, targets, max_views=_TARGETS_AT_ONCE).float()
 
-    def record(self, encoded: Encoded, targets: Cameras) -> Callable[[Cameras], Tensor]:
-        """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w] without work for the host.
 
-        For viewers: on a GPU the kernels are recorded once and played again; the result is overwritten by the next.
-        """
-        if self.device.type != "cuda":
-            return lambda cameras: self.render(encoded, cameras)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            place = replace(targets, c2w=targets.c2w.clone(), fxfycxcy=targets.fxfycxcy.clone())
-            for _ in range(_WARM_UP):
-                self.render(encoded, place)
-        graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
-            result = self.render(encoded, place)
-
-        # The recorded kernels read the weights and `encoded` where they lie, so `play` keeps both alive.
-        def play(cameras: Cameras, _read: object = (self.model, encoded)) -> Tensor:
-            with torch.inference_mode():
-                place.c2w.copy_(cameras.c2w)
-                place.fxfycxcy.copy_(cameras.fxfycxcy)
-                graph.replay()
-            return result
-
-        return play
+def finished_renderer(model: LVSM, precision: PrecisionConfig, device: torch.device) -> Renderer:
+    """A renderer of a model that will not be trained: in evaluation mode, its weights rounded once for all calls."""
+    model = round_matmul_weights(model, precision).to(device).eval()
+    return Renderer(model, precision, device, Recordings() if device.type == "cuda" else None)
 
 
 def round_matmul_weights(model: LVSM, cfg: PrecisionConfig) -> LVSM:

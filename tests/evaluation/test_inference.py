@@ -618,7 +618,7 @@ def test_selections_are_plain(place):
 
 
 def test_recorded_kernels_keep_what_they_read(monkeypatch):
-    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     renderer = Renderer(small_model("decoder_only"), PrecisionConfig(use_amp=False), torch.device("cuda"))
     encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)

@@ -1,0 +1,91 @@
+"""What is recorded, what is played, and what happens where recording fails."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evaluation.recording import Recordings
+from evaluation.renderer import Renderer
+from tests.helpers import random_cameras, random_views, small_model
+from utils.precision import PrecisionConfig
+
+
+class Recorder:
+    """Stands in for CUDA graphs: runs the function on the arguments of every call, and counts."""
+
+    def __init__(self, fails=False):
+        self.fails = fails
+        self.recorded = 0
+        self.played = 0
+
+    def __call__(self, function, *args):
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.recorded += 1
+
+        def play(*given):
+            self.played += 1
+            return function(*given)
+
+        return play
+
+
+def calls(recordings, sizes):
+    """The results of a function called with tensors of so many numbers each."""
+    return [recordings.call(torch.neg, torch.full((size,), float(n))) for n, size in enumerate(sizes)]
+
+
+def test_what_is_called_again_and_again_is_recorded():
+    recorder = Recorder()
+    results = calls(Recordings(recorder), [2] * 6)
+    assert [r.tolist() for r in results] == [[-n] * 2 for n in range(6)]
+    assert (recorder.recorded, recorder.played) == (1, 3)
+
+
+def test_every_shape_and_function_has_a_record_of_its_own():
+    recorder = Recorder()
+    recordings = Recordings(recorder)
+    calls(recordings, [2, 3] * 4)
+    assert (recorder.recorded, recorder.played) == (2, 2)
+    assert recordings.call(torch.abs, torch.full((2,), -1.0)).tolist() == [1, 1]
+    assert recorder.played == 2
+
+
+def test_records_that_were_played_longest_ago_make_room(monkeypatch):
+    monkeypatch.setattr("evaluation.recording._KEPT", 2)
+    recorder = Recorder()
+    recordings = Recordings(recorder)
+    calls(recordings, [2] * 4 + [3] * 4 + [2] + [4] * 4 + [2])
+    assert recorder.recorded == 3
+    calls(recordings, [3])
+    assert recorder.recorded == 4
+
+
+def test_large_arguments_are_not_copied(monkeypatch):
+    monkeypatch.setattr("evaluation.recording._LARGEST", 15)
+    recorder = Recorder()
+    calls(Recordings(recorder), [4] * 6)
+    assert recorder.recorded == 0
+
+
+def test_where_recording_fails_rendering_goes_on(caplog):
+    recordings = Recordings(Recorder(fails=True))
+    assert [r.tolist() for r in calls(recordings, [2] * 6)] == [[-n] * 2 for n in range(6)]
+    assert len(caplog.records) == 1 and "not permitted" in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["decoder_only", "encoder_decoder", "prefix+prope", "cross"])
+def test_a_renderer_records_what_it_encodes_and_renders(variant):
+    recorder = Recorder()
+    model = small_model(variant)
+    plain = Renderer(model, PrecisionConfig(use_amp=False), torch.device("cpu"))
+    recording = replace(plain, recordings=Recordings(recorder))
+    for seed in range(5):
+        inputs, targets = random_views(1, 2, seed=seed), random_cameras(1, 3, seed=10 + seed)
+        renders = [each.render(each.encode(inputs), targets) for each in (plain, recording)]
+        assert torch.equal(*renders)
+    assert (recorder.recorded, recorder.played) == (2, 4)
+    # Cameras of another size are tensors of the same shapes.
+    half = replace(targets, height=8, width=12)
+    assert recording.render(recording.encode(inputs), half).shape[-2:] == (8, 12)
