@@ -70,7 +70,8 @@ class Work:
 
     def row(self) -> dict[str, Any]:
         """Its line of the table."""
-        seconds = timed(self.run, self.calls, warmup=3)
+        # More than calls before kernels are recorded.
+        seconds = timed(self.run, self.calls, warmup=5)
         middle = statistics.median(seconds)
         row = {"work": self.name, "images/s": self.images / middle, "ms/image": 1000 * middle / self.images}
         row |= {"spread": f"{spread(seconds):.1%}", **rates(self.flops, middle), **self.notes}

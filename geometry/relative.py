@@ -30,14 +30,21 @@ class TokenCameras:
         inverse: P⁻¹.
         cos: of the angles of each token's place, those of its column before those of its row.
         sin: of the same angles.
-        stretch: so many tokens in a row, from the first on, always have the same camera.
+        units: tokens come in stretches with one camera each; every stretch is as long as the greatest common divisor of
+            these numbers.
     """
 
     projection: Float[Tensor, "b n 4 4"]
     inverse: Float[Tensor, "b n 4 4"]
     cos: Float[Tensor, "n a"]
     sin: Float[Tensor, "n a"]
-    stretch: int
+    units: tuple[int, ...]
+
+    @property
+    def stretch(self) -> int:
+        """So many tokens in a row, from the first on, have the same camera."""
+        # Here, since compiled code knows no divisors of numbers that vary.
+        return math.gcd(*self.units)
 
     def __getitem__(self, tokens: slice) -> "TokenCameras":
         """Some of the tokens."""
@@ -47,7 +54,7 @@ class TokenCameras:
             self.inverse[:, tokens],
             self.cos[tokens],
             self.sin[tokens],
-            math.gcd(self.stretch, start, stop) if step == 1 else 1,
+            (*self.units, start, stop) if step == 1 else (1,),
         )
 
 
@@ -73,14 +80,14 @@ def token_cameras(parts: Sequence[Cameras | int], patch_size: int, d_head: int) 
         torch.cat([turn.inverse for turn in turns], dim=1),
         torch.cat([turn.cos for turn in turns]),
         torch.cat([turn.sin for turn in turns]),
-        math.gcd(*(turn.stretch for turn in turns)),
+        tuple(unit for turn in turns for unit in turn.units),
     )
 
 
 def _identity(tokens: int, b: int, angles: int, device: torch.device) -> TokenCameras:
     matrix = torch.eye(4, device=device).expand(b, tokens, 4, 4)
     zeros = torch.zeros(tokens, 2 * angles, device=device)
-    return TokenCameras(matrix, matrix, zeros + 1, zeros, tokens)
+    return TokenCameras(matrix, matrix, zeros + 1, zeros, (tokens,))
 
 
 def _of_views(cameras: Cameras, b: int, patch_size: int, angles: int) -> TokenCameras:
@@ -93,7 +100,7 @@ def _of_views(cameras: Cameras, b: int, patch_size: int, angles: int) -> TokenCa
         repeat(inverse_projections(cameras), "s v i j -> (s t) (v n) i j", **each),
         place.cos(),
         place.sin(),
-        rows * columns,
+        (rows * columns,),
     )
 
 

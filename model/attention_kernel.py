@@ -27,12 +27,11 @@ HOPPER = (9, 0)
 _DEVICES = {"cuda"}
 _DTYPES = HALF
 # What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): FlashAttention-4 is the fastest
-# of all for so many scores and more, forward alone only from so many queries. Below, its host work shows.
+# of all for so many scores and more, forward alone only from so many queries. Below, its host work shows. From as many
+# scores on, a context had better be attended to apart, by cuDNN's kernel as well.
 _MEASURED_HEAD = 64
 _SCORES = 400_000_000
 _QUERIES = 2048
-# From so many scores on cuDNN, too, had better attend to a context apart.
-_SCORES_APART = 100_000_000
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
 # Characters of an error that a message shows.
@@ -63,37 +62,34 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
 
     "fa4" wants it wherever it can, "by_shape" where it was measured to win.
     """
-    if kernel not in ("fa4", "by_shape") or q.dtype not in _DTYPES or q.device.type not in _DEVICES:
+    if kernel not in ("fa4", "by_shape") or not _is_of_16_bits_on_gpu(q):
         return False
-    b, h, n, c = q.shape
     if kernel == "fa4":
-        return c % 8 == 0 and c <= _WIDEST_HEAD
-    return c == _MEASURED_HEAD and b * h * n * keys >= _SCORES and (torch.is_grad_enabled() or n >= _QUERIES)
+        return q.shape[-1] % 8 == 0 and q.shape[-1] <= _WIDEST_HEAD
+    return _has_scores_enough(q, keys) and (torch.is_grad_enabled() or q.shape[2] >= _QUERIES)
 
 
 def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel | None:
     """What computes attention of several sequences to their context's keys [s h m c] apart, without copies of them.
 
-    None where they had better be joined with it: one sequence alone, too few scores, or a card that was not measured.
+    None where they had better be joined with it: of one sequence alone, of few scores, by a kernel that was named.
     """
     if len(q) == len(context_k):
         return None
     keys = k.shape[2] + context_k.shape[2]
     if takes_fa4(kernel, q, keys) and (kernel == "fa4" or torch.is_grad_enabled()):
         return "fa4"
-    return "cudnn" if kernel in ("cudnn", "by_shape") and _cudnn_apart(q, keys) else None
+    by_shape = kernel in ("by_shape", "cudnn_by_shape") and _is_of_16_bits_on_gpu(q)
+    return "cudnn" if by_shape and _has_scores_enough(q, keys) else None
 
 
-def _cudnn_apart(q: Tensor, keys: int) -> bool:
+def _is_of_16_bits_on_gpu(q: Tensor) -> bool:
+    return q.dtype in _DTYPES and q.device.type in _DEVICES
+
+
+def _has_scores_enough(q: Tensor, keys: int) -> bool:
     b, h, n, c = q.shape
-    if q.dtype not in _DTYPES or c != _MEASURED_HEAD or b * h * n * keys < _SCORES_APART:
-        return False
-    return q.device.type in _DEVICES and _on_hopper()
-
-
-@functools.cache
-def _on_hopper() -> bool:
-    return torch.cuda.get_device_capability()[0] == HOPPER[0]
+    return c == _MEASURED_HEAD and b * h * n * keys >= _SCORES
 
 
 @functools.cache

@@ -144,7 +144,7 @@ def _fastest_kernel() -> KernelChoice:
         log.info("attention: fa4 or cudnn, by shape")
         return "by_shape"
     log.info("attention: cudnn first; FlashAttention-4 would be faster (%s)", why_not)
-    return fastest
+    return "cudnn_by_shape"
 
 
 def _torchs_fastest() -> AttentionKernel:

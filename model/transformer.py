@@ -21,8 +21,8 @@ from utils.fields import bounded
 _INIT_STD = 0.02
 
 AttentionKernel = Literal["fa4", "cudnn", "flash", "efficient", "math"]
-# "by_shape": "fa4" or "cudnn", as measured.
-KernelChoice = Literal["by_shape", AttentionKernel]
+# "by_shape": "fa4" or "cudnn", and contexts joined or apart, as measured; "cudnn_by_shape": the same without "fa4".
+KernelChoice = Literal["by_shape", "cudnn_by_shape", AttentionKernel]
 ResidualDtype = Literal["fp32", "amp"]
 CameraEncoding = Literal["none", "prope"]
 # Queries of a stack of which only keys and values are wanted.
@@ -39,7 +39,7 @@ _PREFERENCES = {
     name: [first, *(other for other in _BACKENDS.values() if other != first)] for name, first in _BACKENDS.items()
 }
 # What FlashAttention-4 does not take goes to the fastest of torch's own kernels on its cards.
-_PREFERENCES |= dict.fromkeys(("fa4", "by_shape"), _PREFERENCES["cudnn"])
+_PREFERENCES |= dict.fromkeys(("fa4", "by_shape", "cudnn_by_shape"), _PREFERENCES["cudnn"])
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_what_is_saved_follows_the_share():
 @pytest.mark.parametrize(
     ("available", "capability", "first"),
     [
-        (True, (9, 0), "cudnn"),
+        (True, (9, 0), "cudnn_by_shape"),
         (True, (10, 0), "cudnn"),
         (True, (8, 0), "flash"),
         (False, None, "flash"),
@@ -71,7 +71,7 @@ def test_every_kernel_leaves_what_it_cannot_take_to_all_others():
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
         "math": SDPBackend.MATH,
     }
-    backends |= dict.fromkeys(("fa4", "by_shape"), SDPBackend.CUDNN_ATTENTION)
+    backends |= dict.fromkeys(("fa4", "by_shape", "cudnn_by_shape"), SDPBackend.CUDNN_ATTENTION)
     for name, preferred in _PREFERENCES.items():
         assert preferred[0] == backends[name] and set(preferred) == set(backends.values())
     assert _PREFERENCES.keys() == backends.keys()
