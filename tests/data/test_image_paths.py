@@ -325,7 +325,7 @@ def turned_png(path):
 
 
 @pytest.mark.parametrize("resize", ["exact", "fast"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("change", "word"),
     [

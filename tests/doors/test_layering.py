@@ -25,6 +25,7 @@ ALLOWED = {
 SLOW_TO_IMPORT = {"lpips", "scipy", "skimage", "torchvision", "wandb"}
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 

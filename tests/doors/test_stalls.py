@@ -105,6 +105,7 @@ def test_a_small_shared_memory_does_not_hang_a_run(scenes, tmp_path, size, code)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
 def test_a_loader_process_that_dies_is_named_in_one_line(scenes, monkeypatch, number):
     read = TrainingDataset.__getitem__

@@ -29,6 +29,7 @@ from model.execution import (
 from model.saving import SavePolicy, plan_saving
 from model.transformer import _PREFERENCES, Block, CrossBlock, Transformer
 from tests.helpers import PLAIN, PUBLISHED, VARIANTS, random_cameras, random_views, small_model
+from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import refused
 from tests.processes import run
 from utils.sections import check_values, flatten
@@ -142,7 +143,7 @@ def counted_gradients(variant, execution):
     return [images.detach(), *(p.grad for p in model.parameters())], count.calls
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ONE_FAST_VARIANT)
 def test_what_is_saved_is_not_computed_again(variant):
     layers = ATTENTIONS[variant]
     expected, plain = counted_gradients(variant, PLAIN)

@@ -133,6 +133,7 @@ def plain():
     return network, {"classifier.0.bias": torch.zeros(3), **state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_numbers_are_those_of_the_package(home, monkeypatch, plain, old):
     network, state = plain
@@ -147,6 +148,7 @@ def test_numbers_are_those_of_the_package(home, monkeypatch, plain, old):
     assert all(value.device.type == "cpu" for value in ours.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "culprits"),
     [
