@@ -12,7 +12,7 @@ from geometry.spreading import farthest_first
 from utils.errors import InputError
 from utils.fields import bounded, one_of
 from utils.sections import check_fields
-from utils.text import printable
+from utils.text import counted, printable
 
 # Draws of frames before a clip with lost frames is given up.
 _TRIES = 20
@@ -21,8 +21,7 @@ _SHOWN = 80
 # Numbers of inputs that the published `dynamic_input_view_num` draws from.
 _DYNAMIC = range(2, 5)
 
-
-Views = TypeVar("Views", bound="ViewConfig")
+AnyViewConfig = TypeVar("AnyViewConfig", bound="ViewConfig")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class ViewConfig:
         return self.num_views if self.dynamic_input_view_num else self.num_views - self.most_inputs + num_inputs
 
 
-def views_of_update(cfg: Views, seed: int, update: int) -> Views:
+def views_of_update(cfg: AnyViewConfig, seed: int, update: int) -> AnyViewConfig:
     """What views the samples of an update have: as `cfg` says, with one number of inputs.
 
     A pure function of its arguments, so that all processes have the same, also after a restart.
@@ -290,8 +289,12 @@ def check_view_config(cfg: ViewConfig) -> None:
             "and leave every sample at least 2 views"
         )
     free = fewest_views if cfg.target_has_input else cfg.num_views - cfg.most_inputs
-    if not 1 <= cfg.num_target_views <= free:
-        raise InputError(f"num_target_views is {cfg.num_target_views}; num_views leaves 1 to {free}")
+    if cfg.num_target_views > free:
+        inputs = cfg.input_counts[0] if cfg.target_has_input else cfg.most_inputs
+        raise InputError(
+            f"num_target_views is {cfg.num_target_views}, but num_views ({cfg.num_views}) leaves {free} for samples of "
+            f"{counted(inputs, 'input')}: ask for fewer, or for num_views={cfg.num_views + cfg.num_target_views - free}"
+        )
     SAMPLERS[cfg.view_sampler].check(cfg)
 
 
