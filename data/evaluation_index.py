@@ -159,10 +159,9 @@ def choose_selections(
         InputError: the scene is too damaged; the message names a frame.
     """
     rng = np.random.default_rng([seed, zlib.crc32(scene.name.encode())])
-    most_inputs = 2 + sum(context - 2 for context in contexts)
 
     def draw() -> list[int] | None:
-        window = choose_window(len(scene), most_inputs + targets, distances, rng)
+        window = choose_window(len(scene), _frames_of_window(contexts, targets), distances, rng)
         if window is None:
             return None
         first, last = window[:2]
@@ -175,6 +174,11 @@ def choose_selections(
         return None
     first, last = frames[0], frames[-targets - 1]
     return [Selection(spread_over(first, last, context), frames[-targets:]) for context in contexts]
+
+
+def _frames_of_window(contexts: Sequence[int], targets: int) -> int:
+    """Frames that a window has at least, whose ends all numbers of inputs share."""
+    return 2 + sum(context - 2 for context in contexts) + targets
 
 
 def spread_selections(scene: Scene, contexts: Sequence[int], targets: int, seed: int) -> list[Selection] | None:
@@ -264,6 +268,16 @@ def _check_numbers(given: argparse.Namespace) -> None:
             raise InputError(f"--context is {context}; it must be from 2 to {_MOST_INPUTS}")
         if context in given.context[:position]:
             raise InputError(f"--context names {context} twice: name it once")
+    frames = _frames_of_window(given.context, given.targets)
+    if not given.any_order and frames - 1 > given.max_frame_dist:
+        raise InputError(
+            f"--max_frame_dist={given.max_frame_dist} is too short for --context={_listed(given.context)} and "
+            f"--targets={given.targets}, which need {frames - 1}"
+        )
+
+
+def _listed(contexts: Sequence[int]) -> str:
+    return " ".join(map(str, contexts))
 
 
 def numbered(path: Path, context: int) -> Path:
@@ -276,7 +290,7 @@ def _check_output(path: Path) -> None:
     if not path.exists():
         return
     try:
-        read_evaluation_index(path)
+        read_evaluation_index(path, "--output")
     except InputError as error:
         raise InputError(f"--output would replace what is no evaluation index: {error}: choose another name") from None
 
@@ -302,6 +316,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     _check_numbers(given)
+    if given.output.is_dir():
+        raise InputError(f"--output {printable(str(given.output))} is a folder: name a file in it")
     distances = None if given.any_order else ViewSelectorConfig(given.min_frame_dist, given.max_frame_dist)
     several = len(given.context) > 1
     outputs = [numbered(given.output, context) if several else given.output for context in given.context]
@@ -310,8 +326,7 @@ def main(argv: Sequence[str]) -> None:
     scene_files = read_scene_list(given.scenes)
     indices, faults = make_indices(scene_files, given.context, given.targets, distances, given.seed)
     if not any(indices[0].values()):
-        contexts = " ".join(map(str, given.context))
-        wanted = f"--context={contexts} and --targets={given.targets}"
+        wanted = f"--context={_listed(given.context)} and --targets={given.targets}"
         wanted = wanted if given.any_order else f"--min_frame_dist={given.min_frame_dist}, {wanted}"
         reason = f"can be used: {faults[0]}" if faults else f"has enough frames for {wanted}"
         raise InputError(f"no scene in {printable(str(given.scenes))} {reason}")

@@ -624,6 +624,11 @@ def test_indices_of_several_numbers_of_inputs_share_windows_and_targets(tmp_path
     for given, culprit in (("1", 1), ("2 257", 257), ("2 4 2", 2)):
         with refused("--context", culprit):
             evaluation_index.main([*arguments, "--context", *given.split()])
+    with refused("--max_frame_dist=36", "--context=2 32", "--targets=6"):
+        evaluation_index.main([*arguments, *distances, "--context", "2", "32", "--targets", "6"])
+    for folder in (str(tmp_path), "/", "."):
+        with refused("--output", folder):
+            evaluation_index.main([*arguments, "--context", "2", "4", "--output", folder])
 
 
 @pytest.mark.parametrize("targets", [0, 5])
