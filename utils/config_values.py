@@ -49,6 +49,8 @@ def read_values(given: Any, owner: Any, prefix: str = "") -> Any:
 
 
 def _check_text(value: Any, key: str) -> None:
+    if isinstance(value, list | dict):
+        raise InputError(f"{key} is a {_kind(value)}, where only a text can stand")
     if isinstance(value, bool):
         raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
 
@@ -71,9 +73,14 @@ def _read_path(value: Any, key: str) -> str:
 
 def _read_list(value: Any, key: str) -> list[Any]:
     items = _read_items(value, key)
-    if any(isinstance(item, list | dict) for item in items):
-        raise InputError(f"{key} is {shown(value)}, not a list of values")
+    inner = next((item for item in items if isinstance(item, list | dict)), None)
+    if inner is not None:
+        raise InputError(f"{key} holds a {_kind(inner)} inside a list, where only single values can stand")
     return items
+
+
+def _kind(value: list[Any] | dict[Any, Any]) -> str:
+    return "list" if isinstance(value, list) else "section"
 
 
 def _read_items(value: Any, key: str) -> list[Any]:
