@@ -183,7 +183,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check(given: argparse.Namespace, known: Collection[str]) -> None:
-    """Raises InputError for variants that are not there, or scenes without views."""
+    """Raises InputError for numbers that measure nothing, variants that are not there, or scenes without views."""
+    for name, number in (("inputs", min(given.inputs)), ("calls", given.calls)):
+        if number < 1:
+            raise InputError(f"--{name} is {number}; it must be at least 1")
     for name in given.variants:
         if name not in known:
             raise InputError(f"--variants names {shown(name)}; known: {', '.join(known)}")

@@ -216,6 +216,9 @@ def test_more_views(measured, place):
     assert row["variant"] == "prefix" and "PSNR" not in row
     with refused("--variants", "'nobody'", "prefix_prope"):
         measured(views, *run, "--variants", "nobody")
+    for option in ("--inputs", "--calls"):
+        with refused(option, 0):
+            measured(views, *run, option, 0)
     with refused("--index", place / "none_2.json"):
         measured(views, *run, *held_out, "--index", place / "none.json")
 
