@@ -1,4 +1,4 @@
-"""The picture of docs/data.md: procedural objects as their cameras see them, before white.
+"""The picture of docs/data.md: procedural objects as their cameras see them, on white.
 
 python -m benchmarks.object_pictures --output docs/objects.jpg
 """
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         for line in range(given.lines)
     ]
     with atomic_path(given.output) as temporary:
-        rows(lines).save(temporary, quality=_QUALITY)
+        rows(lines).save(temporary, "jpeg", quality=_QUALITY)
 
 
 if __name__ == "__main__":
