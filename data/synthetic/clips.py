@@ -23,6 +23,9 @@ from utils.parallel import exit_with_parent, usable_cores
 from utils.sections import check_fields
 
 SPLITS = ("train", "test")
+INDEX_NAME = "evaluation_index.json"
+# What a folder of objects has, whose index is of theirs.
+OBJECTS_RECORD = "objects.json"
 DEFAULT_CONTEXT_DISTANCE = 45
 _FRAMES_PER_SECOND = 30
 _TEXELS = 1.6  # size of a texel in metres, times the image height: about two pixels at one metre
@@ -145,7 +148,7 @@ def write_re10k(root: Path, cfg: SetConfig, *, overwrite: bool = False) -> None:
         overwrite: replace chunks that are there already.
 
     Raises:
-        InputError: a value is out of range, or the folder holds chunks and ``overwrite`` is false.
+        InputError: a value is out of range, or the folder holds objects, or chunks and ``overwrite`` is false.
     """
     _check(cfg)
     _clear(root, overwrite)
@@ -156,7 +159,7 @@ def write_re10k(root: Path, cfg: SetConfig, *, overwrite: bool = False) -> None:
         _write_split(root / split, islice(clips, len(specs[split])), cfg.clips_per_chunk)
     if specs["test"]:
         index = {spec.key: _evaluation_views(spec, cfg.distance(), cfg.targets) for spec in specs["test"]}
-        write_json(root / "evaluation_index.json", index)
+        write_json(root / INDEX_NAME, index)
 
 
 def _make_clips(specs: Sequence[ClipSpec], num_processes: int) -> Iterator[Clip]:
@@ -193,12 +196,14 @@ def _evaluation_views(spec: ClipSpec, context_distance: int, targets: int) -> di
 
 
 def _clear(root: Path, overwrite: bool) -> None:
-    """Make sure that no chunks of an earlier run stay among the new ones."""
+    """Make sure that no chunks of an earlier run stay among the new ones, and that the index is not of objects."""
+    if (root / OBJECTS_RECORD).exists():
+        raise InputError(f"{root / OBJECTS_RECORD} says that objects lie there: name another --output_dir")
     old = [path for split in SPLITS for path in sorted((root / split).glob("*.torch"))]
     if old and not overwrite:
         first = old[0].relative_to(root)
         raise InputError(f"{root} already holds chunks such as {first}; pass --overwrite to replace them")
-    for path in [*old, *(root / split / "index.json" for split in SPLITS), root / "evaluation_index.json"]:
+    for path in [*old, *(root / split / "index.json" for split in SPLITS), root / INDEX_NAME]:
         path.unlink(missing_ok=True)
 
 

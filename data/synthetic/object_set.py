@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from data.outcome import tell
 from data.parallel import DIED, import_in_parallel
+from data.synthetic.clips import INDEX_NAME, OBJECTS_RECORD, SPLITS
 from data.synthetic.object_rendering import BakedObject, bake, draw_light, render_object
 from data.synthetic.objects import make_object
 from data.synthetic.rendering import Pinhole
@@ -26,7 +27,6 @@ from utils.parallel import usable_cores
 from utils.sections import check_fields
 from utils.text import printable
 
-SPLITS = ("train", "test")
 # Distance of the cameras from the origin, in whose units objects have a radius of about 1, and the focal length in
 # widths of a picture: a field of view of 50 degrees.
 CAMERA_DISTANCE = 2.7
@@ -36,7 +36,6 @@ _POLE = 1e-3
 # Size of a texel, times the width of a picture: half a pixel at the origin.
 _TEXELS = CAMERA_DISTANCE / FOCAL_LENGTH / 2
 _PNG_EFFORT = 3
-_RECORD = "objects.json"
 
 
 @dataclass(frozen=True)
@@ -167,16 +166,16 @@ def write_objects(root: Path, cfg: ObjectSetConfig) -> None:
             _write_split(root / split, specs, cfg)
     if specs := cfg.specs("test"):
         index = {spec.key: _evaluation_views(spec, cfg.inputs, cfg.targets) for spec in specs}
-        write_json(root / "evaluation_index.json", index)
+        write_json(root / INDEX_NAME, index)
 
 
 def _claim(root: Path, cfg: ObjectSetConfig) -> None:
     """Note in the folder what decides the pictures.
 
     Raises:
-        InputError: others lie there.
+        InputError: others lie there, or something else that has an evaluation index, such as rooms.
     """
-    path = root / _RECORD
+    path = root / OBJECTS_RECORD
     if path.exists():
         found = read_json(path, "record of a set of objects")
         if found != cfg.deciding():
@@ -185,6 +184,8 @@ def _claim(root: Path, cfg: ObjectSetConfig) -> None:
                 "name another --output_dir"
             )
         return
+    if (root / INDEX_NAME).exists():
+        raise InputError(f"{printable(str(root / INDEX_NAME))} is not of objects: name another --output_dir")
     root.mkdir(parents=True, exist_ok=True)
     write_json(path, cfg.deciding())
 

@@ -12,6 +12,7 @@ from PIL import Image
 from data.scene import read_scene, read_scene_list
 from data.synthetic import object_rendering
 from data.synthetic.__main__ import main
+from data.synthetic.clips import SetConfig, write_re10k
 from data.synthetic.furniture import Style
 from data.synthetic.object_rendering import BakedObject, Light, bake, cast_object, render_object, shine
 from data.synthetic.object_set import (
@@ -327,6 +328,18 @@ def test_objects_of_another_seed_or_size_are_not_mixed(tmp_path: Path) -> None:
         with refused(tmp_path / "objects.json", "--output_dir"):
             write_objects(tmp_path, other)
     assert not (tmp_path / "train").exists()
+
+
+def test_rooms_and_objects_leave_the_index_of_the_other_alone(tmp_path: Path) -> None:
+    index = tmp_path / "evaluation_index.json"
+    record = tmp_path / "objects.json"
+    index.write_text("{}")
+    with refused(index, "--output_dir"):
+        write_objects(tmp_path, TINY)
+    record.write_text("{}")
+    with refused(record, "--output_dir"):
+        write_re10k(tmp_path, SetConfig(), overwrite=True)
+    assert sorted(tmp_path.iterdir()) == [index, record]
 
 
 @pytest.mark.parametrize(
