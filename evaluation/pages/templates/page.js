@@ -8,6 +8,7 @@
  *   sceneNode(scene)      the element of a scene
  */
 
+const SIGNIFICANT_DIGITS = 6; // those of page.py
 const PAGE_SIZE = 12;
 const METRICS = {
   psnr: { label: "PSNR", unit: "dB", digits: 2, higherIsBetter: true },
@@ -126,7 +127,8 @@ function binned(values) {
 function summaryOf(values) {
   const sorted = [...values].sort((a, b) => a - b);
   const quantile = (share) => sorted[Math.round(share * (sorted.length - 1))];
-  const mean = values.reduce((a, b) => a + b, 0) / values.length;
+  // As many digits as the page's own averages have, so that both are rounded alike.
+  const mean = Number((values.reduce((a, b) => a + b, 0) / values.length).toPrecision(SIGNIFICANT_DIGITS));
   return { mean, median: quantile(0.5), low: quantile(0.05), high: quantile(0.95) };
 }
 
