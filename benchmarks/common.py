@@ -17,7 +17,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from data.dataset import Batch
+from data.dataset import Batch, ViewLoader
+from evaluation.items import find_items, items_reader, whole
+from evaluation.metrics import Metric
+from evaluation.renderer import Predictor
+from evaluation.scoring import average_scores
 from geometry.cameras import Cameras, Views
 from geometry.image_size import ImageSize, sides
 from model import LVSM, VARIANTS, build_model
@@ -27,6 +31,7 @@ from model.loss import Loss, LossConfig
 from model.perceptual import PerceptualLoss
 from setup import Config, TrainingConfig, read_config, set_threads_and_precision
 from utils.cli import path_argument
+from utils.distributed import Process
 from utils.files import write_json
 from utils.provenance import provenance
 from utils.random_state import seed_everything
@@ -160,6 +165,32 @@ def seconds_since_start() -> float:
     """Seconds since this process was started, imports included."""
     ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def index_scores(
+    config: Config,
+    predictor: Predictor,
+    process: Process,
+    metrics: dict[str, Metric],
+    index: Path,
+    scenes: Path,
+    keys: tuple[str, str] = ("inference.view_idx_file_path", "training.dataset_path"),
+) -> tuple[dict[str, float], int]:
+    """The means over the scenes of a list with the views of an index, and how many scenes these are.
+
+    Args:
+        keys: what named the two paths, for messages.
+
+    Raises:
+        InputError: one of the two is missing, or a scene that the index names, unless it may be missing.
+    """
+    cfg = config.training
+    tokenizer = config.model.image_tokenizer
+    load = ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size)
+    allow_missing = config.inference.evaluation.allow_missing
+    items, _ = find_items(index, scenes, allow_missing, cfg.data.allow_outside_images, keys)
+    read = items_reader(load, cfg.loader, process, cfg.process.patience)
+    return average_scores(predictor, metrics, whole(read(items)), process), len(items)
 
 
 def device_name() -> str:

@@ -14,11 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.common import benchmark_parser, release_memory, show
-from data.dataset import ViewLoader
-from evaluation.items import find_items, items_reader, whole
+from benchmarks.common import benchmark_parser, index_scores, release_memory, show
 from evaluation.metrics import Metric, psnr
-from evaluation.scoring import average_scores
 from geometry.image_size import sides, size_text
 from setup import Config, load_renderer, read_config, set_threads_and_precision
 from utils.cli import path_argument, run_main
@@ -45,15 +42,11 @@ def measure(config: Config, middle: tuple[int, int], process: Process) -> dict[s
     release_memory()
     set_threads_and_precision(config.training)
     renderer, _, config = load_renderer(config, process)
-    data = config.training.data
-    tokenizer = config.model.image_tokenizer
     index = Path(config.inference.evaluation.view_idx_file_path)
-    items, _ = find_items(index, Path(data.dataset_path), False, data.allow_outside_images)
-    load = ViewLoader(data, tokenizer.image_size, tokenizer.patch_size)
-    read = items_reader(load, config.training.loader, process, config.training.process.patience)
     metrics: dict[str, Metric] = {"psnr": psnr, "psnr in the middle": functools.partial(psnr_in_middle, middle)}
-    scores = average_scores(renderer, metrics, whole(read(items)), process)
-    return {"size": size_text(tokenizer.image_size), **scores, "middle": "{}x{}".format(*middle), "scenes": len(items)}
+    scores, count = index_scores(config, renderer, process, metrics, index, Path(config.training.data.dataset_path))
+    size = size_text(config.model.image_tokenizer.image_size)
+    return {"size": size, **scores, "middle": "{}x{}".format(*middle), "scenes": count}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from benchmarks.render import seeded_renderer
 from data.dataset import ViewLoader
 from data.scene import Scene, write_scene
 from geometry.image_size import ImageSize, sides
-from setup import Config
+from setup import Config, with_fixed_background
 from utils.cli import run_main
 from utils.distributed import process_group
 from viewer.config import ViewerConfig
@@ -60,6 +60,7 @@ def served(config: Config) -> Iterator[Served]:
     """A viewer of noise with fresh weights, on any port that is free."""
     cfg = config.model.image_tokenizer
     with process_group() as process, tempfile.TemporaryDirectory() as folder:
+        config = with_fixed_background(config, process)
         scene = write_noise(Path(folder), cfg.image_size)
         load = ViewLoader(config.training.data, cfg.image_size, cfg.patch_size)
         sessions = Sessions(seeded_renderer(config, process.device), load)

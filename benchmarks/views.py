@@ -25,17 +25,14 @@ from typing import Any
 import torch
 
 import train
-from benchmarks.common import benchmark_parser, markdown_table, release_memory, show, synchronize, timed
+from benchmarks.common import benchmark_parser, index_scores, markdown_table, release_memory, show, synchronize, timed
 from benchmarks.render import evaluation_batch, seeded_renderer
-from data.dataset import ViewLoader
 from data.evaluation_index import numbered
 from evaluation.copying import NearestInput
-from evaluation.items import find_items, items_reader, whole
 from evaluation.metrics import build_metrics
 from evaluation.renderer import Predictor, Renderer
-from evaluation.scoring import average_scores
 from model import ModelConfig
-from setup import Config, load_renderer, read_config, with_pose_normalization, with_training
+from setup import Config, load_renderer, read_config, with_fixed_background, with_pose_normalization, with_training
 from utils.checkpoint import checkpoint_name
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
@@ -92,13 +89,9 @@ def train_one(config: Path, overrides: Sequence[str], folder: Path) -> None:
 
 def score_index(config: Config, renderer: Predictor, process: Process, scenes: Path, index: Path) -> float:
     """The mean PSNR over the scenes of a list with the views of an index."""
-    cfg = config.training
-    tokenizer = config.model.image_tokenizer
-    load = ViewLoader(cfg.data, tokenizer.image_size, tokenizer.patch_size)
-    items, _ = find_items(index, scenes, False, cfg.data.allow_outside_images, ("--index", "--validation"))
-    read = items_reader(load, cfg.loader, process, cfg.process.patience)
-    metrics = build_metrics(["psnr"], process.device, tokenizer.image_size)
-    return average_scores(renderer, metrics, whole(read(items)), process)["psnr"]
+    metrics = build_metrics(["psnr"], process.device, config.model.image_tokenizer.image_size)
+    found, _ = index_scores(config, renderer, process, metrics, index, scenes, ("--index", "--validation"))
+    return found["psnr"]
 
 
 def scores(config: Config, renderer: Predictor, process: Process, given: argparse.Namespace) -> dict[int, str]:
@@ -151,8 +144,8 @@ def trained_rows(overrides: Sequence[str], folder: Path, given: argparse.Namespa
 
 def copied_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of copying the nearest input."""
-    config = with_pose_normalization(read_config(given.config, given.overrides))
     with process_group() as process:
+        config = with_fixed_background(with_pose_normalization(read_config(given.config, given.overrides)), process)
         for count, psnr in scores(config, NearestInput(process.device), process, given).items():
             yield {"variant": "nearest input", "inputs": count, "PSNR": psnr}
 

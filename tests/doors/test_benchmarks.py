@@ -150,7 +150,8 @@ def test_shapes(measured, place):
 def test_from_pose_to_picture(measured, monkeypatch):
     # However busy the machine is, the model is not too slow for pictures of full size.
     monkeypatch.setattr("viewer.session._SLOW", 1e9)
-    (row,) = measured(viewer, "--config", CONFIG, *small_overrides("decoder_only"), "--poses", 5)
+    config = ["--config", CONFIG, *small_overrides("decoder_only"), "training.background=random"]
+    (row,) = measured(viewer, *config, "--poses", 5)
     assert 0 < row["model ms"] < row["median ms"] <= row["p95 ms"]
     assert row["pictures/s"] > 0 and row["while moving"] == "full size"
 
@@ -195,8 +196,8 @@ def test_quality(measured, place):
 def test_more_views(measured, place):
     (place / "index.json").rename(place / "index_2.json")
     drawn = ["training.num_input_views=[2, 3]", "training.num_target_views=4", "training.view_sampler=spread"]
-    data = f"training.dataset_path={place}/scenes/full_list.txt"
-    run = ["--config", CONFIG, "--output_dir", place / "views", *small_overrides("decoder_only"), *drawn, data]
+    data = [f"training.dataset_path={place}/scenes/full_list.txt", "training.background=random"]
+    run = ["--config", CONFIG, "--output_dir", place / "views", *small_overrides("decoder_only"), *drawn, *data]
     small = ["--inputs", 2, 3, "--calls", 1]
     held_out = ["--validation", place / "scenes" / "full_list.txt", "--index", place / "index.json"]
     copied, *rows = measured(views, *run, *small, *held_out)
