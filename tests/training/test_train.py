@@ -214,7 +214,7 @@ def test_dynamic_inputs_need_room():
     check(target_has_input="false", num_target_views="4")
     with refused("training.num_input_views", "dynamic_input_view_num", 4, 3):
         check(num_views="3", num_target_views="3")
-    with refused("training.num_target_views", 6, "1 to 4"):
+    with refused("training.num_target_views", 6, "num_views (8) leaves 4", "num_views=10"):
         check(target_has_input="false")
 
 
