@@ -516,8 +516,13 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Con
     return finished_renderer(model, config.training.precision, process.device), path, config
 
 
-def set_threads_and_precision(cfg: TrainingConfig) -> None:
-    """CPU threads (never more than this process's share of the cores), TF32 on GPUs, the compiler's settings."""
-    torch.set_num_threads(min(cfg.process.num_threads, cores_of_process()))
+def choose_threads(asked: int, spared: int) -> int:
+    """Threads for the model: never more than this process's share of the cores, less those `spared`; at least 1."""
+    return max(1, min(asked, cores_of_process() - spared))
+
+
+def set_threads_and_precision(cfg: TrainingConfig, spared: int = 0) -> None:
+    """CPU threads, TF32 on GPUs, the compiler's settings; cores `spared` are for other work of this process."""
+    torch.set_num_threads(choose_threads(cfg.process.num_threads, spared))
     set_tf32(cfg.precision)
     prepare_compiler(cfg.execution)

@@ -14,7 +14,7 @@ from data.dataset import ViewLoader
 from setup import load_config, load_renderer, output_folder, set_threads_and_precision, with_training
 from utils.cli import run_main
 from utils.distributed import describe_device, process_group
-from viewer.server import find_scenes, serve
+from viewer.server import SPARED_CORES, find_scenes, serve
 from viewer.session import Sessions
 
 log = logging.getLogger("lvsm")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         if process.device.type == "cpu" and "training.use_amp" not in overridden:
             config = with_training(config, use_amp=False)
         tokenizer = config.model.image_tokenizer
-        set_threads_and_precision(config.training)
+        set_threads_and_precision(config.training, SPARED_CORES)
         renderer, checkpoint, config = load_renderer(config, process)
         log.info("%s on %s", checkpoint, describe_device(process.device))
         load = ViewLoader(config.training.data, tokenizer.image_size, tokenizer.patch_size)

@@ -23,12 +23,12 @@ from benchmarks.render import seeded_renderer
 from data.dataset import ViewLoader
 from data.scene import Scene, write_scene
 from geometry.image_size import ImageSize, sides
-from setup import Config, with_fixed_background
+from setup import Config, set_threads_and_precision, with_fixed_background
 from utils.cli import run_main
 from utils.distributed import process_group
 from viewer.config import ViewerConfig
 from viewer.headless import HeadlessClient
-from viewer.server import Served
+from viewer.server import SPARED_CORES, Served
 from viewer.session import Sessions
 
 # Seconds between two poses of a browser.
@@ -64,6 +64,7 @@ def served(config: Config) -> Iterator[Served]:
         scene = write_noise(Path(folder), cfg.image_size)
         load = ViewLoader(config.training.data, cfg.image_size, cfg.patch_size)
         sessions = Sessions(seeded_renderer(config, process.device), load)
+        set_threads_and_precision(config.training, SPARED_CORES)
         viewer = ViewerConfig(port=0, input_frames=list(range(_INPUTS)), out_dir=f"{folder}/out")
         with Served(viewer, config.inference.evaluation.render_video_config, sessions, [scene]) as viewed:
             yield viewed

@@ -27,6 +27,8 @@ from viewer.window import Viewer, Window
 
 log = logging.getLogger("lvsm")
 
+# Cores that the model leaves to the server and to JPEG; its threads wait for one another where they share them.
+SPARED_CORES = 1
 # Loggers of what clients may make raise in the libraries underneath.
 _TROUBLED = ("websockets.server", "asyncio")
 _WIDE = 16 / 9

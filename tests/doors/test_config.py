@@ -637,3 +637,16 @@ def test_aliases_and_the_environment_may_be_used(tmp_path, monkeypatch):
     assert config.model.target_pose_tokenizer.image_size == 64 and not config.training.precision.use_amp
     optim = config.training.optim
     assert optim.lr == 1e-4 and optim.warmup == optim.train_steps
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "spared", "threads"), [(2, 5, 0, 2), (2, 5, 1, 1), (1, 5, 1, 1), (8, 3, 1, 3)]
+)
+def test_threads_leave_cores_to_other_work(monkeypatch, cores, asked, spared, threads):
+    monkeypatch.setattr(setup, "cores_of_process", lambda: cores)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    setup.set_threads_and_precision(
+        read_config("configs/demo.yaml", [f"training.num_threads={asked}"]).training, spared
+    )
+    assert chosen == [threads]
