@@ -442,7 +442,7 @@ def test_training_says_where_network_weights_go(root, damage, overrides, culprit
         ("training.lr=nan", ["training.lr", "nan"]),
         ("training.train_steps=0", ["training.train_steps", "0", "at least 1"]),
         ("training.scheduler_type=cosin", ["training.scheduler_type", "'cosin'", "cosine"]),
-        ("training.num_target_views=9", ["training.num_target_views", "9", "1 to 8"]),
+        ("training.num_target_views=9", ["training.num_target_views", "9", "num_views (8)", "num_views=9"]),
         ("training.view_selector.max_frame_dist=3", ["training.view_selector", "min_frame_dist", "8", "3"]),
         ("training.beta1=2", ["training.beta1", "2.0"]),
     ],
