@@ -31,6 +31,9 @@ from utils.distributed import Process
 from utils.stop_signal import Stopped, StopSignal
 from utils.watchdog import Watchdog
 
+# They wait for what does not come.
+pytestmark = pytest.mark.slow
+
 
 def dataset(scenes):
     cfg = load_config(command(scenes, scenes.parent / "run"))[0].training
@@ -61,7 +64,6 @@ def said(caplog):
         yield caplog
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches workers by fork alone")
 @pytest.mark.parametrize(
     ("owner", "name", "replacement"),
@@ -78,7 +80,6 @@ def test_without_shared_memory_batches_come_through_a_pipe_and_it_is_said_once(
     check_names(line, "docker run --shm-size=8g", "training.num_workers", "training.prefetch_factor")
 
 
-@pytest.mark.slow
 def test_with_shared_memory_nothing_is_said(scenes, said):
     assert all(map(equal, batches(scenes, 2), batches(scenes, 0)))
     assert "/dev/shm" not in said.text
@@ -105,7 +106,6 @@ def test_a_small_shared_memory_does_not_hang_a_run(scenes, tmp_path, size, code)
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
 def test_a_loader_process_that_dies_is_named_in_one_line(scenes, monkeypatch, number):
     read = TrainingDataset.__getitem__
@@ -133,7 +133,6 @@ def test_a_loader_process_that_dies_while_the_run_computes_is_told_as_well():
         raise RuntimeError("shapes do not fit")
 
 
-@pytest.mark.slow
 def test_data_that_does_not_come_is_an_error_in_the_end(scenes, monkeypatch):
     monkeypatch.setattr(TrainingDataset, "__getitem__", lambda _self, _number: time.sleep(1000))
     with refused("0.5 seconds", "training.distributed_timeout_minutes", error=TimeoutError):
@@ -247,7 +246,6 @@ def test_a_signal_during_validation_ends_it_and_the_run(scenes, tmp_path, monkey
     assert "validation/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.slow
 def test_a_signal_while_waiting_saves_what_an_undisturbed_run_has(scenes, tmp_path, monkeypatch):
     options = ["training.train_steps=4", "training.grad_accum_steps=3", "training.checkpoint_every=100"]
     train.main(command(scenes, tmp_path / "undisturbed", *options))
@@ -335,7 +333,6 @@ def test_several_ranks_whose_data_hangs_end_on_a_signal(scenes, tmp_path):
     wait_for(lambda: not any(map(is_alive, group)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("missing", [["sigwaitinfo"], ["sigwaitinfo", "pthread_sigmask", "SIGUSR1"]])
 def test_training_where_the_system_has_fewer_signals(scenes, tmp_path, monkeypatch, missing):
     expected = tmp_path / "expected"
@@ -348,7 +345,6 @@ def test_training_where_the_system_has_fewer_signals(scenes, tmp_path, monkeypat
     assert largest_difference(weights(expected, 2), weights(tmp_path / "run", 2)) == 0
 
 
-@pytest.mark.slow
 def test_loader_processes_that_are_spawned_read_the_same(scenes, monkeypatch):
     expected = batches(scenes, 0, number=2)
     made = loader.DataLoader

@@ -14,6 +14,9 @@ from tests.messages import check_names, check_told
 from utils.distributed import Process
 from utils.watchdog import Watchdog
 
+# They wait for the watchdog.
+pytestmark = pytest.mark.slow
+
 LIMIT = 0.1
 
 
