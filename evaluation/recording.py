@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.nests import change_tensors, ends_of, tensors_of
-from utils.text import printable
+from utils.text import described
 
 log = logging.getLogger("lvsm")
 
@@ -20,8 +20,6 @@ _WARM_UP = 3
 _KEPT = 4
 # Bytes of arguments, of which a record holds a copy.
 _LARGEST = 2_000_000_000
-# Characters of an error that a message shows.
-_SHOWN = 300
 
 
 def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
@@ -89,8 +87,7 @@ class Recordings:
         # Whatever a driver or a kernel raises while it is recorded, memory that is short as well: it runs plainly then.
         except Exception as error:
             self._failed = True
-            reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())}", _SHOWN)
-            log.warning("kernels could not be recorded, and rendering goes on without (%s)", reason)
+            log.warning("kernels could not be recorded, and rendering goes on without (%s)", described(error))
             return function(*args)
         return self._kept[form](*args)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.fused import HALF
-from utils.text import printable
+from utils.text import described
 
 log = logging.getLogger("lvsm")
 
@@ -34,8 +34,6 @@ _SCORES = 400_000_000
 _QUERIES = 2048
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
-# Characters of an error that a message shows.
-_SHOWN = 300
 # Why FlashAttention-4 was given up, if it was.
 failures: list[Exception] = []
 
@@ -105,7 +103,7 @@ def why_no_fa4() -> str | None:
         return f"no module {error.name}; pip install -r requirements-fast.txt"
     # Whatever a broken installation raises: it is one more reason to do without.
     except Exception as error:
-        return f"its import failed ({_described(error)})"
+        return f"its import failed ({described(error)})"
     return None
 
 
@@ -122,16 +120,12 @@ def _check_interface(package: Any) -> None:
         getattr(package, name)
 
 
-def _described(error: Exception) -> str:
-    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}", _SHOWN)
-
-
 def _give_up(error: Exception) -> None:
     failures.append(error)
     log.warning(
         "FlashAttention-4 failed, and cuDNN's attention takes its place; training.attention_backend=cudnn does "
         "without the attempt (%s)",
-        _described(error),
+        described(error),
     )
 
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from utils.text import printable
+from utils.text import one_line
 
 log = logging.getLogger("lvsm")
 
-# Characters of a compiler's error that a message shows.
-_SHOWN = 300
 # Why the compiler was given up, if it was.
 _failed: list[BaseException] = []
 
@@ -67,10 +65,9 @@ def _compiler_errors() -> tuple[type[BaseException], ...]:
 
 def _give_up(error: BaseException) -> None:
     _failed.append(error)
-    reason = printable(" ".join(str(error).split()), _SHOWN)
     log.warning(
         "compiling failed, so that nothing is compiled and an update takes half as long again; "
         "training.compile=off does without the attempt (%s: %s)",
         type(error).__name__,
-        reason,
+        one_line(error),
     )

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import InputError
 from utils.files import read_bytes
-from utils.text import printable, shown
+from utils.text import one_line, shown
 
 # Bytes and values (those of aliases counted wherever they stand) of a configuration file; the largest here has 90.
 _FILE_BYTES = 1 << 20
@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise InputError(f"configuration cannot be read: {path}: {error.strerror}") from None
     except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} is not YAML: {printable(' '.join(str(error).split()), _REASON)}") from None
+        raise InputError(f"{path} is not YAML: {one_line(error, _REASON)}") from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
     return content

@@ -13,7 +13,7 @@ from utils.download import DownloadError, PublishedFile
 from utils.errors import InputError
 from utils.tensor_file import read_tensors
 from utils.tensors import tensor_fault
-from utils.text import printable
+from utils.text import one_line
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # How the SHA-256 of the file begins; its name says so, too.
@@ -61,9 +61,8 @@ def build_lpips() -> nn.Module:
         network.scaling_layer = lpips.ScalingLayer()
         _load(network, state)
     except (DownloadError, OSError, ValueError) as error:
-        reason = printable(" ".join(str(error).split()), 300)
         raise InputError(
-            f"LPIPS needs VGG-16 weights ({reason}): fetch {VGG16_URL} and put it at {path}, {_OFF}"
+            f"LPIPS needs VGG-16 weights ({one_line(error)}): fetch {VGG16_URL} and put it at {path}, {_OFF}"
         ) from None
     return network
 

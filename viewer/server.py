@@ -19,7 +19,7 @@ import viser
 from data.scene import read_scene_list
 from geometry.paths import VideoConfig
 from utils.errors import InputError
-from utils.text import counted, printable, shown
+from utils.text import counted, one_line, printable, shown
 from viewer.config import ViewerConfig
 from viewer.geometry import fitting_fov, to_world, turning_point
 from viewer.session import Session, Sessions
@@ -226,8 +226,8 @@ def _tell_of_nonsense(_loop: Any, context: dict[str, Any]) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    text = printable(" ".join(str(error).split()), 200)
-    return f"a client sent what cannot be used, and is not listened to: {type(error).__name__} {text}"
+    kind = type(error).__name__
+    return f"a client sent what cannot be used, and is not listened to: {kind} {one_line(error, 200)}"
 
 
 class _stopping:
