@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.common import benchmark_parser, index_scores, release_memory, show
+from data.transforms import centred_box
 from evaluation.metrics import Metric, psnr
 from geometry.image_size import sides, size_text
 from setup import Config, load_renderer, read_config, set_threads_and_precision
@@ -24,10 +25,8 @@ from utils.distributed import Process, process_group
 
 def psnr_in_middle(size: tuple[int, int], renders: Tensor, images: Tensor) -> Tensor:
     """PSNR [b] on the `size` (height, width) pixels in the middle of images [b 3 h w]."""
-    height, width = size
-    top = (images.shape[-2] - height) // 2
-    left = (images.shape[-1] - width) // 2
-    middle = (..., slice(top, top + height), slice(left, left + width))
+    left, top, right, bottom = centred_box(images.shape[-1], images.shape[-2], list(size))
+    middle = (..., slice(top, bottom), slice(left, right))
     return psnr(renders[middle], images[middle])
 
 
