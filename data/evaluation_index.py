@@ -172,8 +172,8 @@ def choose_selections(
     frames = draw_usable(draw, lambda frame: _image_fault(scene, frame))
     if frames is None:
         return None
-    first, last = frames[0], frames[-targets - 1]
-    return [Selection(spread_over(first, last, context), frames[-targets:]) for context in contexts]
+    *inputs, last = frames[:-targets]
+    return [Selection(spread_over(inputs[0], last, context), frames[-targets:]) for context in contexts]
 
 
 def _frames_of_window(contexts: Sequence[int], targets: int) -> int:

@@ -62,7 +62,6 @@ class Renderer(Predictor):
     model: LVSM
     precision: PrecisionConfig
     device: torch.device
-
     recordings: Recordings | None = field(default=None, compare=False)
 
     def encode(self, inputs: Views) -> Encoded:

@@ -125,8 +125,8 @@ def _pairs(first: Float[Tensor, "n a"], second: Float[Tensor, "n a"]) -> Float[T
 def _mixing(matrices: Float[Tensor, "b s 4 4"], angles: int) -> Float[Tensor, "b s c c"]:
     """B of every stretch, which channels are multiplied by from the right."""
     unit = torch.eye(angles, device=matrices.device)
-    exchange = torch.kron(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])).to(matrices.device)
-    exchange = torch.kron(exchange, unit)
+    pair = torch.kron(torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=matrices.device), unit)
+    exchange = torch.block_diag(pair, pair)
     projection = torch.einsum("ij,bsyx->bsixjy", unit, matrices).flatten(4, 5).flatten(2, 3)
     size = len(exchange)
     mixing = F.pad(projection, (0, size, 0, size))
