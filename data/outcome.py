@@ -14,27 +14,32 @@ log = logging.getLogger("lvsm")
 _SHOWN = 20
 
 
-def tell(result: ImportResult, writer: SceneWriter) -> None:
-    """Print the outcome.
+def tell(result: ImportResult, writer: SceneWriter, noun: str = "clip") -> None:
+    """Print the outcome; `noun` is what a scene of the set is called.
 
     Raises:
         InputError: something was lost.
     """
-    where = printable(str(writer.root / "full_list.txt"))
     tell_table(result)
-    print(f"{counted(result.written, 'clip')} written, {result.kept} already there: {where}")
+    tell_written(result, writer, noun)
     if result.other_format:
         log.warning(
             "%s already there in another format than --image_format %s: "
             "name another --output_dir to have all in it, or delete those first",
-            counted(result.other_format, "clip"),
+            counted(result.other_format, noun),
             writer.image_format,
         )
     tell_packing(result, writer)
     lost_path = tell_losses(result, writer)
     if lost_path is None:
         return
-    raise InputError(f"clips or frames lost: {len(result.lost)}; {lost_path} names them all")
+    raise InputError(f"{noun}s or frames lost: {len(result.lost)}; {lost_path} names them all")
+
+
+def tell_written(result: ImportResult, writer: SceneWriter, noun: str) -> None:
+    """Print how many scenes are new, how many were there, and the list that names all."""
+    where = printable(str(writer.root / "full_list.txt"))
+    print(f"{counted(result.written, noun)} written, {result.kept} already there: {where}")
 
 
 def tell_packing(result: ImportResult, writer: SceneWriter) -> None:

@@ -15,7 +15,7 @@ from itertools import chain
 from data.importers.capture import Options, Prepared, plain_name, prepare
 from data.importers.kinds import KINDS, find_sources
 from data.importers.verdict import check_scene
-from data.outcome import tell_losses, tell_packing
+from data.outcome import tell_losses, tell_packing, tell_written
 from data.scene import Scene
 from data.writing import ImportResult, SceneWriter
 from utils.cli import path_argument, run_main
@@ -169,8 +169,7 @@ def _tell(result: ImportResult, writer: SceneWriter) -> None:
     lost_path = tell_losses(result, writer)
     if not result.written + result.kept:
         raise InputError(f"no scene could be written: {_first_loss(result)}")
-    where = printable(str(writer.root / "full_list.txt"))
-    print(f"{counted(result.written, 'scene')} written, {result.kept} already there: {where}")
+    tell_written(result, writer, "scene")
     tell_packing(result, writer)
     if lost_path is not None:
         print(f"not used: {len(result.lost)} images or scenes, which {printable(str(lost_path))} names")

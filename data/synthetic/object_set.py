@@ -196,7 +196,7 @@ def _write_split(folder: Path, specs: Sequence[ObjectSpec], cfg: ObjectSetConfig
     with writer.session(), _one_thread():
         tasks = [_Task([spec], writer) for spec in specs]
         import_in_parallel(_write, tasks, min(cfg.num_processes or usable_cores(), len(tasks)), _lose, total)
-    tell(total, writer)
+    tell(total, writer, "object")
 
 
 @contextmanager

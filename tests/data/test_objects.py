@@ -371,6 +371,6 @@ def test_the_command_writes_rooms_unless_objects_are_asked_for(tmp_path: Path, c
     arguments = ["--kind", "objects", "--output_dir", str(tmp_path), "--size", "16", "--num_processes", "1"]
     assert main([*arguments, *few]) == 0
     assert len(read_scene_list(tmp_path / "train" / "full_list.txt")) == 1
-    assert "1 clip written" in capsys.readouterr().out
+    assert "1 object written" in capsys.readouterr().out
     assert main(["--output_dir", str(tmp_path), "--size", "16", *few]) == 2
     check_names(capsys.readouterr().err.rstrip("\n"), "--size")
