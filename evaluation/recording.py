@@ -51,7 +51,7 @@ def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., An
 
 @functools.cache
 def _memory() -> Any:
-    """What all records of the process compute in: none leaves anything there that is read once another has begun."""
+    """Memory that all records of the process share: a result is copied out of it before another record is played."""
     return torch.cuda.graph_pool_handle()
 
 

@@ -70,7 +70,8 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
 def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel | None:
     """What computes attention of several sequences to their context's keys [s h m c] apart, without copies of them.
 
-    None where they had better be joined with it: of one sequence alone, of few scores, by a kernel that was named.
+    None where copies of the context are joined to each sequence's keys: where every sequence has a context of its own,
+    where scores are few, and where a kernel other than "fa4" was named.
     """
     if len(q) == len(context_k):
         return None
