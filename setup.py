@@ -40,7 +40,7 @@ from training.trainer import TrainerConfig
 from utils.checkpoint import CheckpointConfig, choose_weights, find_checkpoint, read_checkpoint
 from utils.cli import path_argument
 from utils.config_file import parse_overrides, read_kept_yaml, read_yaml
-from utils.config_values import read_values
+from utils.config_values import is_empty, read_values
 from utils.distributed import Process, ProcessConfig
 from utils.errors import InputError
 from utils.fields import file_path
@@ -173,7 +173,7 @@ def build_config(content: Mapping[Any, Any], overrides: Mapping[str, Any] | None
         InputError: names the key that is unknown (and the nearest known one) or has a wrong value.
     """
     try:
-        given = {key: value or {} if key in _SECTIONS else value for key, value in content.items()}
+        given = {key: {} if value is None and key in _SECTIONS else value for key, value in content.items()}
         _check_keys(given, Config)
         for key, value in (overrides or {}).items():
             _check_keys(_nested(key, value), Config)
@@ -319,8 +319,8 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
         if key not in known:
             name = printable(f"{prefix}{key}", _REASON)
             raise InputError(f"unknown key {name}{_nearest(name)}")
-        if value == "???":
-            raise InputError(f"{prefix}{key} is '???', which stands for no value: give it one, or leave the key out")
+        if is_empty(value, known[key].kind):
+            raise InputError(f"{prefix}{key} is empty: give it a value, or leave the key out")
         if is_section(known[key].kind):
             _check_keys(value, known[key].kind, f"{prefix}{key}.")
 

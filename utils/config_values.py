@@ -14,8 +14,17 @@ from utils.text import shown
 _INTEGER = re.compile(r"[-+]?\d+")
 # Characters of a number: Python reads no text of thousands as one.
 _LONGEST_NUMBER = 1000
+# Texts that are no number, and mean none.
+_NOTHING = ("", "null")
 # What stands for no value elsewhere, and would name a file here.
 _NO_PATHS = ("null", "none", "nil")
+
+
+def is_empty(value: Any, kind: Any) -> bool:
+    """Whether nothing stands where a key of this type needs a value."""
+    if value is None:
+        return type(None) not in get_args(kind)
+    return value == "???" or (kind in (int, float, bool) and value in _NOTHING)
 
 
 def read_values(given: Any, owner: Any, prefix: str = "") -> Any:
@@ -88,6 +97,8 @@ def _read_items(value: Any, key: str) -> list[Any]:
         return [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list):
         raise InputError(f"{key} is {shown(value)}, not a list of values")
+    if None in value:
+        raise InputError(f"{key} holds an empty item: give it a value, or take it out")
     return value
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from setup import (
+    _SECTIONS,
     Config,
     _nested,
     build_config,
@@ -201,6 +202,8 @@ def test_wandb_that_was_turned_off_asks_for_no_key(tmp_path, caplog):
 
 
 KEYS = dict(leaves(Config))
+SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if key.count(".") > 1})
+LISTS = [key for key in KEYS if "list" in str(KEYS[key].kind)]
 NUMBERS = {path: key.declared for path, key in KEYS.items() if key.kind in (int, float, int | list[int])}
 TEXTS = {path: key.declared for path, key in KEYS.items() if key.kind is str}
 # Keys of text that name no file.
@@ -375,6 +378,36 @@ def test_an_empty_path_is_refused(key, text):
 def test_a_path_is_text_that_names_a_file(key, value):
     with refused(f"{key} is"):
         build_config(_nested(key, value))
+
+
+@pytest.mark.parametrize("key", [*KEYS, *SECTIONS])
+def test_a_key_without_a_value_is_named(key):
+    if key in ("training.use_rel_pose", "training.center_crop"):
+        assert build_config(_nested(key, None)) == build_config({})
+        return
+    for content, overrides in ((_nested(key, None), {}), ({}, {key: None})):
+        with refused(key, "empty"):
+            build_config(content, overrides)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if KEYS[key].kind in (int, float, bool)])
+@pytest.mark.parametrize("text", ["", "null"])
+def test_a_number_or_boolean_is_no_empty_text(key, text):
+    with refused(key, "empty"):
+        build_config({}, {key: text})
+
+
+@pytest.mark.parametrize("key", LISTS)
+def test_an_empty_item_of_a_list_is_named(key):
+    with refused(key, "empty item"):
+        build_config(_nested(key, [None]))
+
+
+@pytest.mark.parametrize("key", _SECTIONS)
+@pytest.mark.parametrize("value", [0, "", False, []], ids=str)
+def test_a_section_is_no_empty_value(key, value):
+    with refused(key, "section"):
+        build_config({key: value})
 
 
 @pytest.mark.parametrize("text", ["./null", "nullable", "-1", "a'b'", "2001-01-01", "psnr,ssim", ".."])
