@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from omegaconf import OmegaConf
@@ -311,7 +311,7 @@ def _with_value(content: object, path: Sequence[str], value: Any) -> dict[Any, A
 
 
 def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
-    """Raises InputError for the first key that `owner` (a dataclass) does not have, or that has no value."""
+    """Raises InputError for the first key that `owner` (a dataclass) does not have, that is empty, or that holds keys and may not."""
     known = keys_of(owner)
     if not isinstance(given, dict):
         raise InputError(f"{prefix[:-1]} is a section (with {', '.join(known)}), not a value")
@@ -323,6 +323,9 @@ def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
             raise InputError(f"{prefix}{key} is empty: give it a value, or leave the key out")
         if is_section(known[key].kind):
             _check_keys(value, known[key].kind, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            what = "list" if get_origin(known[key].kind) is list else "value"
+            raise InputError(f"{prefix}{key} is a {what}, not a section: set it as a whole")
 
 
 def _nearest(key: str) -> str:

@@ -58,8 +58,8 @@ def read_values(given: Any, owner: Any, prefix: str = "") -> Any:
 
 
 def _check_text(value: Any, key: str) -> None:
-    if isinstance(value, list | dict):
-        raise InputError(f"{key} is a {_kind(value)}, where only a text can stand")
+    if isinstance(value, list):
+        raise InputError(f"{key} is a list, where only a text can stand")
     if isinstance(value, bool):
         raise InputError(f"{key} is {value}, which YAML also reads from on, off, yes and no: write it in quotes")
 

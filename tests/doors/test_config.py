@@ -403,6 +403,13 @@ def test_an_empty_item_of_a_list_is_named(key):
         build_config(_nested(key, [None]))
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("inner", ["0", "x.y"])
+def test_a_part_of_a_value_is_no_key(key, inner):
+    with refused(key, "list" if get_origin(KEYS[key].kind) is list else "value", "section"):
+        build_config({}, parse_overrides([f"{key}.{inner}=1"]))
+
+
 @pytest.mark.parametrize("key", _SECTIONS)
 @pytest.mark.parametrize("value", [0, "", False, []], ids=str)
 def test_a_section_is_no_empty_value(key, value):
