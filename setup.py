@@ -311,7 +311,7 @@ def _with_value(content: object, path: Sequence[str], value: Any) -> dict[Any, A
 
 
 def _check_keys(given: Any, owner: Any, prefix: str = "") -> None:
-    """Raises InputError for the first key that `owner` (a dataclass) does not have, that is empty, or that holds keys and may not."""
+    """Raises InputError for the first key that a dataclass lacks, that is empty, or that wrongly holds keys."""
     known = keys_of(owner)
     if not isinstance(given, dict):
         raise InputError(f"{prefix[:-1]} is a section (with {', '.join(known)}), not a value")
