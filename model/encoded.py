@@ -37,5 +37,5 @@ class Encoded:
         return change_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def clone(self) -> "Encoded":
-        """A copy in memory of its own, which a CUDA graph can be recorded on."""
+        """A copy in memory of its own: one of `encoded[0]`, say, does not keep the other scenes."""
         return change_tensors(self, torch.clone)
