@@ -4,10 +4,12 @@ python -m benchmarks.demo_summary DEMO_FOLDER
 """
 
 import argparse
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.common import last_lines
+from evaluation.pages.page import as_number
 from evaluation.runs import read_run
 from utils.cli import path_argument, run_main
 from utils.errors import InputError
@@ -47,7 +49,7 @@ def read_scores(run_folder: Path) -> list[tuple[int, float]]:
 
 
 def read_means(folder: Path) -> dict[str, float]:
-    """The mean PSNR over the rooms, by evaluation.
+    """The mean PSNR over the rooms, by evaluation, with as many digits as the pages have of it.
 
     Raises:
         InputError: an evaluation is missing or not finished.
@@ -55,8 +57,8 @@ def read_means(folder: Path) -> dict[str, float]:
     means = {}
     for name in _NAMES:
         scenes = read_run(folder / "evaluation" / name, name).scenes.values()
-        values = [scene["psnr"] or 0.0 for scene in scenes]
-        means[name] = sum(values) / len(values)
+        mean = statistics.fmean(scene["psnr"] or 0.0 for scene in scenes)
+        means[name] = as_number(mean) or 0.0
     return means
 
 

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import animation, demo_summary, object_pictures, photo_pictures
+from evaluation.compare import compare_runs
+from evaluation.pages.comparison import comparison_data
 from tests.helpers import ROOT, write_run
 from tests.messages import refused
 from tests.runs import evaluation_command as command
@@ -30,6 +32,15 @@ def test_the_summary_shows_the_curve_the_means_and_where_to_look(tmp_path, capsy
     for psnr in ("16.00 dB", "17.25 dB", "24.50 dB"):
         assert psnr in said
     assert (tmp_path / "comparison" / "index.html").as_uri() in said and "make view" in said
+
+
+def test_the_summary_rounds_as_the_pages_do(tmp_path):
+    write_demo(tmp_path, nearest_input=17.36500480439928, trained_here=18.0, shipped_weights=24.5)
+    runs = [tmp_path / "evaluation" / name for name in ("nearest_input", "trained_here")]
+    data = comparison_data(compare_runs(runs), tmp_path)
+    (copied, *_), *_ = data["averages"][data["metrics"].index("psnr")]
+    means = demo_summary.read_means(tmp_path)
+    assert means["nearest_input"] == copied and f"{copied:.2f}" == "17.36"
 
 
 @pytest.mark.parametrize(("trained", "shipped"), [(16.0, 24.0), (17.0, 15.0)])
