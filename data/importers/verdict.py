@@ -28,6 +28,7 @@ from data.matching import PairMatches, SceneMatches, match_scene
 from data.scene import Scene
 from geometry.camera_check import camera_faults
 from geometry.misreadings import MISREADINGS, corrected_cameras
+from geometry.orbit import find_orbit
 from utils.text import counted, printable
 
 State = Literal["good", "bad", "cannot tell"]
@@ -238,19 +239,23 @@ def _remark_on_crop(sizes: np.ndarray, seen: np.ndarray, shape: tuple[int, int] 
 def _remark_on_baseline(cameras: MatchedCameras, matches: SceneMatches, longest: float) -> str:
     count = sum(len(pair.first) for pair in matches.pairs)
     if count < _FEWEST_MATCHES:
-        return _few_in_common(matches)
+        return _remark_on_few(matches, find_orbit(np.linalg.inv(cameras.w2c)) is not None)
     error = median_error(cameras, matches)
     if error > _WRONG * longest:
         return f"its cameras do not fit its images (error {_pixels(error)}): python -m data.importers.check says more"
     return "; ".join(baseline_warnings(baseline_figures(cameras, matches)))
 
 
-def _few_in_common(matches: SceneMatches) -> str:
+def _remark_on_few(matches: SceneMatches, around: bool) -> str:
+    """What is to be said of inputs with few matches, whose cameras may stand around one thing."""
     if matches.tried == 0:
         return ""
     if matches.still:
         return "the inputs hardly differ: other frames (inference.input_frames) show more of the scene"
+    few = "hardly a point was found in two of the inputs"
+    if around:
+        return f"{few}, as is usual around an object: more inputs (training.num_input_views) leave less to guess"
     return (
-        "the inputs have hardly a point in common: nearer frames (inference.input_frames) or more of them "
-        "(training.num_input_views) show better how far away things are"
+        f"{few}: nearer frames (inference.input_frames) or more of them (training.num_input_views) show better how far "
+        "away things are"
     )
