@@ -32,7 +32,9 @@ from data.views import (
     Selection,
     ViewConfig,
     check_view_config,
+    has_sample,
     views_of_update,
+    with_inputs,
 )
 from geometry.camera_check import camera_faults
 from geometry.cameras import Cameras, Views
@@ -369,6 +371,8 @@ class TrainingDataset(Dataset[Batch]):
         self.load = load
         self.seed = seed
         self.scenes = read_scene_list(Path(load.cfg.dataset_path))
+        if isinstance(load.cfg.num_input_views, list):
+            self._check_most_inputs()
 
     def __getitem__(self, which: int | SampleOf) -> Batch:
         """A sample; a scene that is too short or unreadable gives its place to another, always the same.
@@ -425,6 +429,36 @@ class TrainingDataset(Dataset[Batch]):
                 raise InputError(scene.notes["faults"]) from None
             return None
         return None if selection is None else load(scene, selection, background)
+
+    def _check_most_inputs(self) -> None:
+        """Read scenes until one has the frames for the most inputs of the range.
+
+        Raises:
+            InputError: none has; without this check, only the first update with so many would find out.
+        """
+        cfg = with_inputs(self.load.cfg, self.load.cfg.most_inputs)
+        usable: dict[str, int] = {}
+        for index in _epoch_order(self.seed, 0, len(self.scenes)):
+            scene = self._scene_if_readable(int(index))
+            if scene is None:
+                continue
+            if has_sample(scene, cfg):
+                return
+            usable[scene.name] = len(scene.usable_frames())
+        if usable:
+            longest = max(usable, key=usable.__getitem__)
+            needed = SAMPLERS[cfg.view_sampler].needs(cfg)
+            raise InputError(
+                f"training.num_input_views is {self.load.cfg.num_input_views}, but samples of {cfg.num_input_views} "
+                f"inputs need the {needed}, and the longest scene of {cfg.dataset_path}, {longest}, has "
+                f"{usable[longest]}: ask for fewer"
+            )
+
+    def _scene_if_readable(self, index: int) -> Scene | None:
+        try:
+            return read_scene(self.scenes[index], self.load.cfg.allow_outside_images)
+        except InputError:
+            return None  # samples tell of it
 
     def _all_too_short(self) -> str:
         cfg = self.load.cfg

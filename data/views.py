@@ -107,6 +107,11 @@ def views_of_update(cfg: AnyViewConfig, seed: int, update: int) -> AnyViewConfig
         return cfg
     counts = cfg.input_counts
     count = int(np.random.default_rng([seed, 2, update]).integers(counts[0], counts[-1] + 1))
+    return with_inputs(cfg, count)
+
+
+def with_inputs(cfg: AnyViewConfig, count: int) -> AnyViewConfig:
+    """What views a sample with so many inputs has."""
     return replace(cfg, num_views=cfg.views_with(count), num_input_views=count, dynamic_input_view_num=False)
 
 
@@ -218,6 +223,14 @@ SAMPLERS: dict[str, ViewSampler] = {
     "spread": ViewSampler(sample_spread, check_window, frames_of_window),
     "any": ViewSampler(sample_any),
 }
+
+
+def has_sample(scene: Scene, cfg: ViewConfig) -> bool:
+    """Whether a training sample can be drawn from a scene; `cfg.num_input_views` is a number."""
+    try:
+        return SAMPLERS[cfg.view_sampler].draw(scene, cfg, np.random.default_rng(0)) is not None
+    except LostFramesError:
+        return False
 
 
 def spread_inputs(scene: Scene, count: int, among: Sequence[int] | None = None, ends: bool = False) -> list[int]:

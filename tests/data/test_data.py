@@ -116,6 +116,25 @@ def test_short_scenes_give_their_place_to_others(tmp_path):
     assert {dataset[n].scenes[0] for n in range(16)} == {"scene0", "scene1", "scene2"}
 
 
+@pytest.mark.parametrize("sampler", ["window", "spread", "any"])
+def test_no_scene_long_enough_for_the_most_inputs_is_found_at_once(tmp_path, sampler):
+    path = write_toy_set(tmp_path, scenes=2, frames=10)
+    names = ["long", "damaged", "lost"]
+    path.write_text(path.read_text() + "".join(f"metadata/{name}.json\n" for name in names))
+    long, _, lost = (write_toy_scene(tmp_path, name, frames) for name, frames in zip(names, (11, 1, 14), strict=True))
+    long.with_name("damaged.json").write_text("{")
+    record = json.loads(lost.read_text())
+    for frame in record["frames"][3:]:
+        frame["image_path"] = None
+    lost.write_text(json.dumps(record))
+    views = {"num_views": 12, "num_target_views": 2, "view_sampler": sampler}
+    with refused(path, "training.num_input_views", "[2, 8]", "12 usable frames", "training.num_views=12", "long", 11):
+        TrainingDataset(view_loader(path, num_input_views=[2, 8], **views), seed=0)
+    assert TrainingDataset(view_loader(path, num_input_views=[2, 7], **views | {"num_views": 11}), seed=0)
+    write_toy_scene(tmp_path, "long", 12)
+    assert TrainingDataset(view_loader(path, num_input_views=[2, 8], **views), seed=0)
+
+
 def test_no_scene_long_enough_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
     with refused(path, "9 usable frames", "training.view_selector.min_frame_dist=8"):
