@@ -208,11 +208,11 @@ def with_function_of(config: Config, model: LVSM) -> Config:
     return dataclasses.replace(config, model=with_function(config.model, function_of(model)))
 
 
-def with_pose_normalization(config: Config, stored: object = None, source: object = "") -> Config:
+def with_pose_normalization(config: Config, trained: object = None, source: object = "") -> Config:
     """The configuration with the pose normalisation of training, where it leaves that open (`auto`).
 
     Args:
-        stored: the YAML text that a checkpoint keeps of its configuration. What cannot be read, or does not say it,
+        trained: the configuration that a checkpoint keeps (`read_kept_yaml`). What cannot be read, or does not say it,
             such as a published file, counts as the paper's: all views.
         source: the checkpoint's file, for messages.
 
@@ -222,11 +222,11 @@ def with_pose_normalization(config: Config, stored: object = None, source: objec
     key = "training.pose_normalization"
     if config.training.data.pose_normalization != "auto":
         return config
-    trained = _trained_with(read_kept_yaml(stored), key)
-    if trained not in get_args(PoseNormalization):
+    value = _trained_with(trained, key)
+    if value not in get_args(PoseNormalization):
         known = ", ".join(get_args(PoseNormalization))
-        raise InputError(f"{source} was trained with {key}={shown(trained)}: set the key to one of {known}")
-    return with_training(config, pose_normalization=trained)
+        raise InputError(f"{source} was trained with {key}={shown(value)}: set the key to one of {known}")
+    return with_training(config, pose_normalization=value)
 
 
 def with_fixed_background(config: Config, process: Process) -> Config:
@@ -254,17 +254,16 @@ def config_text(config: Config) -> str:
 
 
 def warn_of_other_values(
-    config: Config, stored: object, path: Path, also: Sequence[str] = (), sizes: Mapping[str, ImageSize] | None = None
+    config: Config, trained: object, path: Path, also: Sequence[str] = (), sizes: Mapping[str, ImageSize] | None = None
 ) -> None:
     """Warn of each key that decides what the model sees and that a checkpoint was trained with another value of.
 
     The keys `also` are looked at, too. Weights that do not say their pose normalisation were trained as published.
 
     Args:
-        stored: the YAML text that a checkpoint keeps of its configuration; what cannot be read says nothing.
+        trained: the configuration that a checkpoint keeps (`read_kept_yaml`); what cannot be read says nothing.
         sizes: of images, by their keys; None: the model's.
     """
-    trained = read_kept_yaml(stored)
     given = flatten(config)
     for key in (*_SEEN_BY_THE_MODEL, *also):
         before = _trained_with(trained, key)
@@ -512,9 +511,10 @@ def load_renderer(config: Config, process: Process) -> tuple[Renderer, Path, Con
     content, weights = choose_weights(read_checkpoint(path), choice, path, "training.weights", process.is_main)
     load_weights(model, content, path, config.training.restoring.allow_other_function)
     config = with_training(with_function_of(config, model), weights=weights)
-    config = with_pose_normalization(config, content.get("config"), path)
+    trained = read_kept_yaml(content.get("config"))
+    config = with_pose_normalization(config, trained, path)
     if process.is_main:
-        warn_of_other_values(config, content.get("config"), path)
+        warn_of_other_values(config, trained, path)
     config = with_fixed_background(config, process)
     return finished_renderer(model, config.training.precision, process.device), path, config
 

@@ -51,6 +51,7 @@ from training.restoring import Start, restore
 from training.trainer import Learner, Trainer
 from training.wandb_run import start_wandb
 from utils.cli import run_main
+from utils.config_file import read_kept_yaml
 from utils.distributed import Process, describe_device, only_run, process_group
 from utils.files import append_json_line, write_text
 from utils.provenance import provenance
@@ -146,7 +147,9 @@ def restore_run(config: Config, process: Process, learner: Learner) -> Start:
         average=learner.average,
         weights=cfg.averaging.weights,
         scenes_per_update=scenes_per_update(cfg, process.world_size),
-        check_stored=lambda stored, path: warn_of_other_values(config, stored, path, also, sizes_of_training(config)),
+        check_stored=lambda kept, path: warn_of_other_values(
+            config, read_kept_yaml(kept), path, also, sizes_of_training(config)
+        ),
     )
 
 

@@ -116,9 +116,10 @@ def read_kept_yaml(text: object) -> Any:
     if not isinstance(text, str) or len(text) > _FILE_BYTES:
         return None
     try:
-        if _count_values(yaml.compose(text, yaml.SafeLoader)) > _FILE_VALUES:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None or _count_values(node) > _FILE_VALUES:
             return None
-        return yaml.safe_load(text)
+        return yaml.SafeLoader("").construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
 

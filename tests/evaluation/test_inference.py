@@ -31,7 +31,7 @@ from evaluation.renderer import Renderer, round_matmul_weights
 from evaluation.scoring import nearest_input_psnr
 from geometry.normalization import PoseNormalization
 from model.weights import published_state
-from setup import build_config, load_config, owners, warn_of_other_values, with_pose_normalization
+from setup import build_config, load_config, load_renderer, owners, warn_of_other_values, with_pose_normalization
 from tests.helpers import INDEX, VARIANTS, random_cameras, random_views, small_model, write_toy_scene, write_toy_set
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refused
@@ -39,6 +39,8 @@ from tests.processes import run
 from tests.runs import evaluation_command as command
 from tests.runs import save_model, scores
 from utils.checkpoint import checkpoint_name, write_checkpoint
+from utils.config_file import read_kept_yaml
+from utils.distributed import process_group
 from utils.files import temporary_path
 from utils.precision import PrecisionConfig
 
@@ -486,7 +488,7 @@ TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2
 def test_other_values_than_those_of_training_are_said(place, stored, keys, caplog):
     config, _ = load_config(command(place, "training.pose_normalization=all_views"))
     caplog.clear()
-    warn_of_other_values(config, stored, place / "x.pt")
+    warn_of_other_values(config, read_kept_yaml(stored), place / "x.pt")
     assert [record.getMessage().split(" is ")[0] for record in caplog.records] == keys
     assert all(str(place / "x.pt") in record.getMessage() for record in caplog.records)
 
@@ -497,6 +499,17 @@ def test_an_evaluation_says_what_differs_from_training(place, caplog):
     write_checkpoint(place / "checkpoints", 2, stored)
     inference.main(command(place))
     check_told(caplog.messages, "training.scene_scale_factor", 1.35, 2.0, place / "checkpoints" / checkpoint_name(2))
+
+
+def test_the_configuration_of_a_checkpoint_is_read_once(place, monkeypatch):
+    stored = {"model": published_state(save_model(place)), "config": TRAINED}
+    write_checkpoint(place / "checkpoints", 2, stored)
+    config, _ = load_config(command(place))
+    read = MagicMock(side_effect=read_kept_yaml)
+    monkeypatch.setattr("setup.read_kept_yaml", read)
+    with process_group() as process:
+        load_renderer(config, process)
+    read.assert_called_once_with(TRAINED)
 
 
 NORMALIZED = "training: {{pose_normalization: {}}}"
@@ -519,11 +532,12 @@ def test_poses_are_normalised_as_in_training_unless_told_otherwise(stored, chose
     key = "training.pose_normalization"
     in_a_file = yaml.safe_load(NORMALIZED.format(chosen)) if chosen else {}
     on_the_command_line = {key: chosen} if chosen else {}
+    trained = read_kept_yaml(stored)
     for config in (build_config(in_a_file), build_config({}, on_the_command_line)):
         caplog.clear()
-        config = with_pose_normalization(config, stored, Path("x.pt"))
+        config = with_pose_normalization(config, trained, Path("x.pt"))
         assert config.training.data.pose_normalization == used
-        warn_of_other_values(config, stored, Path("x.pt"))
+        warn_of_other_values(config, trained, Path("x.pt"))
         assert len(caplog.messages) == bool(said)
         for message in caplog.messages:
             check_names(message, key, "x.pt", *said)
@@ -532,7 +546,7 @@ def test_poses_are_normalised_as_in_training_unless_told_otherwise(stored, chose
 @pytest.mark.parametrize("stored", ["newest", "[none]", "3", "{a: none}"])
 def test_a_normalisation_of_training_that_is_not_known_is_named(stored):
     with refused("x.pt", "training.pose_normalization", "median"):
-        with_pose_normalization(build_config({}), NORMALIZED.format(stored), Path("x.pt"))
+        with_pose_normalization(build_config({}), yaml.safe_load(NORMALIZED.format(stored)), Path("x.pt"))
 
 
 def test_an_evaluation_takes_the_normalisation_from_the_checkpoint(place):
