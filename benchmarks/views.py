@@ -12,11 +12,13 @@ views have tokens, the cross-attending variant L/3 + 2L/3.
 
 Encoding is that of one scene, a frame one of a scene that is encoded, its kernels recorded. GB is the largest memory
 of the GPU while a scene is encoded and eight targets are rendered at once. The table is printed as Markdown, and
-written to `views.md` after every variant. Runs that are finished are not done again.
+written to `views.md` after every variant. Runs that are finished are not done again; those that were trained with other
+settings are refused.
 """
 
 import argparse
 import logging
+import operator
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -32,13 +34,22 @@ from data.evaluation_index import numbered
 from evaluation.copying import NearestInput
 from evaluation.metrics import build_metrics
 from evaluation.renderer import Predictor, Renderer
-from model import ModelConfig
-from setup import Config, load_renderer, read_config, with_fixed_background, with_pose_normalization, with_training
+from model import ModelConfig, build_model
+from setup import (
+    Config,
+    load_renderer,
+    read_config,
+    with_fixed_background,
+    with_function_of,
+    with_pose_normalization,
+    with_training,
+)
 from utils.checkpoint import checkpoint_name
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
 from utils.errors import InputError
 from utils.files import write_text
+from utils.sections import leaves
 from utils.text import shown
 
 log = logging.getLogger("lvsm")
@@ -46,6 +57,24 @@ log = logging.getLogger("lvsm")
 INPUTS = (2, 4, 8, 16, 64)
 # Targets that are rendered at once where memory is measured.
 TARGETS = 8
+# Parts of the `training` section, or keys of one, that say how a run is carried out and not what it learns.
+_CANNOT_MATTER = frozenset(
+    {
+        "process",
+        "checkpoint",
+        "metrics_log",
+        "incidents",
+        "validation",
+        "published",
+        "loader.num_workers",
+        "loader.prefetch_factor",
+        "trainer.vis_every",
+        "trainer.validate_every",
+        "trainer.log_grad_norm_details",
+    }
+)
+# Keys that a message names.
+_NAMED = 5
 # Views whose tokens the latents of the encoder-decoder are as many as.
 _LATENT_VIEWS = 3
 
@@ -86,6 +115,37 @@ def train_one(config: Path, overrides: Sequence[str], folder: Path) -> None:
         train.main(["--config", str(config), *overrides, *place])
     if not finished.exists():
         raise InputError(f"the run in {folder} was asked to stop: the same command goes on with it")
+
+
+def check_run(config: Config, folder: Path) -> None:
+    """Check that a folder holds no run but one that was trained as `config` says.
+
+    Raises:
+        InputError: it holds one of other settings; the message names the keys.
+    """
+    kept = folder / "config.yaml"
+    if not kept.exists():
+        return
+    with torch.device("meta"):
+        model = build_model(config.model)
+    ours = dict(_what_counts(with_function_of(with_pose_normalization(config), model)))
+    theirs = dict(_what_counts(read_config(kept, [])))
+    different = [key for key, value in ours.items() if value != theirs[key]]
+    if different:
+        named = ", ".join(different[:_NAMED]) + (", ..." if len(different) > _NAMED else "")
+        raise InputError(
+            f"{folder} holds a run with other values of {named}: name another --output_dir, or remove the folder"
+        )
+
+
+def _what_counts(config: Config) -> Iterator[tuple[str, Any]]:
+    """The keys and values on which it depends what a run learns."""
+    parts = {"model": config.model, **vars(config.training)}
+    for owner, part in parts.items():
+        section = "model" if owner == "model" else "training"
+        for key, _ in leaves(type(part)):
+            if not {owner, f"{owner}.{key}"} & _CANNOT_MATTER:
+                yield f"{section}.{key}", operator.attrgetter(key)(part)
 
 
 def score_index(config: Config, renderer: Predictor, process: Process, scenes: Path, index: Path) -> float:
@@ -199,11 +259,14 @@ def main(argv: Sequence[str]) -> None:
     given = parse(argv)
     settings = variants(read_config(given.config, given.overrides).model)
     check(given, settings)
+    overrides = {name: [*settings[name], *given.overrides] for name in given.variants or settings}
+    if given.validation:
+        for name, own in overrides.items():
+            check_run(read_config(given.config, own), given.output_dir / name)
     rows = list(copied_rows(given)) if given.validation else []
-    for name in given.variants or settings:
-        overrides = [*settings[name], *given.overrides]
+    for name, own in overrides.items():
         folder = given.output_dir / name
-        found = trained_rows(overrides, folder, given) if given.validation else untrained_rows(overrides, given)
+        found = trained_rows(own, folder, given) if given.validation else untrained_rows(own, given)
         rows += [{"variant": name} | row for row in found]
         log.info("measured %s", name)
         write_text(given.output_dir / "views.md", "\n".join([*markdown_table(rows), ""]))

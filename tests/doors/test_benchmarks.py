@@ -213,6 +213,10 @@ def test_more_views(measured, place):
     assert (
         len(written) == 13 and written[0].startswith("| variant | inputs | PSNR |") and written[2].startswith("| near")
     )
+    (_, *again) = measured(views, *run, "training.num_threads=2", *small, *held_out, "--variants", "prefix")
+    assert [row["PSNR"] for row in again] == [row["PSNR"] for row in rows if row["variant"] == "prefix"]
+    with refused(place / "views" / "cross", "training.lr", "--output_dir"):
+        measured(views, *run, "training.lr=1e-3", *small, *held_out, "--variants", "cross")
     (row, _) = measured(views, *run, *small, "--variants", "prefix")
     assert row["variant"] == "prefix" and "PSNR" not in row
     with refused("--variants", "'nobody'", "prefix_prope"):
