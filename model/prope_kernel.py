@@ -23,9 +23,9 @@ _WARPS = 2
 @triton.jit
 def _places(n, stride_b, stride_n, stride_h, H, T: tl.constexpr, HP: tl.constexpr):
     """The program's tokens: their rows among all scenes', their numbers, where their heads begin, which are there."""
-    token = (tl.program_id(1) * T + tl.arange(0, T))[:, None, None, None]
+    token = (tl.program_id(0).to(tl.int64) * T + tl.arange(0, T))[:, None, None, None]
     head = tl.arange(0, HP)[None, :, None, None]
-    scene = tl.program_id(0).to(tl.int64)
+    scene = tl.program_id(1).to(tl.int64)
     start = scene * stride_b + token * stride_n + head * stride_h
     return scene * n + token, token, head, start, token < n, head < H
 
@@ -127,7 +127,7 @@ def _backward(
     da = c * outer_a - s * outer_b
     db = c * outer_b + s * outer_a
     scale = tl.rsqrt(_sum_channels(u * u, a * a + b * b) / (8 * G) + eps)
-    sums = dweight + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (8 * G)
+    sums = dweight + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * (8 * G)
     tl.store(sums + four, tl.sum(tl.sum(du * u * scale, 1, True), 0, True), grouped)
     tl.store(sums + rest, tl.sum(tl.sum(da * a * scale, 1, True), 0, True), placed)
     tl.store(sums + rest + G, tl.sum(tl.sum(db * b * scale, 1, True), 0, True), placed)
@@ -159,7 +159,8 @@ def _dense_heads(x: Tensor) -> Tensor:
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
-    return x.shape[0], triton.cdiv(x.shape[1], _TOKENS)
+    # The first dimension of a grid may be long, the others end at 65,535.
+    return triton.cdiv(x.shape[1], _TOKENS), x.shape[0]
 
 
 def turn_fast(
@@ -218,9 +219,9 @@ def turn_heads_backward(
     """The gradients of `x` and of the norm's weight."""
     x = _dense_heads(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    b, blocks = _grid(x)
+    blocks, b = _grid(x)
     sums = torch.empty(b * blocks, x.shape[3], dtype=torch.float32, device=x.device)
-    _backward[b, blocks](
+    _backward[blocks, b](
         outer.contiguous(), x, weight, matrices, cos, sin, dx, sums, x.shape[1], eps, *x.stride()[:3],
         **_sizes(x), TRANSPOSED=transposed, BACK=back,
     )  # fmt: skip

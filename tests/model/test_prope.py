@@ -13,14 +13,28 @@ from model.prope import Prope, PropeByMatmul, prope, turn_plainly
 from tests.helpers import random_cameras
 from tests.processes import run_fresh
 
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
+
+@needs_triton
 def test_kernels_are_their_plain_forms():
     result = run_fresh("-m", "tests.programs.run_triton", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stderr
     differences = json.loads(result.stdout)
     assert {name: len(cases) for name, cases in differences.items()} == {"turned": 12, "merged": 3}
     assert max(max(cases) for cases in differences.values()) < 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("sequences, tokens", [(3, 70_000), (48, 3072), (1, 3_000_000)])
+def test_a_grid_of_programs_is_no_wider_than_gpus_allow(sequences, tokens):
+    """2³¹ - 1 along its first dimension, 65,535 along the second."""
+    from model.prope_kernel import _grid
+
+    first, second = _grid(torch.empty(sequences, tokens, 1, 8, device="meta"))
+    assert first * second == sequences * tokens
+    assert first < 2**31
+    assert second < 2**16
 
 
 def test_sixteen_bits_are_turned_in_float32_and_come_back():
