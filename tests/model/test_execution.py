@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import compilation
+from model import compilation, execution
 from model.compilation import run_compiled, run_plainly
 from model.execution import (
     ExecutionConfig,
@@ -76,6 +77,32 @@ def test_every_kernel_leaves_what_it_cannot_take_to_all_others():
     for name, preferred in _PREFERENCES.items():
         assert preferred[0] == backends[name] and set(preferred) == set(backends.values())
     assert _PREFERENCES.keys() == backends.keys()
+
+
+def test_the_kernel_asked_for_runs_from_the_first_attention_on(monkeypatch):
+    """At the first one on a GPU torch puts its kernels in an order of its own, over the one that is asked for."""
+    before = torch._C._get_sdp_priority_order()
+    plainly = F.scaled_dot_product_attention
+    cudnn = SDPBackend.CUDNN_ATTENTION.value
+    ran = []
+
+    def attention(*heads, **rest):
+        if not ran:
+            torch._C._set_sdp_priority_order([cudnn, *set(before) - {cudnn}])
+        ran.append(torch._C._get_sdp_priority_order()[0])
+        return plainly(*heads, **rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(execution, "_GPU", "cpu")
+    execution._settle_torchs_order.cache_clear()
+    model = small_model("decoder_only", execution=replace(PLAIN, attention_backend="efficient"))
+    try:
+        model(random_views(1, 2), random_cameras(1, 2, seed=1))
+    finally:
+        torch._C._set_sdp_priority_order(before)
+        execution._settle_torchs_order.cache_clear()
+    assert set(ran[1:]) == {SDPBackend.EFFICIENT_ATTENTION.value} and len(ran) > 3
 
 
 def test_compilation_is_for_gpus_unless_asked_for(monkeypatch):
