@@ -16,7 +16,8 @@ from torch import nn
 
 from model.attention_kernel import HOPPER, why_no_fa4
 from model.compilation import Compilable, run_compiled, run_plainly
-from model.transformer import AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
+from model.mlp_kernel import MLPKernel, why_no_quack
+from model.transformer import MLP, AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
 from utils.fields import bounded
 
 log = logging.getLogger("lvsm")
@@ -46,6 +47,7 @@ class ExecutionConfig:
     grad_checkpoint_every: int = bounded(1, 0, 1000)
     keep_activations: float = bounded(0.4, 0, 1)
     attention_backend: Literal["auto", AttentionKernel] = "auto"
+    mlp_backend: Literal["auto", MLPKernel] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     compile_layers: int = bounded(1, 1, 1000)
     residual_dtype: ResidualDtype = "fp32"
@@ -57,6 +59,8 @@ def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
     for module in model.modules():
         if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
+        elif isinstance(module, MLP):
+            module.kernel = mlp_kernel(cfg.mlp_backend)
         elif isinstance(module, Transformer):
             module.checkpoint_groups(cfg.grad_checkpoint_every, cfg.keep_activations)
             module.layers_per_piece = cfg.compile_layers
@@ -145,6 +149,28 @@ def attention_kernel(name: Literal["auto", AttentionKernel]) -> KernelChoice:
     fallback = _torchs_fastest()
     _warn_once(f"attention: {fallback} first, since FlashAttention-4 cannot run ({why_not})")
     return fallback
+
+
+@functools.cache
+def mlp_kernel(name: Literal["auto", MLPKernel]) -> MLPKernel:
+    """What computes the MLP: the kernels named, or for "auto" the fastest known, which are QuACK's on Hopper.
+
+    Where QuACK is wanted and cannot run, a line says why, and torch's matmuls run.
+    """
+    if name == "torch" or (name == "auto" and not _is_hopper()):
+        return "torch"
+    why_not = why_no_quack()
+    if why_not is None:
+        return "quack"
+    if name == "auto":
+        log.info("MLP: torch; QuACK would be faster (%s)", why_not)
+    else:
+        _warn_once(f"MLP: torch, since QuACK cannot run ({why_not})")
+    return "torch"
+
+
+def _is_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == HOPPER[0]
 
 
 def _fastest_kernel() -> KernelChoice:

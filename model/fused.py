@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
-# The normal distribution's upper tail for a >= 0: density(a) * polynomial(1 / (1 + _P a)), within 7.5e-8
+# The normal distribution's upper tail for a >= 0: density(a) * polynomial(1 / (1 + P a)), within 7.5e-8
 # (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.2.17).
-_P = 0.2316419
-_COEFFICIENTS = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
+P = 0.2316419
+COEFFICIENTS = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
 
 
 def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -51,9 +51,9 @@ class _Gelu(torch.autograd.Function):
 def _tail(x: Tensor) -> tuple[Tensor, Tensor]:
     """Φ(-|x|) and φ(x) of float32 numbers, of operations that GPUs have an instruction for: no division, no exp."""
     density = torch.exp2(x * x * (-0.5 / math.log(2))) * (1 / math.sqrt(2 * math.pi))
-    t = torch.rsqrt(1 + _P * x.abs()).square()
-    polynomial = _COEFFICIENTS[0] * t
-    for coefficient in _COEFFICIENTS[1:]:
+    t = torch.rsqrt(1 + P * x.abs()).square()
+    polynomial = COEFFICIENTS[0] * t
+    for coefficient in COEFFICIENTS[1:]:
         polynomial = (polynomial + coefficient) * t
     return density * polynomial, density
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from model.attention_kernel import OPERATORS
+from model.mlp_kernel import MATMULS
 
 _ATEN = torch.ops.aten
 _ATTENTION_OPS = OPERATORS | {
@@ -58,6 +59,7 @@ def _decide(policy: SavePolicy, _context: Any, op: Any, *args: Any, **_kwargs: A
     saved = op is _STATISTICS or (policy >= SavePolicy.ATTENTION and op in _ATTENTION_OPS)
     if policy >= SavePolicy.MATMULS and op is _ATEN.mm.default:
         saved = args[0].shape[1] <= args[1].shape[1]
+    saved = saved or (policy >= SavePolicy.MATMULS and op in MATMULS)
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

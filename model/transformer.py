@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
+from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -240,12 +241,22 @@ class MLP(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
+        self.kernel: MLPKernel = "torch"
         self.up = nn.Linear(d, 4 * d, bias=False)
         self.down = nn.Linear(4 * d, d, bias=False)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Apply to every token."""
+        narrow = in_matmul_dtype(x)
+        if takes_quack(self.kernel, narrow):
+            return mlp_by_quack(narrow, self.up.weight.to(narrow.dtype), self.down.weight.to(narrow.dtype))
         return self.down(gelu(self.up(x)))
+
+
+def in_matmul_dtype(x: Tensor) -> Tensor:
+    """`x` in the precision that matmuls have: that of autocast, where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class LayerNorm(nn.LayerNorm):

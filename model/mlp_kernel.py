@@ -1,0 +1,166 @@
+"""The MLP's matmuls with GELU inside them, by kernels of QuACK, and by torch's where those fail.
+
+GELU and its gradient are computed while a matmul has its results in registers, so that nothing is read again for them.
+QuACK (Dao-AILab, `requirements-fast.txt`) is imported when it is first wanted.
+"""
+
+import functools
+import importlib
+import logging
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention_kernel import HOPPER
+from model.fused import HALF
+from utils.text import described
+
+log = logging.getLogger("lvsm")
+
+MLPKernel = Literal["quack", "torch"]
+
+_DEVICES = {"cuda"}
+# From so many tokens on it was measured to win on Hopper (benchmarks.mlp).
+_TOKENS = 4096
+# Why QuACK was given up, if it was.
+failures: list[Exception] = []
+
+
+def takes_quack(kernel: MLPKernel, x: Tensor) -> bool:
+    """Whether QuACK computes the MLP of tokens [... d] in the precision that they have."""
+    if kernel != "quack" or x.dtype not in HALF or x.device.type not in _DEVICES:
+        return False
+    # Rows of 16 bytes.
+    return x.shape[-1] % 8 == 0 and x.numel() >= _TOKENS * x.shape[-1]
+
+
+def mlp_by_quack(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """GELU(x upᵀ) downᵀ of tokens [... d]; weights [4d d] and [d 4d] in the precision of the tokens."""
+    flat = x.flatten(0, -2)
+    y = _MLP.apply(flat, up, down) if torch.is_grad_enabled() else gelu_of_up(flat, up) @ down.T
+    return y.unflatten(0, x.shape[:-1])
+
+
+class _MLP(torch.autograd.Function):
+    """Saves what goes into GELU; what comes out of it is computed again on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        before, activated = up_gelu(x, up)
+        ctx.save_for_backward(x, up, down, before)
+        return activated @ down.T
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, up, down, before = ctx.saved_tensors
+        outer_before, activated = gelu_backward(outer, down, before)
+        return outer_before @ up, outer_before.T @ x, outer.T @ activated
+
+
+@functools.cache
+def why_no_quack() -> str | None:
+    """Why QuACK's kernels cannot run in this process; None if they can."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.cuda.get_device_capability() < HOPPER:
+        return "the card is older than Hopper"
+    try:
+        _quack()
+    except ModuleNotFoundError as error:
+        return f"no module {error.name}; pip install -r requirements-fast.txt"
+    # Whatever a broken installation raises: it is one more reason to do without.
+    except Exception as error:
+        return f"its import failed ({described(error)})"
+    return None
+
+
+@functools.cache
+def _quack() -> Any:
+    return importlib.import_module("model.gelu_epilogue")
+
+
+def _give_up(error: Exception) -> None:
+    failures.append(error)
+    log.warning(
+        "QuACK failed, and torch's matmuls take its place; training.mlp_backend=torch does without the attempt (%s)",
+        described(error),
+    )
+
+
+def up_gelu_plainly(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """x upᵀ of tokens [n d], and GELU of it."""
+    before = x @ up.T
+    return before, F.gelu(before)
+
+
+def gelu_of_up_plainly(x: Tensor, up: Tensor) -> Tensor:
+    """GELU of x upᵀ alone."""
+    return F.gelu(x @ up.T)
+
+
+def gelu_backward_plainly(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of `before` from that of GELU(before) downᵀ, and GELU(before)."""
+    return torch.ops.aten.gelu_backward(outer @ down, before), F.gelu(before)
+
+
+_PLAIN = {
+    "up_gelu": up_gelu_plainly,
+    "gelu_of_up": gelu_of_up_plainly,
+    "gelu_backward": gelu_backward_plainly,
+}
+
+
+def _run(name: str, *args: Tensor) -> Any:
+    """QuACK's result; torch's where it fails, from then on."""
+    if not failures:
+        try:
+            return getattr(_quack(), name)(*args)
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever its compiler raises; an error of the arguments' own comes again below.
+        except Exception as error:
+            _give_up(error)
+    return _PLAIN[name](*args)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    return torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("lvsm::up_gelu", mutates_args=())
+def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """`up_gelu_plainly` as an operator that compilers know."""
+    return _run("up_gelu", x, up)
+
+
+@up_gelu.register_fake
+def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _rows(x, up.shape[0]), _rows(x, up.shape[0])
+
+
+@torch.library.custom_op("lvsm::gelu_of_up", mutates_args=())
+def gelu_of_up(x: Tensor, up: Tensor) -> Tensor:
+    """`gelu_of_up_plainly` as an operator that compilers know."""
+    return _run("gelu_of_up", x, up)
+
+
+@gelu_of_up.register_fake
+def _(x: Tensor, up: Tensor) -> Tensor:
+    return _rows(x, up.shape[0])
+
+
+@torch.library.custom_op("lvsm::gelu_backward", mutates_args=())
+def gelu_backward(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """`gelu_backward_plainly` as an operator that compilers know."""
+    return _run("gelu_backward", outer.contiguous(), down, before)
+
+
+@gelu_backward.register_fake
+def _(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    return _rows(outer, down.shape[1]), _rows(outer, down.shape[1])
+
+
+# The operators as programs of operators hold them.
+MATMULS = {torch.ops.lvsm.up_gelu.default}
