@@ -146,8 +146,8 @@ def compare(
     reference: list[Tensor] = []
     for name, attend in kernels:
         found = results(attend, heads, outer)
-        if attention_kernel.failures:
-            raise SystemExit(f"{name}: FlashAttention-4 failed: {attention_kernel.failures[0]}")
+        if failures := attention_kernel.package.failures:
+            raise SystemExit(f"{name}: FlashAttention-4 failed: {failures[0]}")
         reference = reference or found
         far = max(map(distance, found, reference))
         differentiate = functools.partial(torch.autograd.grad, attend(*heads), heads, outer, retain_graph=True)

@@ -7,7 +7,6 @@ take over anywhere. FlashAttention-4 (Dao et al., `requirements-fast.txt`) is im
 import functools
 import importlib
 import importlib.util
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,14 +15,10 @@ import torch
 from torch import Tensor
 
 from model.fused import HALF
-from utils.text import described
-
-log = logging.getLogger("lvsm")
+from model.optional_kernels import FallibleKernels, why_not
 
 _ATEN = torch.ops.aten
 _PACKAGE = "flash_attn.cute.interface"
-# The capability of Hopper cards, the oldest that FlashAttention-4 runs on.
-HOPPER = (9, 0)
 _DEVICES = {"cuda"}
 _DTYPES = HALF
 # What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): FlashAttention-4 is the fastest
@@ -34,8 +29,10 @@ _SCORES = 400_000_000
 _QUERIES = 2048
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
-# Why FlashAttention-4 was given up, if it was.
-failures: list[Exception] = []
+package = FallibleKernels(
+    "FlashAttention-4 failed, and cuDNN's attention takes its place; training.attention_backend=cudnn does without the "
+    "attempt"
+)
 
 OwnKernel = Literal["fa4", "cudnn"]
 
@@ -94,18 +91,7 @@ def _has_scores_enough(q: Tensor, keys: int) -> bool:
 @functools.cache
 def why_no_fa4() -> str | None:
     """Why FlashAttention-4 cannot run in this process; None if it can."""
-    if not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.cuda.get_device_capability() < HOPPER:
-        return "the card is older than Hopper"
-    try:
-        _check_interface(_fa4())
-    except ModuleNotFoundError as error:
-        return f"no module {error.name}; pip install -r requirements-fast.txt"
-    # Whatever a broken installation raises: it is one more reason to do without.
-    except Exception as error:
-        return f"its import failed ({described(error)})"
-    return None
+    return why_not(lambda: _check_interface(_fa4()))
 
 
 @functools.cache
@@ -115,19 +101,10 @@ def _fa4() -> Any:
     return importlib.import_module(_PACKAGE)
 
 
-def _check_interface(package: Any) -> None:
+def _check_interface(interface: Any) -> None:
     """Raise AttributeError for a package without the two functions that are called."""
     for name in ("_flash_attn_fwd", "_flash_attn_bwd"):
-        getattr(package, name)
-
-
-def _give_up(error: Exception) -> None:
-    failures.append(error)
-    log.warning(
-        "FlashAttention-4 failed, and cuDNN's attention takes its place; training.attention_backend=cudnn does "
-        "without the attempt (%s)",
-        described(error),
-    )
+        getattr(interface, name)
 
 
 def _fa4_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,15 +147,7 @@ _BACKWARD = {"fa4": _fa4_backward, "cudnn": _cudnn_backward}
 
 def _run(kernels: dict[str, Any], name: str, *heads: Tensor) -> Any:
     """The kernel's result; cuDNN's where FlashAttention-4 fails, from then on."""
-    if name == "fa4" and not failures:
-        try:
-            return kernels["fa4"](*heads)
-        except torch.OutOfMemoryError:
-            raise
-        # Whatever its compiler raises; an error of the heads' own comes again from cuDNN.
-        except Exception as error:
-            _give_up(error)
-    return kernels["cudnn"](*heads)
+    return package.run(kernels[name], kernels["cudnn"], *heads) if name == "fa4" else kernels[name](*heads)
 
 
 def _empty_heads(x: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention_kernel import HOPPER, why_no_fa4
+from model.attention_kernel import why_no_fa4
 from model.compilation import Compilable, run_compiled, run_plainly
 from model.mlp_kernel import MLPKernel, why_no_quack
+from model.optional_kernels import HOPPER
 from model.transformer import MLP, AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
 from utils.fields import bounded
 
@@ -160,6 +161,8 @@ def mlp_kernel(name: Literal["auto", MLPKernel]) -> MLPKernel:
     if name == "torch" or (name == "auto" and not _is_hopper()):
         return "torch"
     why_not = why_no_quack()
+    if why_not is None and name == "auto":
+        log.info("MLP: quack where tokens are many")
     if why_not is None:
         return "quack"
     if name == "auto":

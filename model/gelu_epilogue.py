@@ -14,9 +14,13 @@ from torch import Tensor
 
 from model.fused import COEFFICIENTS, P
 
-# Tiles of a matmul: measured to be the fastest on Hopper for d = 768 (benchmarks.mlp).
-_FORWARD = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
-_BACKWARD = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
+# Tiles measured to be the fastest on Hopper for d = 768 (benchmarks.mlp): pairs of blocks have the columns of a matrix
+# in common, or, for the gradient of so many tokens and more, the rows.
+_SHARED_COLUMNS = GemmConfig(
+    tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False
+)
+_SHARED_ROWS = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
+_MANY = 100_000
 
 
 def _tail(x):
@@ -62,16 +66,17 @@ def gelu_backward_epilogue(acc, c):
 
 def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `up_gelu_plainly`."""
-    result = up_gelu_epilogue(x, up.T, config=_FORWARD)
+    result = up_gelu_epilogue(x, up.T, config=_SHARED_COLUMNS)
     return result["D"], result["activated"]
 
 
 def gelu_of_up(x: Tensor, up: Tensor) -> Tensor:
     """The fast form of `gelu_of_up_plainly`."""
-    return gelu_epilogue(x, up.T, config=_FORWARD)["D"]
+    return gelu_epilogue(x, up.T, config=_SHARED_COLUMNS)["D"]
 
 
 def gelu_backward(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `gelu_backward_plainly`."""
-    result = gelu_backward_epilogue(outer, down, before, config=_BACKWARD)
+    tiles = _SHARED_ROWS if len(outer) >= _MANY else _SHARED_COLUMNS
+    result = gelu_backward_epilogue(outer, down, before, config=tiles)
     return result["D"], result["activated"]

@@ -6,34 +6,34 @@ QuACK (Dao-AILab, `requirements-fast.txt`) is imported when it is first wanted.
 
 import functools
 import importlib
-import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention_kernel import HOPPER
 from model.fused import HALF
-from utils.text import described
-
-log = logging.getLogger("lvsm")
+from model.optional_kernels import FallibleKernels, why_not
 
 MLPKernel = Literal["quack", "torch"]
 
 _DEVICES = {"cuda"}
-# From so many tokens on it was measured to win on Hopper (benchmarks.mlp).
-_TOKENS = 4096
-# Why QuACK was given up, if it was.
-failures: list[Exception] = []
+# What was measured to win on Hopper (benchmarks.mlp): so many tokens and more, of so many channels and more.
+_TOKENS = 1024
+_CHANNELS = 768
+package = FallibleKernels(
+    "QuACK failed, and torch's matmuls take its place; training.mlp_backend=torch does without the attempt"
+)
 
 
 def takes_quack(kernel: MLPKernel, x: Tensor) -> bool:
     """Whether QuACK computes the MLP of tokens [... d] in the precision that they have."""
     if kernel != "quack" or x.dtype not in HALF or x.device.type not in _DEVICES:
         return False
-    # Rows of 16 bytes.
-    return x.shape[-1] % 8 == 0 and x.numel() >= _TOKENS * x.shape[-1]
+    d = x.shape[-1]
+    # Rows of a multiple of 16 bytes.
+    return d >= _CHANNELS and d % 8 == 0 and x.numel() >= _TOKENS * d
 
 
 def mlp_by_quack(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -62,31 +62,12 @@ class _MLP(torch.autograd.Function):
 @functools.cache
 def why_no_quack() -> str | None:
     """Why QuACK's kernels cannot run in this process; None if they can."""
-    if not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.cuda.get_device_capability() < HOPPER:
-        return "the card is older than Hopper"
-    try:
-        _quack()
-    except ModuleNotFoundError as error:
-        return f"no module {error.name}; pip install -r requirements-fast.txt"
-    # Whatever a broken installation raises: it is one more reason to do without.
-    except Exception as error:
-        return f"its import failed ({described(error)})"
-    return None
+    return why_not(_quack)
 
 
 @functools.cache
 def _quack() -> Any:
     return importlib.import_module("model.gelu_epilogue")
-
-
-def _give_up(error: Exception) -> None:
-    failures.append(error)
-    log.warning(
-        "QuACK failed, and torch's matmuls take its place; training.mlp_backend=torch does without the attempt (%s)",
-        described(error),
-    )
 
 
 def up_gelu_plainly(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,24 +86,9 @@ def gelu_backward_plainly(outer: Tensor, down: Tensor, before: Tensor) -> tuple[
     return torch.ops.aten.gelu_backward(outer @ down, before), F.gelu(before)
 
 
-_PLAIN = {
-    "up_gelu": up_gelu_plainly,
-    "gelu_of_up": gelu_of_up_plainly,
-    "gelu_backward": gelu_backward_plainly,
-}
-
-
-def _run(name: str, *args: Tensor) -> Any:
-    """QuACK's result; torch's where it fails, from then on."""
-    if not failures:
-        try:
-            return getattr(_quack(), name)(*args)
-        except torch.OutOfMemoryError:
-            raise
-        # Whatever its compiler raises; an error of the arguments' own comes again below.
-        except Exception as error:
-            _give_up(error)
-    return _PLAIN[name](*args)
+def _run(name: str, plain: Callable[..., Any], *args: Tensor) -> Any:
+    """What QuACK's function of that name gives; `plain`, which is torch's, where it fails, from then on."""
+    return package.run(lambda *given: getattr(_quack(), name)(*given), plain, *(x.contiguous() for x in args))
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
@@ -132,7 +98,7 @@ def _rows(x: Tensor, width: int) -> Tensor:
 @torch.library.custom_op("lvsm::up_gelu", mutates_args=())
 def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """`up_gelu_plainly` as an operator that compilers know."""
-    return _run("up_gelu", x, up)
+    return _run("up_gelu", up_gelu_plainly, x, up)
 
 
 @up_gelu.register_fake
@@ -143,7 +109,7 @@ def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("lvsm::gelu_of_up", mutates_args=())
 def gelu_of_up(x: Tensor, up: Tensor) -> Tensor:
     """`gelu_of_up_plainly` as an operator that compilers know."""
-    return _run("gelu_of_up", x, up)
+    return _run("gelu_of_up", gelu_of_up_plainly, x, up)
 
 
 @gelu_of_up.register_fake
@@ -154,7 +120,7 @@ def _(x: Tensor, up: Tensor) -> Tensor:
 @torch.library.custom_op("lvsm::gelu_backward", mutates_args=())
 def gelu_backward(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """`gelu_backward_plainly` as an operator that compilers know."""
-    return _run("gelu_backward", outer.contiguous(), down, before)
+    return _run("gelu_backward", gelu_backward_plainly, outer, down, before)
 
 
 @gelu_backward.register_fake

@@ -59,7 +59,8 @@ def _decide(policy: SavePolicy, _context: Any, op: Any, *args: Any, **_kwargs: A
     saved = op is _STATISTICS or (policy >= SavePolicy.ATTENTION and op in _ATTENTION_OPS)
     if policy >= SavePolicy.MATMULS and op is _ATEN.mm.default:
         saved = args[0].shape[1] <= args[1].shape[1]
-    saved = saved or (policy >= SavePolicy.MATMULS and op in MATMULS)
+    if policy >= SavePolicy.MATMULS and op in MATMULS:
+        saved = True
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

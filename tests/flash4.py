@@ -79,7 +79,7 @@ def install(patch) -> Flash4:
     patch.setattr(room, "_ATEN", CUDNN_FOR_CPU)
     patch.setattr(room, "_DEVICES", {"cpu", "meta"})
     patch.setattr(room, "_DTYPES", (torch.float32,))
-    patch.setattr(room, "failures", [])
+    patch.setattr(room.package, "failures", [])
     room._fa4.cache_clear()
     return package
 

@@ -291,4 +291,4 @@ def test_full_memory_is_no_failure_of_the_kernel(package, caplog):
     (q, k, v), _ = heads(5, 5, 5)
     with pytest.raises(torch.OutOfMemoryError):
         attend_by("fa4", q, k, v)
-    assert not room.failures and not caplog.records
+    assert not room.package.failures and not caplog.records

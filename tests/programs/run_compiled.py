@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model import attention_kernel, compilation
 from model.execution import ExecutionConfig, apply_execution, compile_each_shape, prepare_compiler
 from model.transformer import Transformer
-from tests import flash4
+from tests import flash4, quack
 from tests.helpers import PLAIN, random_cameras, random_views, small_config, small_model
 from tests.sockets import TurnedByCameras, random_context
 
@@ -111,6 +111,19 @@ def own_attention_equals_plain():
     assert not counters["graph_break"]
 
 
+def own_mlp_equals_plain():
+    """Matmuls with GELU inside them: compiled whole, their results kept for backward or computed again."""
+    plain = layer_gradients(PLAIN)
+    for share, calls in ((1.0, 1), (0.0, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            package = quack.install(patch)
+            found = layer_gradients(ExecutionConfig(1, share, compile="on"), mlp="quack")
+        for ours, theirs in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        assert package.calls == {"up_gelu_epilogue": calls, "gelu_backward_epilogue": 1}
+    assert not counters["graph_break"]
+
+
 def check_rounding(results):
     """What `results` of an execution gives, images or tokens and gradients, is as exact compiled as plain."""
     exact, distances = results(PLAIN), []
@@ -127,11 +140,11 @@ def generates_code():
     check_rounding(layer_gradients)
 
 
-def layer_gradients(execution, kernel="flash", context=None):
+def layer_gradients(execution, kernel="flash", context=None, mlp="torch"):
     """Tokens and gradients of a layer."""
     torch.manual_seed(0)
     stack = apply_execution(Transformer(small_config("decoder_only").transformer, 1), execution).train()
-    tokens = flash4.use(stack, kernel)(torch.randn(2, 7, 64), context=context)
+    tokens = quack.use(flash4.use(stack, kernel), mlp)(torch.randn(2, 7, 64), context=context)
     tokens.square().sum().backward()
     return [tokens.detach(), *(p.grad for p in stack.parameters())]
 
@@ -297,6 +310,7 @@ GROUPS = (
     ),
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_attention_equals_plain,)),
+    (LOWERING, (own_mlp_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (serves_every_use,)),

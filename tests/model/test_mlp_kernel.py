@@ -1,0 +1,214 @@
+"""The MLP by QuACK's kernels, here in plain formulas: when they run, and that no number depends on it."""
+
+import importlib
+import logging
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import execution
+from model import mlp_kernel as room
+from model.execution import ExecutionConfig, mlp_kernel
+from model.mlp_kernel import mlp_by_quack, takes_quack
+from tests import quack
+from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """QuACK in plain formulas."""
+    yield quack.install(monkeypatch)
+    quack.forget()
+
+
+def tokens_and_weights(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    # Up to where the tails of GELU are below the last bit.
+    sizes = {(2, 5, 16): 1, (64, 16): 1.5, (16, 64): 0.1}
+    return [
+        (scale * torch.randn(size, generator=generator)).to(dtype).requires_grad_() for size, scale in sizes.items()
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str)
+def test_the_mlp_and_its_gradients(package, dtype, near):
+    wanted = tokens_and_weights(dtype)
+    x, up, down = (each.double() for each in wanted)
+    expected = F.gelu(x @ up.T) @ down.T
+    outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = mlp_by_quack(*wanted)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
+    theirs = torch.autograd.grad(expected, wanted, outer.double())
+    for ours, exact in zip(torch.autograd.grad(found, wanted, outer), theirs, strict=True):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=near, atol=near * exact.abs().max().item())
+    assert package.calls == {"up_gelu_epilogue": 1, "gelu_backward_epilogue": 1}
+    with torch.no_grad():
+        torch.testing.assert_close(mlp_by_quack(*wanted).double(), expected, rtol=near, atol=near)
+    assert package.calls["gelu_epilogue"] == 1
+
+
+def test_gelu_and_its_gradient_everywhere(package):
+    """At zero, on both sides of it, and far out, of either sign."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 300, -300])])
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    before = x[:, None]
+    found = room.gelu_of_up(before, torch.ones(1, 1))
+    gradient, again = room.gelu_backward(torch.ones(len(x), 1), torch.ones(1, 1), before)
+    torch.testing.assert_close(found[:, 0].double(), expected.detach(), rtol=1e-6, atol=5e-7)
+    torch.testing.assert_close(again, found, rtol=0, atol=0)
+    torch.testing.assert_close(gradient[:, 0].double(), slope, rtol=1e-6, atol=5e-7)
+
+
+def test_operators_are_what_they_say_of_themselves(package):
+    x, up, down = (each.detach() for each in tokens_and_weights())
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(room.up_gelu, (x[0], up), test_utils=tests)
+    torch.library.opcheck(room.gelu_of_up, (x[0], up), test_utils=tests)
+    torch.library.opcheck(room.gelu_backward, (x[0], down, torch.randn(5, 64)), test_utils=tests)
+
+
+def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
+    def takes(tokens, d, dtype=torch.bfloat16, kernel="quack"):
+        return takes_quack(kernel, torch.empty(2, tokens // 2, d, dtype=dtype, device="meta"))
+
+    assert not takes(3072, 768)
+    monkeypatch.setattr(room, "_DEVICES", {"meta"})
+    assert takes(3072, 768) and takes(1024, 1024, torch.float16)
+    assert not takes(3072, 768, kernel="torch") and not takes(3072, 768, torch.float32)
+    assert not takes(1022, 768) and not takes(3072, 256) and not takes(3072, 772)
+
+
+# The whole model
+
+
+def images_and_gradients(model):
+    images = model.train()(random_views(2, 2), random_cameras(2, 3, seed=1))
+    images.square().sum().backward()
+    return [images.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_models_compute_the_same(package, variant):
+    expected = images_and_gradients(small_model(variant, execution=PLAIN))
+    assert not package.calls
+    for ours, theirs in zip(images_and_gradients(quack.use(small_model(variant))), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert package.calls["up_gelu_epilogue"] >= package.calls["gelu_backward_epilogue"] > 0
+
+
+def test_under_autocast_tokens_and_weights_have_its_precision(package):
+    results = []
+    for model in (small_model("decoder_only"), quack.use(small_model("decoder_only"))):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(images_and_gradients(model))
+    assert package.calls["up_gelu_epilogue"] > 0
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize(("share", "again"), [(0.0, 3), (1 / 9, 3), (1.0, 0)])
+def test_what_is_saved_is_not_computed_again(package, share, again):
+    model = small_model("decoder_only", execution=ExecutionConfig(1, share, compile="off"))
+    images_and_gradients(quack.use(model))
+    assert package.calls == {"up_gelu_epilogue": 3 + again, "gelu_backward_epilogue": 3}
+
+
+# Where it cannot run
+
+
+@pytest.fixture
+def card(monkeypatch, package):
+    """A Hopper, on which QuACK is installed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    forget()
+    yield monkeypatch
+    forget()
+
+
+def forget():
+    quack.forget()
+    for function in (mlp_kernel, execution._warn_once):
+        function.cache_clear()
+
+
+def chosen(caplog):
+    """The kernels for "auto" and "quack", and the lines that said so."""
+    with caplog.at_level(logging.INFO, "lvsm"):
+        kernels = [mlp_kernel(name) for name in ("auto", "quack", "quack")]
+    return kernels[:2], [record.getMessage() for record in caplog.records]
+
+
+def test_it_is_chosen_where_it_can_run(card, caplog):
+    kernels, lines = chosen(caplog)
+    assert kernels == ["quack", "quack"] and mlp_kernel("torch") == "torch"
+    assert len(lines) == 1 and "quack" in lines[0]
+
+
+def test_a_card_that_was_not_measured_has_to_be_asked(card, caplog):
+    card.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert chosen(caplog)[0] == ["torch", "quack"]
+
+
+def missing(card):
+    card.setitem(sys.modules, "quack.epilogue.frontend", None)
+
+
+def broken(card):
+    def fail(name):
+        raise OSError("libcute.so: cannot open\nshared object\x1b[31m")
+
+    card.setattr(importlib, "import_module", fail)
+
+
+def of_another_version(card):
+    card.delattr(sys.modules["quack.epilogue.frontend"], "gemm_epilogue")
+
+
+def older(card):
+    card.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+
+
+def gone(card):
+    card.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "culprit"),
+    [
+        (missing, 2, "requirements-fast.txt"),
+        (broken, 2, "OSError: libcute.so: cannot open shared object\\x1b"),
+        (of_another_version, 2, "gemm_epilogue"),
+        (older, 1, "older than Hopper"),
+        (gone, 1, "no GPU"),
+    ],
+)
+def test_where_it_cannot_run_a_line_says_why_and_torch_runs(card, caplog, change, lines, culprit):
+    change(card)
+    kernels, said = chosen(caplog)
+    assert kernels == ["torch", "torch"]
+    assert len(said) == lines and culprit in said[-1] and "\n" not in said[-1]
+
+
+@pytest.mark.parametrize("epilogue", ["up_gelu_epilogue", "gelu_backward_epilogue"])
+def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, epilogue):
+    package.errors[epilogue] = RuntimeError("no compiler\nfor sm_90a")
+    expected = images_and_gradients(small_model("decoder_only"))
+    for ours, theirs in zip(images_and_gradients(quack.use(small_model("decoder_only"))), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    (record,) = caplog.records
+    assert "no compiler for sm_90a" in record.getMessage() and "mlp_backend=torch" in record.getMessage()
+    assert package.calls[epilogue] == 1
+
+
+def test_full_memory_is_no_failure_of_the_kernel(package, caplog):
+    package.errors["up_gelu_epilogue"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        mlp_by_quack(*tokens_and_weights())
+    assert not room.package.failures and not caplog.records

@@ -1,0 +1,84 @@
+"""QuACK's matmuls in plain formulas, and what of CuTe epilogues are written in, for this project's own functions.
+
+They have the interface of the packages, so that model/gelu_epilogue.py runs as it is, on the CPU.
+"""
+
+import sys
+from collections import Counter
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from model import mlp_kernel as room
+from model.transformer import MLP
+
+CUTE = SimpleNamespace(
+    math=SimpleNamespace(absf=torch.abs, copysign=torch.copysign, exp2=lambda x, fastmath: torch.exp2(x)),
+    arch=SimpleNamespace(rcp_approx=torch.reciprocal, fmax=lambda x, y: x.clamp_min(y)),
+)
+
+
+class Epilogues:
+    """Stands for `quack.epilogue.frontend`; counts its calls by the name of the epilogue."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.errors: dict[str, Exception] = {}
+
+    def gemm_epilogue(self, outputs=()):
+        """A matmul with a function of its result, and of another matrix of that shape, in float32."""
+
+        def wrap(function):
+            def matmul(a: Tensor, b: Tensor, c: Tensor | None = None, *, config) -> dict[str, Tensor]:
+                self.calls[function.__name__] += 1
+                if function.__name__ in self.errors:
+                    raise self.errors[function.__name__]
+                # What the kernels would check.
+                assert config.tile_m and all(min(x.stride()) == 1 for x in (a, b)) and a.dtype == b.dtype
+                found = function(a.float() @ b.float(), *([] if c is None else [c.float()]))
+                assert set(found) == {"D", *outputs}
+                return {name: x.to(a.dtype) for name, x in found.items()}
+
+            return matmul
+
+        return wrap
+
+
+def install(patch) -> Epilogues:
+    """Have this process find both packages, and give them tokens on the CPU, until `patch` is undone."""
+    package = Epilogues()
+    modules = {
+        "cutlass": {"cute": CUTE},
+        "cutlass.cute": vars(CUTE),
+        "quack": {},
+        "quack.epilogue": {},
+        "quack.epilogue.frontend": {"gemm_epilogue": package.gemm_epilogue},
+        "quack.gemm_config": {"GemmConfig": SimpleNamespace},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        patch.setitem(sys.modules, name, module)
+    patch.setattr(room, "_DEVICES", {"cpu", "meta"})
+    patch.setattr(room, "HALF", (torch.float32, torch.bfloat16))
+    patch.setattr(room, "_TOKENS", 1)
+    patch.setattr(room, "_CHANNELS", 8)
+    patch.setattr(room.package, "failures", [])
+    forget()
+    return package
+
+
+def forget() -> None:
+    """Have the next one imported anew."""
+    sys.modules.pop("model.gelu_epilogue", None)
+    room._quack.cache_clear()
+    room.why_no_quack.cache_clear()
+
+
+def use(model: nn.Module, kernel: str = "quack") -> nn.Module:
+    """The model, its MLPs by that kernel."""
+    for module in model.modules():
+        if isinstance(module, MLP):
+            module.kernel = kernel
+    return model
