@@ -28,7 +28,7 @@ from utils.precision import autocast
 from utils.text import counted
 
 SCENES = 2
-PLAIN = {"compile": "off", "attention_backend": "flash", "grad_checkpoint_every": 0}
+PLAIN = {"compile": "off", "attention_backend": "flash", "mlp_backend": "torch", "grad_checkpoint_every": 0}
 # Everything is computed again: float32 takes twice the memory.
 EXACT = {"compile": "off", "attention_backend": "efficient", "grad_checkpoint_every": 1, "keep_activations": 0.0}
 EXACT |= {"use_amp": False, "use_tf32": False}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.common import benchmark_parser, release_memory, show, spread, timed
+from benchmarks.common import benchmark_parser, distance, gradients, release_memory, show, spread, timed
 from model import attention_kernel, transformer
 from model.attention_kernel import OwnKernel, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.transformer import KeysValues, join
@@ -120,17 +120,6 @@ def seeded_heads(channels: int, *sizes: tuple[int, int, int]) -> list[Tensor]:
     return [whole.transpose(1, 2).requires_grad_() for whole in wholes]
 
 
-def results(attend: Attend, heads: Sequence[Tensor], outer: Tensor) -> list[Tensor]:
-    """What attention gives, and the gradients of all that goes in."""
-    out = attend(*heads)
-    return [out.detach(), *torch.autograd.grad(out, heads, outer)]
-
-
-def distance(found: Tensor, reference: Tensor) -> float:
-    """How far a tensor is from another, relative to its size."""
-    return ((found.float() - reference.float()).norm() / reference.float().norm()).item()
-
-
 def speed(direction: str, flops: float, work: Callable[[], object], calls: int) -> dict[str, Any]:
     """Columns of one direction."""
     seconds = timed(work, calls, 3)
@@ -145,7 +134,7 @@ def compare(
     """Columns of every kernel for the same heads; backward recomputes the scores."""
     reference: list[Tensor] = []
     for name, attend in kernels:
-        found = results(attend, heads, outer)
+        found = gradients(attend, heads, outer)
         if failures := attention_kernel.package.failures:
             raise SystemExit(f"{name}: FlashAttention-4 failed: {failures[0]}")
         reference = reference or found

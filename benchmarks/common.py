@@ -130,6 +130,17 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
+def gradients(function: Callable[..., Tensor], wanted: Sequence[Tensor], outer: Tensor) -> list[Tensor]:
+    """What a function gives for the tensors `wanted`, and their gradients where that of its result is `outer`."""
+    out = function(*wanted)
+    return [out.detach(), *torch.autograd.grad(out, wanted, outer)]
+
+
+def distance(found: Tensor, reference: Tensor) -> float:
+    """How far a tensor is from another, relative to its size."""
+    return ((found.float() - reference.float()).norm() / reference.float().norm()).item()
+
+
 def release_memory() -> None:
     """Forget what earlier measurements left on the GPU and in its peak, compiled code included."""
     if "torch._inductor.compile_fx" in sys.modules:

@@ -16,6 +16,7 @@ from benchmarks import (
     attention,
     loader,
     loss_curve,
+    mlp,
     preprocess,
     quality,
     recipes,
@@ -27,7 +28,7 @@ from benchmarks import (
     views,
 )
 from evaluation.metrics import psnr
-from tests import flash4
+from tests import flash4, quack
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
 from tests.processes import QUIET, ForkedSooner
@@ -109,6 +110,23 @@ def test_attention_says_when_a_kernel_fails(measured, monkeypatch):
     monkeypatch.setattr(attention, "why_no_fa4", lambda: None)
     with refused("fa4", "no compiler", error=SystemExit):
         measured(attention, "--shape", "1 1 4 4", "--channels", 8, "--calls", 1)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_mlp(measured, monkeypatch, installed):
+    quack.install(monkeypatch)
+    monkeypatch.setattr(mlp, "why_no_quack", lambda: None if installed else "the card is older than Hopper")
+    rows = measured(mlp, "--tokens", 6, 10, "--channels", 16, "--calls", 1)
+    kernels = ["torch", "quack"] if installed else ["torch"]
+    assert [(row["tokens"], row["kernel"]) for row in rows] == [(n, kernel) for n in (6, 10) for kernel in kernels]
+    assert all(row["difference"] < 1e-5 and row["rendering ms"] > 0 and row["update ms"] > 0 for row in rows)
+
+
+def test_mlp_says_when_a_kernel_fails(measured, monkeypatch):
+    quack.install(monkeypatch).errors["gelu_backward_epilogue"] = RuntimeError("no compiler")
+    monkeypatch.setattr(mlp, "why_no_quack", lambda: None)
+    with refused("quack", "no compiler", error=SystemExit):
+        measured(mlp, "--tokens", 4, "--channels", 8, "--calls", 1)
 
 
 def test_recipes(measured, tmp_path):
