@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention_kernel import why_no_fa4
 from model.compilation import Compilable, run_compiled, run_plainly
 from model.mlp_kernel import MLPKernel, why_no_quack
 from model.optional_kernels import HOPPER
-from model.transformer import MLP, AttentionKernel, KernelChoice, MultiHead, ResidualDtype, Transformer
+from model.transformer import (
+    MLP,
+    AttentionKernel,
+    KernelChoice,
+    MultiHead,
+    ResidualDtype,
+    Transformer,
+    settle_torchs_order,
+)
 from utils.fields import bounded
 
 log = logging.getLogger("lvsm")
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Where the first attention of a process runs.
-_GPU = "cuda"
 # Compiled forms of one function before torch gives up and runs further ones as they are.
 _FORMS = 32
 
@@ -56,7 +61,7 @@ class ExecutionConfig:
 
 def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
     """Have a finished model run as `cfg` says, from now on; returns the model."""
-    _settle_torchs_order()
+    settle_torchs_order()
     for module in model.modules():
         if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
@@ -117,17 +122,6 @@ def compiles(cfg: ExecutionConfig) -> bool:
         "compiled, and an update takes half as long again"
     )
     return False
-
-
-@functools.cache
-def _settle_torchs_order() -> None:
-    """Have torch put its attention kernels in an order of its own now, which it does once, at the first on a GPU.
-
-    Else the first one that asks for another order runs by torch's, and once more, for backward, by the one asked for.
-    """
-    if torch.cuda.is_available():
-        x = torch.zeros(1, 1, 8, 8, device=_GPU, dtype=torch.float16)
-        F.scaled_dot_product_attention(x, x, x)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """The transformer that all variants share (paper section 3.2). Attention lives here and nowhere else."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ AttentionKernel = Literal["fa4", "cudnn", "flash", "efficient", "math"]
 KernelChoice = Literal["by_shape", "cudnn_by_shape", AttentionKernel]
 ResidualDtype = Literal["fp32", "amp"]
 CameraEncoding = Literal["none", "prope"]
+# Where the first attention of a process runs.
+_GPU = "cuda"
 # Queries of a stack of which only keys and values are wanted.
 NO_QUERIES = slice(0, 0)
 
@@ -86,6 +89,17 @@ class Relative(Protocol):
 
     def results(self, attended: Tensor, tokens: slice | None) -> Tensor:
         """Turn what attention gives to `tokens`, or to all."""
+
+
+@functools.cache
+def settle_torchs_order() -> None:
+    """Have torch put its attention kernels in an order of its own now, which it does once, at the first on a GPU.
+
+    Else the first one that asks for another order runs by torch's, and once more, for backward, by the one asked for.
+    """
+    if torch.cuda.is_available():
+        x = torch.zeros(1, 1, 8, 8, device=_GPU, dtype=torch.float16)
+        F.scaled_dot_product_attention(x, x, x)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kernel: KernelChoice) -> Float[Tensor, "b h n c"]:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import compilation, execution
+from model import compilation, transformer
 from model.compilation import run_compiled, run_plainly
 from model.execution import (
     ExecutionConfig,
@@ -94,14 +94,14 @@ def test_the_kernel_asked_for_runs_from_the_first_attention_on(monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(execution, "_GPU", "cpu")
-    execution._settle_torchs_order.cache_clear()
-    model = small_model("decoder_only", execution=replace(PLAIN, attention_backend="efficient"))
+    monkeypatch.setattr(transformer, "_GPU", "cpu")
+    transformer.settle_torchs_order.cache_clear()
+    model = small_model("decoder_only", execution=replace(PLAIN, attention_backend="efficient", mlp_backend="torch"))
     try:
         model(random_views(1, 2), random_cameras(1, 2, seed=1))
     finally:
         torch._C._set_sdp_priority_order(before)
-        execution._settle_torchs_order.cache_clear()
+        transformer.settle_torchs_order.cache_clear()
     assert set(ran[1:]) == {SDPBackend.EFFICIENT_ATTENTION.value} and len(ran) > 3
 
 
