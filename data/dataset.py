@@ -32,7 +32,7 @@ from data.views import (
     Selection,
     ViewConfig,
     check_view_config,
-    has_sample,
+    may_have_sample,
     views_of_update,
     with_inputs,
 )
@@ -442,7 +442,7 @@ class TrainingDataset(Dataset[Batch]):
             scene = self._scene_if_readable(int(index))
             if scene is None:
                 continue
-            if has_sample(scene, cfg):
+            if may_have_sample(scene, cfg):
                 return
             usable[scene.name] = len(scene.usable_frames())
         if usable:

@@ -225,12 +225,13 @@ SAMPLERS: dict[str, ViewSampler] = {
 }
 
 
-def has_sample(scene: Scene, cfg: ViewConfig) -> bool:
-    """Whether a training sample can be drawn from a scene; `cfg.num_input_views` is a number."""
+def may_have_sample(scene: Scene, cfg: ViewConfig) -> bool:
+    """Whether a training sample might be drawn from a scene; `cfg.num_input_views` is a number."""
     try:
         return SAMPLERS[cfg.view_sampler].draw(scene, cfg, np.random.default_rng(0)) is not None
     except LostFramesError:
-        return False
+        # Other draws may avoid the lost frames.
+        return len(scene.usable_frames()) >= cfg.num_views
 
 
 def spread_inputs(scene: Scene, count: int, among: Sequence[int] | None = None, ends: bool = False) -> list[int]:

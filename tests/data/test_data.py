@@ -135,6 +135,17 @@ def test_no_scene_long_enough_for_the_most_inputs_is_found_at_once(tmp_path, sam
     assert TrainingDataset(view_loader(path, num_input_views=[2, 8], **views), seed=0)
 
 
+def test_a_scene_with_a_lost_frame_in_most_windows_may_have_the_most_inputs(tmp_path):
+    path = write_toy_set(tmp_path, scenes=1, frames=30)
+    scene = next(tmp_path.rglob("scene0.json"))
+    record = json.loads(scene.read_text())
+    for lost in (5, 11, 17, 23):
+        record["frames"][lost]["image_path"] = None
+    scene.write_text(json.dumps(record))
+    views = {"num_views": 12, "num_target_views": 2, "num_input_views": [2, 8]}
+    assert TrainingDataset(view_loader(path, view_selector=ViewSelectorConfig(11, 14), **views), seed=0)
+
+
 def test_no_scene_long_enough_is_an_error(tmp_path):
     path = write_toy_set(tmp_path, frames=5)
     with refused(path, "9 usable frames", "training.view_selector.min_frame_dist=8"):
