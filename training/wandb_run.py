@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from utils.config_file import YAML_ERRORS
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -55,7 +56,7 @@ def _read_key(path: Path) -> str:
         return ""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, *YAML_ERRORS) as error:
         raise InputError(f"training.api_key_path: {path} cannot be read: {' '.join(str(error).split())}") from None
     return str(content.get("wandb") or "") if isinstance(content, dict) else ""
 

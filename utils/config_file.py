@@ -25,6 +25,9 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\s*=(.*)", re.DOTALL)
 # What YAML reads as another number than it looks: 1:30 as 90 (base 60), 010 as 8 (base 8).
 _MISLEADING_NUMBER = re.compile(r"[-+]?(\d+(:[0-5]?\d)+(\.\d*)?|0[0-7_]*[1-7][0-7_]*)")
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# What PyYAML raises of a value that is not what its tag says, as `!!bool maybe`; and of all else.
+_WRONG_TAG = (LookupError, AttributeError)
+YAML_ERRORS = (yaml.YAMLError, ValueError, *_WRONG_TAG)
 
 
 def parse_overrides(tokens: Sequence[str], sections: Collection[str]) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+    except (*YAML_ERRORS, RecursionError):
         raise InputError(f"{key}: {shown(text)} is not a list") from None
 
 
@@ -95,7 +98,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} is not a configuration: it is nested too deep") from None
     except OSError as error:
         raise InputError(f"configuration cannot be read: {path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except _WRONG_TAG:
+        raise InputError(f"{path} is not YAML: a value is not of the type that its tag (!!) says") from None
+    except (*YAML_ERRORS, OmegaConfBaseException) as error:
         raise InputError(f"{path} is not YAML: {one_line(error, _REASON)}") from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a configuration: it holds no keys")
@@ -120,7 +125,7 @@ def read_kept_yaml(text: object) -> Any:
         if node is None or _count_values(node) > _FILE_VALUES:
             return None
         return yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (*YAML_ERRORS, RecursionError):
         return None
 
 

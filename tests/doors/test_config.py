@@ -592,6 +592,12 @@ def test_the_last_of_several_values_counts():
     assert build_config({}, parse_overrides(["training.lr=1", "training.lr=2"])).training.optim.lr == 2
 
 
+@pytest.mark.parametrize("text", ["[!!bool maybe]", "[!!int _]", "[2026-99-99]", "[[", "[a: b: c]"])
+def test_what_is_no_list_is_named(text):
+    with refused("training.image_sizes", "list", shown(text)):
+        parse_overrides([f"training.image_sizes={text}"])
+
+
 def test_two_files_are_refused(tmp_path):
     with refused("--config", "2 times"):
         load_config(["--config", str(tmp_path / "a"), "--config", str(tmp_path / "b")])
@@ -622,6 +628,10 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         "training: {lr: ???}",
         "training: {lr: null}",
         "training: {lr: 2026-11-25}",
+        "training: {lr: 2026-99-99}",
+        "training: {use_amp: !!bool maybe}",
+        "training: {seed: !!int _}",
+        "training: {lr: !!timestamp soon}",
         "training: {lr: [1]}",
         "training: {lr: {a: 1}}",
         "training: {lr: 1" + ":30" * 20_000 + "}",

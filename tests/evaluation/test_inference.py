@@ -478,6 +478,8 @@ TRAINED = "training:\n  pose_normalization: input_views\n  scene_scale_factor: 2
         ("training: {square_crop: [1], pose_normalization: null}", []),
         ("!!python/object/apply:os.mkdir [x]", []),
         ("{", []),
+        ("a: !!bool maybe", []),
+        ("a: !!timestamp soon", []),
         ("[" * 5000, []),
         ("- 3", []),
         ("", []),
