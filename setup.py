@@ -43,7 +43,7 @@ from utils.config_file import parse_overrides, read_kept_yaml, read_yaml
 from utils.config_values import is_empty, read_values
 from utils.distributed import Process, ProcessConfig
 from utils.errors import InputError
-from utils.fields import file_path
+from utils.fields import file_path, range_of
 from utils.hub import is_hub_address
 from utils.parallel import cores_of_process
 from utils.precision import PrecisionConfig, set_tf32
@@ -72,6 +72,8 @@ _SEEN_BY_THE_MODEL = (
 )
 _SIZE = "model.image_tokenizer.image_size"
 _SIZES = "training.image_sizes"
+# What positions may be multiplied by.
+_POSE_SCALES: Any = range_of(DataConfig.__dataclass_fields__["pose_scale"])
 # What weights were trained with that do not say it, such as published ones.
 _UNLESS_SAID: dict[str, Any] = {"training.pose_normalization": "all_views"}
 # Characters of a library's reason that a message quotes.
@@ -211,13 +213,15 @@ def with_function_of(config: Config, model: LVSM) -> Config:
 def with_pose_normalization(config: Config, trained: object = None, source: object = "") -> Config:
     """The configuration with the pose normalisation of training, where it leaves that open (`auto`).
 
+    Where that is `none`, the scale of positions is that of training, too, unless the configuration names one.
+
     Args:
         trained: the configuration that a checkpoint keeps (`read_kept_yaml`). What cannot be read, or does not say it,
             such as a published file, counts as the paper's: all views.
         source: the checkpoint's file, for messages.
 
     Raises:
-        InputError: it was trained with one that is not known.
+        InputError: it was trained with one that is not known, or with a scale that cannot be.
     """
     key = "training.pose_normalization"
     if config.training.data.pose_normalization != "auto":
@@ -226,7 +230,21 @@ def with_pose_normalization(config: Config, trained: object = None, source: obje
     if value not in get_args(PoseNormalization):
         known = ", ".join(get_args(PoseNormalization))
         raise InputError(f"{source} was trained with {key}={shown(value)}: set the key to one of {known}")
-    return with_training(config, pose_normalization=value)
+    config = with_training(config, pose_normalization=value)
+    return _with_pose_scale(config, trained, source) if value == "none" else config
+
+
+def _with_pose_scale(config: Config, trained: object, source: object) -> Config:
+    """The configuration with the scale of positions of training, unless it names one itself."""
+    key = "training.pose_scale"
+    scale = _value_at(trained, key)
+    if scale is None or config.training.data.pose_scale != 1:
+        return config
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not _POSE_SCALES.admits(scale):
+        raise InputError(
+            f"{source} was trained with {key}={shown(scale)}: set training.pose_normalization=none and {key}"
+        )
+    return with_training(config, pose_scale=float(scale))
 
 
 def with_fixed_background(config: Config, process: Process) -> Config:

@@ -545,6 +545,33 @@ def test_poses_are_normalised_as_in_training_unless_told_otherwise(stored, chose
             check_names(message, key, "x.pt", *said)
 
 
+SCALED = "training: {{pose_normalization: {}, pose_scale: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "used"),
+    [
+        (SCALED.format("none", 0.5), {}, 0.5),
+        (SCALED.format("none", 2), {"pose_normalization": "auto"}, 2.0),
+        (SCALED.format("none", 0.5), {"pose_scale": "0.25"}, 0.25),
+        (SCALED.format("none", 0.5), {"pose_normalization": "none"}, 1.0),
+        (SCALED.format("all_views", 0.5), {}, 1.0),
+        (NORMALIZED.format("none"), {}, 1.0),
+        (None, {}, 1.0),
+    ],
+)
+def test_positions_have_the_scale_of_training_unless_told_otherwise(stored, given, used):
+    config = build_config({}, {f"training.{key}": value for key, value in given.items()})
+    config = with_pose_normalization(config, read_kept_yaml(stored), Path("x.pt"))
+    assert config.training.data.pose_scale == used
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "2" * 400, ".nan", "true", "half", "[1]"])
+def test_a_scale_of_training_that_cannot_be_is_named(scale):
+    with refused("x.pt", "training.pose_scale"):
+        with_pose_normalization(build_config({}), read_kept_yaml(SCALED.format("none", scale)), Path("x.pt"))
+
+
 @pytest.mark.parametrize("stored", ["newest", "[none]", "3", "{a: none}"])
 def test_a_normalisation_of_training_that_is_not_known_is_named(stored):
     with refused("x.pt", "training.pose_normalization", "median"):
