@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -60,6 +60,20 @@ def test_every_distance_and_start_occurs():
     counts = np.bincount(distances)[8:]
     assert len(counts) == 4 and counts.min() > 650
     assert {int(a) for a, b in windows if b - a == 8} == {0, 1, 2, 3}
+
+
+def check_alike(drawn, outcomes, bound):
+    """All of the outcomes were drawn, and alike by chi-squared, of which 0.05 % lie above the bound."""
+    counts = Counter(drawn)
+    assert counts.keys() == set(outcomes)
+    mean = sum(counts.values()) / len(counts)
+    assert sum((count - mean) ** 2 / mean for count in counts.values()) < bound
+
+
+def test_what_lies_between_the_ends_of_a_window_is_drawn_alike():
+    rng = np.random.default_rng(0)
+    windows = [choose_window(6, 4, ViewSelectorConfig(5, 5), rng) for _ in range(1200)]
+    check_alike((tuple(frames) for frames in windows), ((0, 5, *pair) for pair in permutations([1, 2, 3, 4], 2)), 33)
 
 
 def test_a_short_clip_has_no_window():
@@ -140,10 +154,7 @@ def test_inputs_are_spread_over_windows_and_the_rest_is_drawn_from_between(tmp_p
     whole = [draw for draw in draws if (draw[0], draw[2]) == (0, 9)]
     assert {tuple(draw[:3]) for draw in whole} == {(0, 4, 9)}
     pairs = Counter(tuple(sorted(draw[3:])) for draw in whole)
-    assert pairs.keys() == set(combinations([1, 2, 3, 5, 6, 7, 8], 2))
-    mean = len(whole) / 21
-    # Chi-squared of 20 degrees of freedom: 0.05 % lie above.
-    assert sum((count - mean) ** 2 / mean for count in pairs.values()) < 47
+    check_alike(pairs.elements(), combinations([1, 2, 3, 5, 6, 7, 8], 2), 47)
     frames = choose_spread(14, cfg, np.random.default_rng(7))
     selection = sample_spread(toy_scene(tmp_path), cfg, np.random.default_rng(7))
     assert selection == Selection(frames[:3], frames[3:], frames)
@@ -161,10 +172,17 @@ def test_a_range_of_inputs_is_drawn_evenly_for_an_update():
     assert views_of_update(replace(cfg, num_input_views=[4, 4]), 3, 7).num_input_views == 4
 
 
-def test_any_frame_may_come_first(tmp_path):
-    scene = toy_scene(tmp_path, frames=8)
-    firsts = {sample_any(scene, CONFIG, np.random.default_rng(seed)).context[0] for seed in range(200)}
-    assert firsts == set(range(8))
+@pytest.mark.parametrize("target_has_input", [True, False])
+def test_any_frames_are_drawn_alike_in_any_order_and_targets_among_them(tmp_path, target_has_input):
+    """Of four usable frames three, two of them inputs; the target is one of the three, or the one that is no input."""
+    scene = toy_scene(tmp_path, frames=5, lost=[1])
+    cfg = ViewConfig(3, 2, 1, target_has_input, "any")
+    rng = np.random.default_rng(0)
+    drawn = [sample_any(scene, cfg, rng) for _ in range(2400)]
+    assert all(selection.context == selection.drawn[:2] for selection in drawn)
+    orders = list(permutations([0, 2, 3, 4], 3))
+    outcomes = [(order, target) for order in orders for target in (order if target_has_input else order[2:])]
+    check_alike(((tuple(one.drawn), *one.target) for one in drawn), outcomes, 117 if target_has_input else 52)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
