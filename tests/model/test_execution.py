@@ -244,31 +244,13 @@ def test_tokens_between_blocks_are_wide_unless_asked_for(variant):
     assert torch.equal(renders["fp32"], renders["amp"])
 
 
-CLAIMS = [
-    "decoder_only_equals_plain",
-    "saves_statistics",
-    "saves_matmuls",
-    "encoded_once_equals_plain",
-    "encoder_decoder_equals_plain",
-    "own_attention_equals_plain",
-    "takes_context_and_cameras",
-    "copies_are_plain",
-    "counts_graphs_of_shapes",
-    "pieces_share_graphs",
-    "fits_no_buckets",
-    "serves_every_use",
-    "compiles_each_size_once",
-    "generates_code",
-]
-
-
 @pytest.mark.long
 def test_compiled():
     """One process tells of every claim: what takes long, to compile, is warm after the first."""
-    result = run("-m", "tests.programs.run_compiled", *CLAIMS)
+    result = run("-m", "tests.programs.run_compiled")
     assert result.returncode == 0, result.stderr[-2000:]
     verdicts = json.loads(result.stdout.splitlines()[-1])
-    assert verdicts == dict.fromkeys(CLAIMS), "\n".join(filter(None, verdicts.values()))
+    assert verdicts and not any(verdicts.values()), "\n".join(filter(None, verdicts.values()))
     # Nothing was left uncompiled for having too many forms.
     assert "_limit" not in result.stderr, result.stderr[-2000:]
 
