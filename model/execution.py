@@ -174,7 +174,7 @@ def _fastest_kernel() -> KernelChoice:
     fastest = _torchs_fastest()
     if not torch.cuda.is_available():
         return fastest
-    if torch.cuda.get_device_capability()[0] != HOPPER[0] or fastest != "cudnn":
+    if not _is_hopper() or fastest != "cudnn":
         log.info("attention: %s first", fastest)
         return fastest
     why_not = why_no_fa4()

@@ -261,9 +261,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Apply to every token."""
-        narrow = in_matmul_dtype(x)
-        if takes_quack(self.kernel, narrow):
-            return mlp_by_quack(narrow, self.up.weight.to(narrow.dtype), self.down.weight.to(narrow.dtype))
+        x = in_matmul_dtype(x)
+        if takes_quack(self.kernel, x):
+            return mlp_by_quack(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype))
         return self.down(gelu(self.up(x)))
 
 
@@ -410,10 +410,9 @@ class Transformer(Compilable, nn.ModuleList):
         return (x, tuple(kept)) if return_kv else x
 
     def _in_residual_dtype(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
-            return x
-        return x.to(torch.get_autocast_dtype(device) if self.residual_dtype == "amp" else torch.float32)
+        if self.residual_dtype == "amp":
+            return in_matmul_dtype(x)
+        return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
     def _groups(self) -> list[tuple[slice, SavePolicy | None]]:
         """Layers that run in one piece, and what they save for backward; None: everything."""

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geometry.cameras import Cameras, Views
 from geometry.image_size import ImageSize
@@ -78,6 +80,18 @@ def small_model(variant: str, seed: int = 0, execution: ExecutionConfig = PLAIN,
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.15)
     return model.eval()
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def random_cameras(*shape: int, height: int = 16, width: int = 24, seed: int = 0) -> Cameras:

@@ -7,7 +7,6 @@ import logging
 import pickle
 import shutil
 import subprocess
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import compilation, transformer
 from model.compilation import run_compiled, run_plainly
@@ -29,7 +27,7 @@ from model.execution import (
 )
 from model.saving import SavePolicy, plan_saving
 from model.transformer import _PREFERENCES, Block, CrossBlock, Transformer
-from tests.helpers import PLAIN, PUBLISHED, VARIANTS, random_cameras, random_views, small_model
+from tests.helpers import PLAIN, PUBLISHED, VARIANTS, Count, random_cameras, random_views, small_model
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import refused
 from tests.processes import run
@@ -147,18 +145,6 @@ def test_impossible_choices_are_refused(values, culprits):
 
 # Of three layers, or of two and two: all over inputs but the last one's and over targets, own and cross.
 ATTENTIONS = {"decoder_only": 3, "encoder_decoder": 4, "prefix": 2 + 3, "cross": 2 + 2 * 2}
-
-
-class Count(TorchDispatchMode):
-    """Counts the operations that really run."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls[function.overloadpacket.__name__] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def counted_gradients(variant, execution):

@@ -12,8 +12,9 @@ from model import execution
 from model import mlp_kernel as room
 from model.execution import ExecutionConfig, mlp_kernel
 from model.mlp_kernel import mlp_by_quack, takes_quack
+from model.transformer import MLP
 from tests import quack
-from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
+from tests.helpers import PLAIN, VARIANTS, Count, random_cameras, random_views, small_model
 
 
 @pytest.fixture
@@ -110,6 +111,25 @@ def test_under_autocast_tokens_and_weights_have_its_precision(package):
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("kernel", ["torch", "quack"])
+def test_under_autocast_tokens_are_rounded_once(package, kernel):
+    model = quack.use(MLP(16), kernel)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad(), Count() as count:
+        model(torch.randn(2, 5, 16))
+    # The tokens, and both weights.
+    assert count.calls["_to_copy"] == 3
+
+
+def test_what_is_saved_under_autocast_changes_no_number(package):
+    results = []
+    for share in (0.0, 0.4, 1.0):
+        model = quack.use(small_model("decoder_only", execution=ExecutionConfig(1, share, compile="off")))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(images_and_gradients(model))
+    for ours, *others in zip(*results, strict=True):
+        assert all(torch.equal(ours, other) for other in others)
 
 
 @pytest.mark.parametrize(("share", "again"), [(0.0, 3), (1 / 9, 3), (1.0, 0)])
