@@ -156,11 +156,11 @@ def mlp_kernel(name: Literal["auto", MLPKernel]) -> MLPKernel:
         return "torch"
     why_not = why_no_quack()
     if why_not is None and name == "auto":
-        log.info("MLP: quack where tokens are many")
+        log.info("MLP: quack where tokens and channels are many")
     if why_not is None:
         return "quack"
     if name == "auto":
-        log.info("MLP: torch; QuACK would be faster (%s)", why_not)
+        log.info("MLP: torch; QuACK would be faster for large models (%s)", why_not)
     else:
         _warn_once(f"MLP: torch, since QuACK cannot run ({why_not})")
     return "torch"

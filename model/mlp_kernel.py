@@ -28,7 +28,7 @@ package = FallibleKernels(
 
 
 def takes_quack(kernel: MLPKernel, x: Tensor) -> bool:
-    """Whether QuACK computes the MLP of tokens [... d] in the precision that they have."""
+    """Whether QuACK computes the MLP of tokens [... d], which have the precision of the matmuls."""
     if kernel != "quack" or x.dtype not in HALF or x.device.type not in _DEVICES:
         return False
     d = x.shape[-1]
@@ -71,18 +71,18 @@ def _quack() -> Any:
 
 
 def up_gelu_plainly(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """x upᵀ of tokens [n d], and GELU of it."""
+    """x upᵀ of tokens [n d] and weights [4d d], and GELU of it, both [n 4d]."""
     before = x @ up.T
     return before, F.gelu(before)
 
 
 def gelu_of_up_plainly(x: Tensor, up: Tensor) -> Tensor:
-    """GELU of x upᵀ alone."""
+    """GELU(x upᵀ) [n 4d] of tokens [n d] and weights [4d d]."""
     return F.gelu(x @ up.T)
 
 
 def gelu_backward_plainly(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `before` from that of GELU(before) downᵀ, and GELU(before)."""
+    """The gradient of `before` [n 4d] from that of GELU(before) downᵀ [n d], weights [d 4d]; and GELU(before)."""
     return torch.ops.aten.gelu_backward(outer @ down, before), F.gelu(before)
 
 

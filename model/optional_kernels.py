@@ -43,7 +43,11 @@ class FallibleKernels:
         self.failures: list[Exception] = []
 
     def run(self, kernel: Callable[..., Any], instead: Callable[..., Any], *args: Any) -> Any:
-        """What `kernel` gives, or `instead`, which computes the same."""
+        """What `kernel` gives, or `instead`, which computes the same.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for `kernel`, which is not given up for it.
+        """
         if not self.failures:
             try:
                 return kernel(*args)

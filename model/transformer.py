@@ -93,9 +93,9 @@ class Relative(Protocol):
 
 @functools.cache
 def settle_torchs_order() -> None:
-    """Have torch put its attention kernels in an order of its own now, which it does once, at the first on a GPU.
+    """Have torch set its own order of attention kernels now: it does so once, at the first attention on a GPU.
 
-    Else the first one that asks for another order runs by torch's, and once more, for backward, by the one asked for.
+    Else that attention runs by torch's order though another was asked for, and by the other when it is computed again.
     """
     if torch.cuda.is_available():
         x = torch.zeros(1, 1, 8, 8, device=_GPU, dtype=torch.float16)
