@@ -368,3 +368,20 @@ def test_a_scene_without_targets_shows_its_inputs_and_its_film(browser, tmp_path
     assert len(browser.find_elements(By.CSS_SELECTOR, ".scene img")) == 1
     assert len(browser.find_elements(By.CSS_SELECTOR, ".scene video")) == 1
     assert not browser.find_elements(By.CSS_SELECTOR, ".missing")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("count", [4, 16])
+def test_each_of_many_inputs_is_large_enough_to_be_seen(browser, tmp_path, count, width) -> None:
+    write_scene_files(tmp_path / "a")
+    Image.new("RGB", (32 * count, 24)).save(tmp_path / "a" / "input.png")
+    scene = SceneRecord("a", "a", {"psnr": 20.0}, [{"view": 60, "psnr": 20.0}], list(range(count)), False)
+    emulate(browser, width, 844)
+    browser.get(write_report(tmp_path, title="Many", averages={}, provenance={}, scenes=[scene]).as_uri())
+    wait(browser, loaded(".inputs img"))
+    strip = find(browser, ".inputs .strip")
+    size = "(({ width, height }) => [width, height])(arguments[0].getBoundingClientRect())"
+    across, high = run(browser, size, strip)
+    assert across / count >= 60 and across / high == pytest.approx(count * 32 / 24, rel=0.02)
+    root = "document.documentElement"
+    assert run(browser, f"{root}.scrollWidth <= {root}.clientWidth")
