@@ -327,7 +327,10 @@ def main(argv: Sequence[str]) -> None:
     indices, faults = make_indices(scene_files, given.context, given.targets, distances, given.seed)
     if not any(indices[0].values()):
         wanted = f"--context={_listed(given.context)} and --targets={given.targets}"
-        wanted = wanted if given.any_order else f"--min_frame_dist={given.min_frame_dist}, {wanted}"
+        if not given.any_order:
+            wanted = (
+                f"--min_frame_dist={given.min_frame_dist}, {wanted} (views in no order, as of objects: --any_order)"
+            )
         reason = f"can be used: {faults[0]}" if faults else f"has enough frames for {wanted}"
         raise InputError(f"no scene in {printable(str(given.scenes))} {reason}")
     for fault in faults[:_SHOWN]:

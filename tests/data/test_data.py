@@ -692,6 +692,8 @@ def test_an_index_of_objects_says_what_they_lack(tmp_path):
     given = ["--scenes", str(path), "--any_order", "--output", str(tmp_path / "index.json")]
     with refused(path, "--context=4", "--targets=3"):
         evaluation_index.main([*given, "--context", "4"])
+    with refused(path, "--min_frame_dist=25", "--any_order"):
+        evaluation_index.main(["--scenes", str(path), "--output", str(tmp_path / "index.json")])
     with refused("--targets", "-1", "0"):
         evaluation_index.main([*given, "--context", "4", "--targets", "-1"])
     with refused("--targets", "0", "1"):
