@@ -1,7 +1,5 @@
 """Attention by FlashAttention-4 and cuDNN, here in plain formulas: when they run, and that no number depends on it."""
 
-import importlib
-import logging
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -14,6 +12,7 @@ from model import execution, transformer
 from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
+from tests.cards import broken, chosen, gone, hopper, newer, older
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
 
 
@@ -200,9 +199,7 @@ def test_what_is_saved_is_not_computed_again(package, share, again):
 @pytest.fixture
 def card(monkeypatch, package):
     """A Hopper, on which FlashAttention-4 is installed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    hopper(monkeypatch)
     forget()
     yield monkeypatch
     forget()
@@ -213,22 +210,15 @@ def forget():
         function.cache_clear()
 
 
-def chosen(caplog):
-    """The kernels for "auto" and "fa4", and the lines that said so."""
-    with caplog.at_level(logging.INFO, "lvsm"):
-        kernels = [attention_kernel(name) for name in ("auto", "fa4", "fa4")]
-    return kernels[:2], [record.getMessage() for record in caplog.records]
-
-
 def test_it_is_chosen_where_it_can_run(card, caplog):
-    kernels, lines = chosen(caplog)
+    kernels, lines = chosen(attention_kernel, "fa4", caplog)
     assert kernels == ["by_shape", "fa4"]
     assert len(lines) == 1 and "by shape" in lines[0]
 
 
 def test_a_card_that_was_not_measured_has_to_be_asked(card, caplog):
-    card.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    assert chosen(caplog)[0] == ["cudnn", "fa4"]
+    newer(card)
+    assert chosen(attention_kernel, "fa4", caplog)[0] == ["cudnn", "fa4"]
 
 
 def missing(card):
@@ -236,23 +226,8 @@ def missing(card):
     card.delitem(sys.modules, "flash_attn.cute.interface")
 
 
-def broken(card):
-    def fail(name):
-        raise OSError("libcute.so: cannot open\nshared object\x1b[31m")
-
-    card.setattr(importlib, "import_module", fail)
-
-
 def other_package(card):
     card.setitem(sys.modules, "flash_attn.cute.interface", ModuleType("flash_attn.cute.interface"))
-
-
-def older(card):
-    card.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-
-
-def gone(card):
-    card.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +244,7 @@ def test_where_it_cannot_run_a_line_says_why_and_torchs_fastest_runs(
     card, caplog, change, by_itself, instead, lines, culprit
 ):
     change(card)
-    kernels, said = chosen(caplog)
+    kernels, said = chosen(attention_kernel, "fa4", caplog)
     assert kernels == [by_itself, instead]
     assert len(said) == lines and culprit in said[-1] and "\n" not in said[-1]
 

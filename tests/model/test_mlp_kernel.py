@@ -1,7 +1,5 @@
 """The MLP by QuACK's kernels, here in plain formulas: when they run, and that no number depends on it."""
 
-import importlib
-import logging
 import sys
 
 import pytest
@@ -14,6 +12,7 @@ from model.execution import ExecutionConfig, mlp_kernel
 from model.mlp_kernel import mlp_by_quack, takes_quack
 from model.transformer import MLP
 from tests import quack
+from tests.cards import broken, chosen, gone, hopper, newer, older
 from tests.helpers import PLAIN, VARIANTS, Count, random_cameras, random_views, small_model
 
 
@@ -145,8 +144,7 @@ def test_what_is_saved_is_not_computed_again(package, share, again):
 @pytest.fixture
 def card(monkeypatch, package):
     """A Hopper, on which QuACK is installed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    hopper(monkeypatch)
     forget()
     yield monkeypatch
     forget()
@@ -158,45 +156,23 @@ def forget():
         function.cache_clear()
 
 
-def chosen(caplog):
-    """The kernels for "auto" and "quack", and the lines that said so."""
-    with caplog.at_level(logging.INFO, "lvsm"):
-        kernels = [mlp_kernel(name) for name in ("auto", "quack", "quack")]
-    return kernels[:2], [record.getMessage() for record in caplog.records]
-
-
 def test_it_is_chosen_where_it_can_run(card, caplog):
-    kernels, lines = chosen(caplog)
+    kernels, lines = chosen(mlp_kernel, "quack", caplog)
     assert kernels == ["quack", "quack"] and mlp_kernel("torch") == "torch"
     assert len(lines) == 1 and "quack" in lines[0]
 
 
 def test_a_card_that_was_not_measured_has_to_be_asked(card, caplog):
-    card.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    assert chosen(caplog)[0] == ["torch", "quack"]
+    newer(card)
+    assert chosen(mlp_kernel, "quack", caplog)[0] == ["torch", "quack"]
 
 
 def missing(card):
     card.setitem(sys.modules, "quack.epilogue.frontend", None)
 
 
-def broken(card):
-    def fail(name):
-        raise OSError("libcute.so: cannot open\nshared object\x1b[31m")
-
-    card.setattr(importlib, "import_module", fail)
-
-
 def of_another_version(card):
     card.delattr(sys.modules["quack.epilogue.frontend"], "gemm_epilogue")
-
-
-def older(card):
-    card.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-
-
-def gone(card):
-    card.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +187,7 @@ def gone(card):
 )
 def test_where_it_cannot_run_a_line_says_why_and_torch_runs(card, caplog, change, lines, culprit):
     change(card)
-    kernels, said = chosen(caplog)
+    kernels, said = chosen(mlp_kernel, "quack", caplog)
     assert kernels == ["torch", "torch"]
     assert len(said) == lines and culprit in said[-1] and "\n" not in said[-1]
 
