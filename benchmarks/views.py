@@ -165,15 +165,19 @@ def scores(config: Config, renderer: Predictor, process: Process, given: argpars
     }
 
 
-def cost(config: Config, renderer: Renderer, count: int, calls: int) -> dict[str, Any]:
-    """What a scene of so many inputs takes: milliseconds, the memory of what is kept of it, and the most in use."""
+def cost(config: Config, renderer: Renderer, count: int, calls: int, before: int) -> dict[str, Any]:
+    """What a scene of so many inputs takes: milliseconds, the memory of what is kept of it, and the most in use.
+
+    Args:
+        before: bytes that were in use before the model was there.
+    """
     batch = evaluation_batch(config, 1, count, TARGETS).to(renderer.device)
     inputs, targets = batch.split()
     # Records would hold copies of the scenes in memory.
     renderer = replace(renderer, recordings=None)
     encoding = timed(lambda: renderer.encode(inputs), calls, 2)
     row: dict[str, Any] = {"encode ms": 1000 * statistics.median(encoding)}
-    peak = most_memory(renderer, inputs, targets)
+    peak = most_memory(renderer, inputs, targets, before)
     encoded = renderer.encode(inputs)
     one = targets.cameras[:, :1]
     frame = renderer.record(encoded, one)
@@ -181,8 +185,11 @@ def cost(config: Config, renderer: Renderer, count: int, calls: int) -> dict[str
     return row | {"scene MB": encoded.nbytes / 1e6} | peak
 
 
-def most_memory(renderer: Renderer, inputs: Any, targets: Any) -> dict[str, Any]:
-    """The peak of encoding a scene and rendering its targets at once; empty without a GPU, where nobody counts it."""
+def most_memory(renderer: Renderer, inputs: Any, targets: Any, before: int) -> dict[str, Any]:
+    """The peak of encoding a scene and rendering its targets at once; empty without a GPU, where nobody counts it.
+
+    What was in use `before` does not count: variants measured earlier leave some.
+    """
     if not torch.cuda.is_available():
         return {}
     renderer.render(renderer.encode(inputs), targets.cameras)
@@ -190,19 +197,25 @@ def most_memory(renderer: Renderer, inputs: Any, targets: Any) -> dict[str, Any]
     torch.cuda.reset_peak_memory_stats()
     renderer.render(renderer.encode(inputs), targets.cameras)
     synchronize()
-    return {"GB": torch.cuda.max_memory_allocated() / 1e9}
+    return {"GB": (torch.cuda.max_memory_allocated() - before) / 1e9}
+
+
+def memory_left() -> int:
+    """Bytes of the GPU that stay in use where all is forgotten that can be."""
+    release_memory()
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def trained_rows(overrides: Sequence[str], folder: Path, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one variant, trained and scored."""
     train_one(given.config, overrides, folder)
-    release_memory()
+    before = memory_left()
     config = with_training(read_config(given.config, overrides), checkpoint_dir=str(folder))
     with process_group() as process:
         renderer, _, config = load_renderer(config, process)
         psnr = scores(config, renderer, process, given)
         for count in given.inputs:
-            yield {"inputs": count, "PSNR": psnr.get(count, "")} | cost(config, renderer, count, given.calls)
+            yield {"inputs": count, "PSNR": psnr.get(count, "")} | cost(config, renderer, count, given.calls, before)
 
 
 def copied_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -215,12 +228,12 @@ def copied_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def untrained_rows(overrides: Sequence[str], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one variant with fresh weights, which cost what trained ones do."""
-    release_memory()
+    before = memory_left()
     config = with_pose_normalization(read_config(given.config, overrides))
     with process_group() as process:
         renderer = seeded_renderer(config, process.device)
         for count in given.inputs:
-            yield {"inputs": count} | cost(config, renderer, count, given.calls)
+            yield {"inputs": count} | cost(config, renderer, count, given.calls, before)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -55,11 +55,14 @@ def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:
 
 
 def _decide(policy: SavePolicy, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Save statistics, and by policy attention and matmuls; not a block's last matmul, which backward never reads."""
+    """Save statistics, and by policy attention and matmuls; not a block's last matmul, which backward never reads.
+
+    Of a matmul with GELU inside backward reads one result of two; only compiled code saves that one alone.
+    """
     saved = op is _STATISTICS or (policy >= SavePolicy.ATTENTION and op in _ATTENTION_OPS)
     if policy >= SavePolicy.MATMULS and op is _ATEN.mm.default:
         saved = args[0].shape[1] <= args[1].shape[1]
-    if policy >= SavePolicy.MATMULS and op in MATMULS:
+    if policy >= SavePolicy.MATMULS and op in MATMULS and torch.compiler.is_compiling():
         saved = True
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 

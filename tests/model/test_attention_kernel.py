@@ -19,8 +19,7 @@ from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_m
 @pytest.fixture
 def package(monkeypatch):
     """FlashAttention-4 in plain formulas."""
-    yield flash4.install(monkeypatch)
-    room._fa4.cache_clear()
+    return flash4.install(monkeypatch)
 
 
 def heads(*tokens, b=2, h=3, c=16, dtype=torch.float32):
