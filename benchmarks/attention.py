@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.common import benchmark_parser, distance, gradients, release_memory, show, spread, timed
+from benchmarks.common import benchmark_parser, distance, gradients, positive, release_memory, show, spread, timed
 from model import attention_kernel, transformer
 from model.attention_kernel import OwnKernel, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.transformer import KeysValues, join
@@ -211,8 +211,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure every shape."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--shape", action="append", default=[], metavar='"BATCH HEADS QUERIES KEYS"', help="repeatable")
-    parser.add_argument("--channels", type=int, default=64, help="of a head")
-    parser.add_argument("--calls", type=int, default=20, help="calls a repeat")
+    parser.add_argument("--channels", type=positive, default=64, help="of a head")
+    parser.add_argument("--calls", type=positive, default=20, help="calls a repeat")
     given = parser.parse_args(argv)
     shapes = chosen_shapes(given.shape) or SHAPES
     rows = [row for shape in shapes for row in measure(shape, given.channels, given.calls)]

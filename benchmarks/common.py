@@ -35,7 +35,7 @@ from utils.distributed import Process
 from utils.files import write_json
 from utils.provenance import provenance
 from utils.random_state import seed_everything
-from utils.text import printable
+from utils.text import printable, shown
 
 REPEATS = 3
 
@@ -45,6 +45,13 @@ def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", type=path_argument, help="also write the numbers there")
     return parser
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more, as the `type` of an argument of `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number of 1 or more")
+    return int(text)
 
 
 def add_configs(parser: argparse.ArgumentParser) -> None:

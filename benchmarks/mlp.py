@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import benchmark_parser, distance, gradients, release_memory, show, spread, timed
+from benchmarks.common import benchmark_parser, distance, gradients, positive, release_memory, show, spread, timed
 from model import mlp_kernel
 from model.fused import gelu
 from model.mlp_kernel import mlp_by_quack, why_no_quack
@@ -87,9 +87,9 @@ def speed(direction: str, work: Callable[[], object], calls: int) -> dict[str, A
 def main(argv: Sequence[str]) -> None:
     """Measure every number of tokens."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(WORK))
-    parser.add_argument("--channels", type=int, default=768, help="of a token")
-    parser.add_argument("--calls", type=int, default=20, help="calls a repeat")
+    parser.add_argument("--tokens", type=positive, nargs="+", default=list(WORK))
+    parser.add_argument("--channels", type=positive, default=768, help="of a token")
+    parser.add_argument("--calls", type=positive, default=20, help="calls a repeat")
     given = parser.parse_args(argv)
     show([row for tokens in given.tokens for row in measure(tokens, given.channels, given.calls)], given.json)
     if reason := why_no_quack():

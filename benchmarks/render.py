@@ -19,6 +19,7 @@ from benchmarks.common import (
     add_configs,
     benchmark_parser,
     chosen_configs,
+    positive,
     rates,
     release_memory,
     seeded_batch,
@@ -135,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure the variants at their published sizes, or the configurations named."""
     parser = benchmark_parser(__doc__)
     add_configs(parser)
-    parser.add_argument("--calls", type=int, default=5, help="videos a repeat; other work in proportion")
+    parser.add_argument("--calls", type=positive, default=5, help="videos a repeat; other work in proportion")
     given = parser.parse_intermixed_args(argv)
     rows = []
     for name, config in chosen_configs(given):

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.common import benchmark_parser, last_lines, show
+from benchmarks.common import benchmark_parser, last_lines, positive, show
 from setup import read_config
 from utils.checkpoint import newest_readable, numbered_checkpoints
 from utils.cli import path_argument, run_main
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--config", type=path_argument, required=True)
     parser.add_argument("--output_dir", type=path_argument, required=True, help="gets both run folders; must not exist")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=positive, default=2)
     parser.add_argument("--one_gpu", action="store_true", help="all processes on the first GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)

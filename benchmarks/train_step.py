@@ -22,6 +22,7 @@ from tqdm import tqdm
 import train
 from benchmarks.common import (
     benchmark_parser,
+    positive,
     rates,
     release_memory,
     seconds_since_start,
@@ -188,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--vary", action="append", metavar='"key=value ..."', help="measure with these too; repeatable")
     parser.add_argument("--bare", action="store_true", help="also time updates that nothing watches")
     parser.add_argument("--profile", action="store_true", help="also sum GPU time by class of kernel")
-    parser.add_argument("--calls", type=int, default=5, help="updates a repeat")
+    parser.add_argument("--calls", type=positive, default=5, help="updates a repeat")
     parser.add_argument("--warmup", type=int, default=3, help="updates before")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)

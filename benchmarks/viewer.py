@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import add_configs, benchmark_parser, chosen_configs, release_memory, show
+from benchmarks.common import add_configs, benchmark_parser, chosen_configs, positive, release_memory, show
 from benchmarks.render import seeded_renderer
 from data.dataset import ViewLoader
 from data.scene import Scene, write_scene
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure the variants at their published sizes, or the configurations named."""
     parser = benchmark_parser(__doc__)
     add_configs(parser)
-    parser.add_argument("--poses", type=int, default=200, help="how many are timed one after another")
+    parser.add_argument("--poses", type=positive, default=200, help="how many are timed one after another")
     given = parser.parse_intermixed_args(argv)
     rows = []
     for name, config in chosen_configs(given):

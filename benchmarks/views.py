@@ -28,7 +28,16 @@ from typing import Any
 import torch
 
 import train
-from benchmarks.common import benchmark_parser, index_scores, markdown_table, release_memory, show, synchronize, timed
+from benchmarks.common import (
+    benchmark_parser,
+    index_scores,
+    markdown_table,
+    positive,
+    release_memory,
+    show,
+    synchronize,
+    timed,
+)
 from benchmarks.render import evaluation_batch, seeded_renderer
 from data.evaluation_index import numbered
 from evaluation.copying import NearestInput
@@ -244,18 +253,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output_dir", type=path_argument, default=Path("views"), help="gets a run folder for each variant")
     add("--validation", type=path_argument, help="the list of held-out scenes")
     add("--index", type=path_argument, default=Path("index.json"), help="their views, the name without the number")
-    add("--inputs", type=int, nargs="+", default=INPUTS, metavar="N", help="numbers of input views")
+    add("--inputs", type=positive, nargs="+", default=INPUTS, metavar="N", help="numbers of input views")
     add("--variants", nargs="+", default=[], metavar="NAME", help="only these")
-    add("--calls", type=int, default=20, help="calls a repeat")
+    add("--calls", type=positive, default=20, help="calls a repeat")
     add("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args(argv)
 
 
 def check(given: argparse.Namespace, known: Collection[str]) -> None:
-    """Raises InputError for numbers that measure nothing, variants that are not there, or scenes without views."""
-    for name, number in (("inputs", min(given.inputs)), ("calls", given.calls)):
-        if number < 1:
-            raise InputError(f"--{name} is {number}; it must be at least 1")
+    """Raises InputError for variants that are not there, or scenes without views."""
     for name in given.variants:
         if name not in known:
             raise InputError(f"--variants names {shown(name)}; known: {', '.join(known)}")

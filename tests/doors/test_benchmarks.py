@@ -1,9 +1,11 @@
 """The benchmarks run and say what they promise, at the size of a test."""
 
+import itertools
 import json
 import os
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -239,9 +241,6 @@ def test_more_views(measured, place):
     assert row["variant"] == "prefix" and "PSNR" not in row
     with refused("--variants", "'nobody'", "prefix_prope"):
         measured(views, *run, "--variants", "nobody")
-    for option in ("--inputs", "--calls"):
-        with refused(option, 0):
-            measured(views, *run, option, 0)
     with refused("--index", place / "none_2.json"):
         measured(views, *run, *held_out, "--index", place / "none.json")
 
@@ -291,3 +290,14 @@ def test_a_killed_process_costs_nothing(measured, scenes, tmp_path, monkeypatch)
     places = ["--config", CONFIG, "--output_dir", tmp_path / "runs"]
     (row,) = measured(restart, *places, "--one_gpu", "--processes", 1, *small, *run)
     assert row["exit codes"] == [0, 0] and row["starts"] == 2 and row["largest weight difference"] == 0
+
+
+@pytest.mark.parametrize("benchmark", [attention, mlp, render, restart, train_step, viewer, views])
+def test_numbers_that_measure_nothing_are_refused(benchmark, capsys):
+    """Every number that must be 1 or more, where it is read."""
+    taken = re.findall(r'"(--\w+)", type=positive', Path(benchmark.__file__).read_text("utf-8"))
+    assert taken
+    for name, value in itertools.product(taken, ("0", "-3", "1.5", "x")):
+        with pytest.raises(SystemExit):
+            benchmark.main([f"{name}={value}"])
+        assert name in capsys.readouterr().err.splitlines()[-1]
