@@ -94,33 +94,22 @@ def encoded_once_equals_plain():
         check_equals_plain(variant, [(0.5, 1)], n_layer=2, encoder_n_layer=1)
 
 
-def own_attention_equals_plain():
-    """The operators of kernels that torch does not know: compiled whole, their results kept for backward."""
-    # With the context of one scene apart, and with those of two joined.
-    for scenes, calls in ((1, 2), (2, 1)):
+def own_kernels_equal_plain():
+    """The operators of kernels that torch does not know: compiled whole, their results kept for backward or not."""
+    # With the context of one scene apart, results of attention kept; with those of two joined, those of matmuls, too.
+    for scenes, share, attentions, ups in ((1, 1 / 9, 2, 2), (2, 1.0, 1, 1)):
         context = random_context(scenes, layers=1)
         plain = layer_gradients(PLAIN, context=context)
         with pytest.MonkeyPatch.context() as patch:
-            package = flash4.install(patch)
+            attention = flash4.install(patch)
+            mlp = quack.install(patch)
             patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
             patch.setattr(attention_kernel, "_SCORES", 1)
-            found = layer_gradients(ExecutionConfig(1, 1 / 9, compile="on"), "by_shape", context)
+            found = layer_gradients(ExecutionConfig(1, share, compile="on"), "by_shape", context, "quack")
         for ours, theirs in zip(found, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-        assert package.calls == {"forward": calls, "backward": calls}
-    assert not counters["graph_break"]
-
-
-def own_mlp_equals_plain():
-    """Matmuls with GELU inside them: compiled whole, their results kept for backward or computed again."""
-    plain = layer_gradients(PLAIN)
-    for share, calls in ((1.0, 1), (0.0, 2)):
-        with pytest.MonkeyPatch.context() as patch:
-            package = quack.install(patch)
-            found = layer_gradients(ExecutionConfig(1, share, compile="on"), mlp="quack")
-        for ours, theirs in zip(found, plain, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-        assert package.calls == {"up_gelu_epilogue": calls, "gelu_backward_epilogue": 1}
+        assert attention.calls == {"forward": attentions, "backward": attentions}
+        assert mlp.calls == {"up_gelu_epilogue": ups, "gelu_backward_epilogue": 1}
     assert not counters["graph_break"]
 
 
@@ -309,8 +298,7 @@ GROUPS = (
         (fits_no_buckets, decoder_only_equals_plain, saves_statistics, saves_matmuls, encoder_decoder_equals_plain),
     ),
     (LOWERING, (takes_context_and_cameras,)),
-    (LOWERING, (own_attention_equals_plain,)),
-    (LOWERING, (own_mlp_equals_plain,)),
+    (LOWERING, (own_kernels_equal_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (serves_every_use,)),
