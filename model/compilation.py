@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.text import one_line
+from utils.text import described
 
 log = logging.getLogger("lvsm")
 
@@ -67,7 +67,6 @@ def _give_up(error: BaseException) -> None:
     _failed.append(error)
     log.warning(
         "compiling failed, so that nothing is compiled and an update takes half as long again; "
-        "training.compile=off does without the attempt (%s: %s)",
-        type(error).__name__,
-        one_line(error),
+        "training.compile=off does without the attempt (%s)",
+        described(error),
     )

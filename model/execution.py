@@ -155,9 +155,9 @@ def mlp_kernel(name: Literal["auto", MLPKernel]) -> MLPKernel:
     if name == "torch" or (name == "auto" and not _is_hopper()):
         return "torch"
     why_not = why_no_quack()
-    if why_not is None and name == "auto":
-        log.info("MLP: quack where tokens and channels are many")
     if why_not is None:
+        if name == "auto":
+            log.info("MLP: quack where tokens and channels are many")
         return "quack"
     if name == "auto":
         log.info("MLP: torch; QuACK would be faster for large models (%s)", why_not)

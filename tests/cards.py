@@ -13,6 +13,16 @@ def hopper(patch):
     patch.setattr(torch.backends.cudnn, "is_available", lambda: True)
 
 
+def on_hopper(patch, *forget):
+    """What a fixture is while such a card is there; `forget` are called before and after."""
+    hopper(patch)
+    for each in forget:
+        each()
+    yield patch
+    for each in forget:
+        each()
+
+
 def newer(patch):
     """A card on which nothing was measured."""
     patch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))

@@ -11,6 +11,7 @@ import yaml
 from utils.config_file import YAML_ERRORS
 from utils.errors import InputError
 from utils.files import write_text
+from utils.text import one_line
 
 log = logging.getLogger("lvsm")
 
@@ -57,7 +58,7 @@ def _read_key(path: Path) -> str:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, *YAML_ERRORS) as error:
-        raise InputError(f"training.api_key_path: {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"training.api_key_path: {path} cannot be read: {one_line(error)}") from None
     return str(content.get("wandb") or "") if isinstance(content, dict) else ""
 
 

@@ -27,14 +27,14 @@ def shown(value: object, limit: int = 80) -> str:
     return type(value).__name__
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an error says, without its line breaks."""
+def one_line(error: object, limit: int = 300) -> str:
+    """What an error or a text says, without its line breaks."""
     return printable(" ".join(str(error).split()), limit)
 
 
 def described(error: BaseException, limit: int = 300) -> str:
     """An error's kind and what it says, in one line."""
-    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}", limit)
+    return one_line(f"{type(error).__name__}: {error}", limit)
 
 
 def counted(number: int, noun: str) -> str:

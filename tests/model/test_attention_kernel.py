@@ -12,7 +12,7 @@ from model import execution, transformer
 from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
-from tests.cards import broken, chosen, gone, hopper, newer, older
+from tests.cards import broken, chosen, gone, newer, older, on_hopper
 from tests.helpers import PLAIN, VARIANTS, random_cameras, random_views, small_model
 
 
@@ -198,15 +198,8 @@ def test_what_is_saved_is_not_computed_again(package, share, again):
 @pytest.fixture
 def card(monkeypatch, package):
     """A Hopper, on which FlashAttention-4 is installed."""
-    hopper(monkeypatch)
-    forget()
-    yield monkeypatch
-    forget()
-
-
-def forget():
-    for function in (attention_kernel, why_no_fa4, room._fa4, execution._warn_once):
-        function.cache_clear()
+    cached = (attention_kernel, why_no_fa4, room._fa4, execution._warn_once)
+    yield from on_hopper(monkeypatch, *(function.cache_clear for function in cached))
 
 
 def test_it_is_chosen_where_it_can_run(card, caplog):

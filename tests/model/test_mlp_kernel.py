@@ -12,7 +12,7 @@ from model.execution import ExecutionConfig, mlp_kernel
 from model.mlp_kernel import mlp_by_quack, takes_quack
 from model.transformer import MLP
 from tests import quack
-from tests.cards import broken, chosen, gone, hopper, newer, older
+from tests.cards import broken, chosen, gone, newer, older, on_hopper
 from tests.helpers import PLAIN, VARIANTS, Count, random_cameras, random_views, small_model
 
 
@@ -145,16 +145,7 @@ def test_plain_checkpoints_do_not_save_gelu_beside_what_goes_in(package, share):
 @pytest.fixture
 def card(monkeypatch, package):
     """A Hopper, on which QuACK is installed."""
-    hopper(monkeypatch)
-    forget()
-    yield monkeypatch
-    forget()
-
-
-def forget():
-    quack.forget()
-    for function in (mlp_kernel, execution._warn_once):
-        function.cache_clear()
+    yield from on_hopper(monkeypatch, quack.forget, mlp_kernel.cache_clear, execution._warn_once.cache_clear)
 
 
 def test_it_is_chosen_where_it_can_run(card, caplog):
