@@ -122,7 +122,7 @@ def _load_own(cfg: RestoringConfig, folder: Path, process: Process, model: LVSM)
         try:
             load_weights(model, content, path, cfg.allow_other_function)
         except MisfitError as error:
-            hint = "or choose another training.checkpoint_dir, since this run folder is of another model"
+            hint = "go on with the model of this run folder, or choose another training.checkpoint_dir"
             raise MisfitError(f"{error}; {hint}") from None
 
     found = newest_readable(folder, load) if process.is_main else None
