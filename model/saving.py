@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from model.attention_kernel import OPERATORS
+from model.fused import HALF
 from model.mlp_kernel import MATMULS
 
 _ATEN = torch.ops.aten
@@ -20,6 +22,8 @@ _ATTENTION_OPS = OPERATORS | {
 }
 # Means and variances of the tokens, where they are results of their own: small, and saved always.
 _STATISTICS = _ATEN.var_mean.correction
+# Heads after their norms and turns by cameras (model.prope_kernel, which is imported where it can run).
+_TURN = "lvsm::turn_heads"
 # Memory of what a block may save, in outputs of one token: attention, then the matmuls (3 for q k v, 1 behind
 # attention, 4 in the MLP).
 _ATTENTION_UNITS = 1
@@ -32,42 +36,61 @@ class SavePolicy(IntEnum):
     NOTHING = 0
     ATTENTION = 1
     MATMULS = 2
+    OPERANDS = 3
 
 
 def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
-    """The policy of each group of layers, so that together they save about `share` of all that is worth saving.
+    """The policy of each group of layers.
 
-    Attention comes first: it costs most for its memory. The last groups save most, since they are the first that
-    backward frees.
+    Up to 1, together they save about `share` of the results of attention and matmuls. Attention comes first: it costs
+    most for its memory. What `share` exceeds 1 by is the share of groups that save operands as well. The last groups
+    save most, since they are the first that backward frees.
     """
+    operands = math.floor(num_groups * max(0.0, share - 1) + 1e-6)
     units = share * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
     attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))
     matmuls = min(num_groups, max(0, math.floor((units - attention * _ATTENTION_UNITS) / _MATMUL_UNITS)))
     policies = [SavePolicy.NOTHING] * (num_groups - attention) + [SavePolicy.ATTENTION] * attention
-    return policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
+    policies = policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
+    return policies[: num_groups - operands] + [SavePolicy.OPERANDS] * operands
 
 
 def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:
     """Arguments of torch's `checkpoint` for a policy; only compiled code has statistics to save."""
-    if policy == SavePolicy.NOTHING and not torch.compiler.is_compiling():
+    # Asked here: while compiled code is traced the decisions below are called from outside of it in some versions.
+    compiled = torch.compiler.is_compiling()
+    if policy == SavePolicy.NOTHING and not compiled:
         return {}
-    return {"context_fn": _CONTEXTS[policy]}
+    return {"context_fn": _COMPILED[policy] if compiled else _PLAIN[policy]}
 
 
-def _decide(policy: SavePolicy, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Save statistics, and by policy attention and matmuls; not a block's last matmul, which backward never reads.
+def _decide(policy: SavePolicy, compiled: bool, _context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Save statistics, and by policy attention, matmuls and what goes into them.
 
-    Of a matmul with GELU inside backward reads one result of two; only compiled code saves that one alone.
+    Not a block's last matmul, which backward never reads. Of a matmul with GELU inside backward reads one result of
+    two; only compiled code saves that one alone.
     """
     saved = op is _STATISTICS or (policy >= SavePolicy.ATTENTION and op in _ATTENTION_OPS)
     if policy >= SavePolicy.MATMULS and op is _ATEN.mm.default:
         saved = args[0].shape[1] <= args[1].shape[1]
-    if policy >= SavePolicy.MATMULS and op in MATMULS and torch.compiler.is_compiling():
+    if policy >= SavePolicy.MATMULS and op in MATMULS:
+        saved = compiled
+    if policy >= SavePolicy.OPERANDS and _gives_operands(op, args, kwargs):
         saved = True
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_CONTEXTS = {
-    policy: functools.partial(create_selective_checkpoint_contexts, functools.partial(_decide, policy))
-    for policy in SavePolicy
-}
+def _gives_operands(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether tokens or heads come out of it in the precision of matmuls, as norms and turns give them; no weights."""
+    if op is _ATEN._to_copy.default:
+        return kwargs.get("dtype") in HALF and args[0].dim() > 2
+    return op.name() == _TURN
+
+
+def _contexts(compiled: bool) -> dict[SavePolicy, Any]:
+    decisions = {policy: functools.partial(_decide, policy, compiled) for policy in SavePolicy}
+    return {policy: functools.partial(create_selective_checkpoint_contexts, decisions[policy]) for policy in decisions}
+
+
+_PLAIN = _contexts(compiled=False)
+_COMPILED = _contexts(compiled=True)
