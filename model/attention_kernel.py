@@ -114,9 +114,9 @@ def _fa4_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fa4_backward(
-    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = map(_empty_heads, (q, k, v))
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *into: Tensor
+) -> tuple[Tensor, ...]:
+    dq, dk, dv = into or map(empty_heads, (q, k, v))
     _fa4()._flash_attn_bwd(q, k, v, out, outer.contiguous(), lse, dq=dq, dk=dk, dv=dv)
     return dq, dk, dv
 
@@ -128,8 +128,8 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cudnn_backward(
-    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *into: Tensor
+) -> tuple[Tensor, ...]:
     heads = (x.transpose(1, 2) for x in (outer, q, k, v, out))
     # Seed and offset of dropout, of which there is none.
     unused = torch.zeros((), dtype=torch.int64, device=q.device)
@@ -137,8 +137,10 @@ def _cudnn_backward(
     gradients = _ATEN._scaled_dot_product_cudnn_attention_backward(
         *heads, lse[..., None], unused, unused, *sizes, 0.0, False
     )
-    dq, dk, dv = (x.transpose(1, 2).contiguous() for x in gradients)
-    return dq, dk, dv
+    found = [x.transpose(1, 2) for x in gradients]
+    if into:
+        return tuple(place.copy_(x) for place, x in zip(into, found, strict=True))
+    return tuple(x.contiguous() for x in found)
 
 
 _FORWARD = {"fa4": _fa4_forward, "cudnn": _cudnn_forward}
@@ -150,7 +152,22 @@ def _run(kernels: dict[str, Any], name: str, *heads: Tensor) -> Any:
     return package.run(kernels[name], kernels["cudnn"], *heads) if name == "fa4" else kernels[name](*heads)
 
 
-def _empty_heads(x: Tensor) -> Tensor:
+def own_attention(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What the operator `attention` gives, inside another."""
+    return _run(_FORWARD, kernel, q, k, v)
+
+
+def attention_gradients(kernel: str, saved: Sequence[Tensor], into: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+    """Those of queries, keys and values, written to the places `into` if there are some.
+
+    Args:
+        saved: the gradient of what attention gave, its heads, what it gave and the log-sum-exp.
+    """
+    return _run(_BACKWARD, kernel, *saved, *into)
+
+
+def empty_heads(x: Tensor) -> Tensor:
+    """Uninitialised heads of that shape, those of a token side by side."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -161,13 +178,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Ten
     Args:
         kernel: also that of the gradients.
     """
-    return _run(_FORWARD, kernel, q, k, v)
+    return own_attention(kernel, q, k, v)
 
 
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     b, n, h, _c = q.shape
-    return _empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
+    return empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
 
 
 @torch.library.custom_op("lvsm::attention_backward", mutates_args=())
@@ -175,14 +192,15 @@ def attention_backward(
     outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values; `out` and `lse` are what `attention` gave."""
-    return _run(_BACKWARD, kernel, outer, q, k, v, out, lse)
+    dq, dk, dv = attention_gradients(kernel, (outer, q, k, v, out, lse))
+    return dq, dk, dv
 
 
 @attention_backward.register_fake
 def _(
     outer: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+    return empty_heads(q), empty_heads(k), empty_heads(v)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -206,15 +224,13 @@ def attention_apart(
     q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """What `attention` gives for heads [b n h c] and the keys and values of a context [s m h c] beside their own."""
-    own = _run(_FORWARD, kernel, q, k, v)
-    out, lse = _run(_FORWARD, kernel, _together(q, context_k), context_k, context_v)
-    return _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)))
+    return attend_own_and_context(kernel, q, k, v, context_k, context_v)
 
 
 @attention_apart.register_fake
 def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     b, n, h, _c = q.shape
-    return _empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
+    return empty_heads(q), torch.empty(b, h, n, dtype=torch.float32, device=q.device)
 
 
 @torch.library.custom_op("lvsm::attention_apart_backward", mutates_args=())
@@ -230,18 +246,16 @@ def attention_apart_backward(
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values, the context's last."""
-    dq, dk, dv = _run(_BACKWARD, kernel, outer, q, k, v, out, lse)
-    outer, q, out = (_together(x, context_k) for x in (outer, q, out))
-    context = (context_k, context_v, out, _together_again(lse, len(context_k)))
-    context_dq, context_dk, context_dv = _run(_BACKWARD, kernel, outer, q, *context)
-    return dq.add_(context_dq.reshape(dq.shape)), dk, dv, context_dk, context_dv
+    dq, dk, dv = attention_gradients(kernel, (outer, q, k, v, out, lse))
+    more_dq, context_dk, context_dv = context_gradients(kernel, outer, q, context_k, context_v, out, lse)
+    return dq.add_(more_dq), dk, dv, context_dk, context_dv
 
 
 @attention_apart_backward.register_fake
 def _(
     outer: Tensor, q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty_heads(q), _empty_heads(k), _empty_heads(v), _empty_heads(context_k), _empty_heads(context_v)
+    return empty_heads(q), empty_heads(k), empty_heads(v), empty_heads(context_k), empty_heads(context_v)
 
 
 def _differentiate_apart(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[Tensor | None, ...]:
@@ -249,6 +263,25 @@ def _differentiate_apart(ctx: Any, outer: Tensor, _outer_lse: Tensor) -> tuple[T
 
 
 attention_apart.register_autograd(_differentiate_apart, setup_context=_remember)
+
+
+def attend_own_and_context(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the operator `attention_apart` gives, inside another."""
+    own = own_attention(kernel, q, k, v)
+    out, lse = own_attention(kernel, _together(q, context_k), context_k, context_v)
+    return _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)))
+
+
+def context_gradients(
+    kernel: str, outer: Tensor, q: Tensor, context_k: Tensor, context_v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of attention apart, the context's part of the queries' gradient, and the gradients of its keys and values."""
+    together = [_together(x, context_k) for x in (outer, q, out)]
+    saved = (*together[:2], context_k, context_v, together[2], _together_again(lse, len(context_k)))
+    dq, dk, dv = attention_gradients(kernel, saved)
+    return dq.reshape(q.shape), dk, dv
 
 
 def _together(x: Tensor, context: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from model.attention_kernel import OPERATORS
 from model.fused import HALF
 from model.mlp_kernel import MATMULS
+from model.normed_attention import NORMED
 
 _ATEN = torch.ops.aten
 _ATTENTION_OPS = OPERATORS | {
+    NORMED,
     _ATEN._scaled_dot_product_cudnn_attention.default,
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_efficient_attention.default,

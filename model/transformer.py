@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4
+from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by, takes_fa4
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
+from model.normed_attention import attend_normed, normed_by
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -134,13 +135,14 @@ class MultiHead(nn.Module):
         self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
 
     # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
-    def _queries(self, q: Tensor, tokens: slice | None, relative: Relative | None) -> Float[Tensor, "b m h c"]:
-        heads = self._split_heads(q)
-        return normalize(heads, self.q_norm) if relative is None else relative.queries(heads, self.q_norm, tokens)
+    def _queries(
+        self, q: Float[Tensor, "b m h c"], tokens: slice | None, relative: Relative | None
+    ) -> Float[Tensor, "b m h c"]:
+        return normalize(q, self.q_norm) if relative is None else relative.queries(q, self.q_norm, tokens)
 
-    def _keys_values(self, k: Tensor, v: Tensor, relative: Relative | None) -> KeysValues:
-        k = self._split_heads(k)
-        v = self._split_heads(v)
+    def _keys_values(
+        self, k: Float[Tensor, "b n h c"], v: Float[Tensor, "b n h c"], relative: Relative | None
+    ) -> KeysValues:
         k = normalize(k, self.k_norm) if relative is None else relative.keys(k, self.k_norm)
         v = v if relative is None else relative.values(v)
         return KeysValues(k.transpose(1, 2), v.transpose(1, 2))
@@ -179,27 +181,35 @@ class Attention(MultiHead):
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
         """
-        q, k, v = self._project(x, queries)
+        if queries is not None:
+            q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
+            k, v = self._project_kv(x)
+        else:
+            heads = self._split_heads(self.qkv(x))
+            if self.q_norm is not None and relative is None and (kernel := normed_by(self.kernel, heads, context)):
+                return self._attend_normed(kernel, heads, context, return_kv)
+            q, k, v = heads.chunk(3, dim=2)
         q = self._queries(q, queries, relative).transpose(1, 2)
         own = self._keys_values(k, v, relative)
         attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
         return (result, own) if return_kv else result
 
+    def _attend_normed(
+        self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], context: KeysValues | None, return_kv: bool
+    ) -> Float[Tensor, "b n d"] | tuple[Float[Tensor, "b n d"], KeysValues]:
+        """Norms and attention in one operator."""
+        attended, *own = attend_normed(kernel, heads, self.q_norm, self.k_norm, context, return_kv)
+        result = self._results(attended, None, None)
+        return (result, KeysValues(*own)) if return_kv else result
+
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
         k, v = self._project_kv(x)
         return self._keys_values(k, v, relative)
 
-    def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values [b n d]."""
-        if queries is None:
-            return self.qkv(x).chunk(3, dim=-1)
-        q = F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]])
-        return q, *self._project_kv(x)
-
-    def _project_kv(self, x: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(x, self.qkv.weight[x.shape[-1] :]).chunk(2, dim=-1)
+    def _project_kv(self, x: Tensor) -> tuple[Float[Tensor, "b n h c"], ...]:
+        return self._split_heads(F.linear(x, self.qkv.weight[x.shape[-1] :])).chunk(2, dim=2)
 
 
 def attend_in_context(
@@ -239,14 +249,14 @@ class CrossAttention(MultiHead):
     ) -> Float[Tensor, "b n d"]:
         """Args: as those of `Attention`; all sequences of a scene are queries of one attention."""
         scenes = len(context.k)
-        q = self._queries(self.q(x), None, relative)
+        q = self._queries(self._split_heads(self.q(x)), None, relative)
         together = q.unflatten(0, (scenes, -1)).flatten(1, 2).transpose(1, 2)
         attended = attend(together, *context, self.kernel).transpose(1, 2)
         return self._results(attended.reshape(q.shape), None, relative)
 
     def keys_values(self, z: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The context that tokens `z` are for others; `relative` turns by the cameras of `z`."""
-        k, v = self.kv(z).chunk(2, dim=-1)
+        k, v = self._split_heads(self.kv(z)).chunk(2, dim=2)
         return self._keys_values(k, v, relative)
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from model.attention_kernel import merge_plainly
+from model.head_norm_kernel import normalize_backward_fast, normalize_fast
 from model.merge_kernel import merge_fast
+from model.normed_attention import normalize_backward_plainly, normalize_plainly
 from model.prope import turn_plainly
 from model.prope_kernel import turn_fast
 
@@ -39,6 +41,26 @@ def merged(h, c, tokens):
     return largest(*(merge(out, lse, other, other_lse) for merge in (merge_plainly, merge_fast)))
 
 
+def normed(h, c, tokens, *added):
+    """With what is added to the gradients of queries and of keys, or not."""
+    torch.manual_seed(0)
+    heads, dheads = torch.randn(2, tokens, 3, h, c), torch.zeros(2, tokens, 3, h, c)
+    weights = torch.randn(2, c)
+    dq, dk = torch.randn(2, 2, tokens, h, c)
+    more = [torch.randn(2, tokens, h, c) if is_added else None for is_added in added]
+    results = []
+    for normalize, backward in (
+        (normalize_plainly, normalize_backward_plainly),
+        (normalize_fast, normalize_backward_fast),
+    ):
+        places = dheads.clone()
+        sums = backward(dq, dk, *more, heads, *weights, 1e-5, places)
+        results.append([*normalize(heads, *weights, 1e-5), places, sums / (2 * tokens * h)])
+    # Values are not touched.
+    assert not results[1][2][:, :, 2].any()
+    return largest(*results)
+
+
 def largest(found, expected):
     return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
 
@@ -49,7 +71,12 @@ def main():
     choices = list(itertools.product((False, True), repeat=3))
     turns = [turned(2, 32, 2, *choice) for choice in choices]
     turns += [turned(*size, *choice) for size in sizes[::2] for choice in ((True, False, True), (False, True, False))]
-    print(json.dumps({"turned": turns, "merged": [merged(h, c, tokens + 2) for h, c, tokens in sizes]}))
+    norms = [normed(2, 32, 3, *added) for added in itertools.product((False, True), repeat=2)]
+    # More heads than a program takes at once and in a row, and channels that are no power of 2.
+    norms += [normed(3, 24, 60, True, True), normed(12, 64, 2, False, False)]
+    print(
+        json.dumps({"turned": turns, "merged": [merged(h, c, tokens + 2) for h, c, tokens in sizes], "normed": norms})
+    )
 
 
 if __name__ == "__main__":
