@@ -66,6 +66,7 @@ def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
     for module in model.modules():
         if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
+            module.projection = mlp_kernel(cfg.mlp_backend)
         elif isinstance(module, MLP):
             module.kernel = mlp_kernel(cfg.mlp_backend)
         elif isinstance(module, Transformer):

@@ -18,6 +18,7 @@ from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.normed_attention import attend_normed, normed_by
+from model.normed_projection import project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -128,6 +129,7 @@ class MultiHead(nn.Module):
         super().__init__()
         self.d_head = d_head
         self.kernel: KernelChoice = "flash"
+        self.projection: MLPKernel = "torch"
         for name, width in projections.items():
             self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)
@@ -184,16 +186,38 @@ class Attention(MultiHead):
         if queries is not None:
             q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
             k, v = self._project_kv(x)
+        elif relative is None and self._is_normed_by_matmul(x):
+            return self._attend_with(*self._project_normed(x), context, return_kv)
         else:
             heads = self._split_heads(self.qkv(x))
-            if self.q_norm is not None and relative is None and (kernel := normed_by(self.kernel, heads, context)):
+            if relative is None and self.q_norm is not None and (kernel := normed_by(self.kernel, heads, context)):
                 return self._attend_normed(kernel, heads, context, return_kv)
             q, k, v = heads.chunk(3, dim=2)
-        q = self._queries(q, queries, relative).transpose(1, 2)
+        q = self._queries(q, queries, relative)
         own = self._keys_values(k, v, relative)
-        attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
+        return self._attend_with(q, own, context, return_kv, queries, relative)
+
+    def _attend_with(
+        self,
+        q: Float[Tensor, "b m h c"],
+        own: KeysValues,
+        context: KeysValues | None,
+        return_kv: bool,
+        queries: slice | None = None,
+        relative: Relative | None = None,
+    ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
+        attended = attend_in_context(q.transpose(1, 2), own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
         return (result, own) if return_kv else result
+
+    def _is_normed_by_matmul(self, x: Tensor) -> bool:
+        return takes_normed_projection(self.projection, in_matmul_dtype(x), self.d_head, self.q_norm)
+
+    def _project_normed(self, x: Tensor) -> tuple[Float[Tensor, "b n h c"], KeysValues]:
+        x = in_matmul_dtype(x)
+        heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), self.q_norm, self.k_norm))
+        q, k, v = heads.chunk(3, dim=2)
+        return q, KeysValues(k.transpose(1, 2), v.transpose(1, 2))
 
     def _attend_normed(
         self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], context: KeysValues | None, return_kv: bool

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from model import mlp_kernel as room
-from model.transformer import MLP
+from model import normed_projection as projection
+from model.transformer import MLP, MultiHead
 from tests.helpers import forget_until_undone
 
+OURS = ("model.gelu_epilogue", "model.norm_epilogue")
 CUTE = SimpleNamespace(
     math=SimpleNamespace(absf=torch.abs, copysign=torch.copysign, exp2=lambda x, fastmath: torch.exp2(x)),
     arch=SimpleNamespace(rcp_approx=torch.reciprocal, fmax=lambda x, y: x.clamp_min(y)),
@@ -27,11 +29,11 @@ class Epilogues:
         self.calls: Counter[str] = Counter()
         self.errors: dict[str, Exception] = {}
 
-    def gemm_epilogue(self, outputs=()):
-        """A matmul with a function of its result, and of another matrix of that shape, in float32."""
+    def gemm_epilogue(self, outputs=(), ops=None, prepass=None, prepass_outs=()):
+        """A matmul with a function of its result in float32, of another matrix of that shape, or of `ops`."""
 
         def wrap(function):
-            def matmul(a: Tensor, b: Tensor, c: Tensor | None = None, *, config) -> dict[str, Tensor]:
+            def matmul(a: Tensor, b: Tensor, c: Tensor | None = None, *, config, **given) -> dict[str, Tensor]:
                 self.calls[function.__name__] += 1
                 if function.__name__ in self.errors:
                     raise self.errors[function.__name__]
@@ -40,13 +42,38 @@ class Epilogues:
                 # Inside operators autocast reaches what is written in torch alone.
                 with torch.autocast(a.device.type, enabled=False):
                     result = a.float() @ b.float()
-                found = function(result, *([] if c is None else [c.float()]))
+                summed = prepass(result) if prepass else {}
+                assert set(summed) == set(prepass_outs) and set(given) == set(ops or {})
+                values = {name: op(given[name], summed.get(name)) for name, op in (ops or {}).items()}
+                found = function(result, *([] if c is None else [c.float()]), **values)
                 assert set(found) == {"D", *outputs}
                 return {name: x.to(a.dtype) for name, x in found.items()}
 
             return matmul
 
         return wrap
+
+
+class HeadRstd:
+    """One over the root mean square of heads of so many columns, for every column."""
+
+    def __init__(self, name: str, eps: float) -> None:
+        self.eps = eps
+
+    def __call__(self, width: int, squares: Tensor) -> Tensor:
+        means = squares.unflatten(-1, (-1, width)).mean(-1, keepdim=True)
+        return torch.rsqrt(means + self.eps).expand(-1, -1, width).flatten(-2)
+
+
+class RowVecLoad:
+    """A number for every column."""
+
+    def __init__(self, name: str) -> None:
+        pass
+
+    def __call__(self, row: Tensor, _: object) -> Tensor:
+        assert row.dim() == 1
+        return row.float()
 
 
 def install(patch) -> Epilogues:
@@ -58,10 +85,12 @@ def install(patch) -> Epilogues:
         "quack": {},
         "quack.epilogue": {},
         "quack.epilogue.frontend": {"gemm_epilogue": package.gemm_epilogue},
+        "quack.epilogue.head_rmsnorm": {"HeadRstd": HeadRstd},
+        "quack.epilogue.ops": {"RowVecLoad": RowVecLoad},
         "quack.gemm_config": {"GemmConfig": SimpleNamespace},
     }
-    # The last is imported in earnest when it is wanted, and is gone with `patch`.
-    for name, content in {**modules, "model.gelu_epilogue": {}}.items():
+    # Ours are imported in earnest when they are wanted, and are gone with `patch`.
+    for name, content in {**modules, **{name: {} for name in OURS}}.items():
         module = ModuleType(name)
         vars(module).update(content)
         patch.setitem(sys.modules, name, module)
@@ -70,21 +99,27 @@ def install(patch) -> Epilogues:
     patch.setattr(room, "_TOKENS", 1)
     patch.setattr(room, "_CHANNELS", 8)
     patch.setattr(room.package, "failures", [])
+    patch.setattr(projection, "_D_HEAD", 32)
     forget_until_undone(patch, room, "_quack")
+    forget_until_undone(patch, projection, "_quack")
     forget()
     return package
 
 
 def forget() -> None:
     """Have the next one imported anew."""
-    sys.modules.pop("model.gelu_epilogue", None)
+    for name in OURS:
+        sys.modules.pop(name, None)
     room._quack.cache_clear()
+    projection._quack.cache_clear()
     room.why_no_quack.cache_clear()
 
 
 def use(model: nn.Module, kernel: str = "quack") -> nn.Module:
-    """The model, its MLPs by that kernel."""
+    """The model, its MLPs and projections by that kernel."""
     for module in model.modules():
         if isinstance(module, MLP):
             module.kernel = kernel
+        elif isinstance(module, MultiHead):
+            module.projection = kernel
     return model

@@ -1,0 +1,87 @@
+"""Norms of queries and keys inside the matmul that gives them, QuACK in plain formulas: when, and the same numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from model import normed_projection as room
+from model.normed_projection import project_normed, takes_normed_projection
+from tests import quack
+from tests.helpers import VARIANTS, random_cameras, random_views, small_model
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """QuACK in plain formulas."""
+    return quack.install(monkeypatch)
+
+
+def norm(c=16, eps=1e-5):
+    made = nn.RMSNorm(c, eps=eps)
+    nn.init.normal_(made.weight, 1, 0.3)
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
+def test_queries_and_keys_are_normalised_values_are_not(package, dtype, near):
+    torch.manual_seed(0)
+    x, projection, norms = torch.randn(2, 5, 48).to(dtype), torch.randn(144, 48).to(dtype), (norm(), norm())
+    # Small heads, where what keeps from dividing by zero counts.
+    projection[:16] *= 1e-4
+    q, k, v = (x.double() @ projection.double().T).unflatten(-1, (-1, 16)).chunk(3, dim=-2)
+    expected = torch.cat([norms[0].double()(q), norms[1].double()(k), v], dim=-2).flatten(-2)
+    with torch.no_grad():
+        found = project_normed(x, projection, *(each.float() for each in norms))
+    assert found.dtype == dtype and package.calls == {"head_norm_epilogue": 1}
+    torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
+
+
+def test_the_operator_is_what_it_says_of_itself(package):
+    args = (torch.randn(5, 48), torch.randn(144, 48), torch.randn(144), torch.randn(144), 16)
+    torch.library.opcheck(room.normed_qkv, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_what_wants_gradients_or_was_not_measured_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr("model.mlp_kernel._DEVICES", {"meta"})
+
+    measured = norm(64)
+
+    def takes(tokens=3072, d_head=64, dtype=torch.bfloat16, kernel="quack", of=measured):
+        return takes_normed_projection(kernel, torch.empty(1, tokens, 768, dtype=dtype, device="meta"), d_head, of)
+
+    assert not takes()
+    with torch.no_grad():
+        assert takes() and takes(1024)
+        others = [{"tokens": 1022}, {"d_head": 32}, {"dtype": torch.float32}, {"kernel": "torch"}, {"of": None}]
+        assert not any(takes(**other) for other in (*others, {"of": norm(64, 1e-6)}))
+
+
+# Layers of all tokens, without cameras in attention; of the decoder-only stack the last has queries of some tokens.
+CALLS = {"decoder_only": 2, "encoder_decoder": 2, "prefix": 2 + 3, "cross": 2 + 2}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_renders_are_the_same(package, variant):
+    views = (random_views(2, 2), random_cameras(2, 3, seed=1))
+    expected = small_model(variant).eval()(*views)
+    assert not package.calls
+    found = quack.use(small_model(variant)).eval()(*views)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert package.calls["head_norm_epilogue"] == CALLS[variant]
+
+
+@torch.no_grad()
+def test_cameras_in_attention_do_without(package):
+    quack.use(small_model("prefix+prope")).eval()(random_views(2, 2), random_cameras(2, 3, seed=1))
+    assert package.calls["head_norm_epilogue"] == 0
+
+
+@torch.no_grad()
+def test_where_it_fails_torch_takes_its_place_and_it_is_said_once(package, caplog):
+    package.errors["head_norm_epilogue"] = RuntimeError("no compiler")
+    views = (random_views(2, 2), random_cameras(2, 3, seed=1))
+    found = quack.use(small_model("prefix")).eval()(*views)
+    torch.testing.assert_close(found, small_model("prefix").eval()(*views), rtol=1e-4, atol=1e-5)
+    (record,) = caplog.records
+    assert "mlp_backend=torch" in record.getMessage() and package.calls["head_norm_epilogue"] == 1
