@@ -107,9 +107,9 @@ def _check_interface(interface: Any) -> None:
         getattr(interface, name)
 
 
-def _fa4_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _fa4_forward(q: Tensor, k: Tensor, v: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     # Later versions return more.
-    out, lse, *_ = _fa4()._flash_attn_fwd(q, k, v, return_lse=True)
+    out, lse, *_ = _fa4()._flash_attn_fwd(q, k, v, return_lse=True, out=into)
     return out, lse
 
 
@@ -121,10 +121,11 @@ def _fa4_backward(
     return dq, dk, dv
 
 
-def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     heads = (x.transpose(1, 2) for x in (q, k, v))
     out, lse, *_ = _ATEN._scaled_dot_product_cudnn_attention(*heads, None, True)
-    return out.transpose(1, 2).contiguous(), lse.reshape(out.shape[:3])
+    attended = out.transpose(1, 2)
+    return attended.contiguous() if into is None else into.copy_(attended), lse.reshape(out.shape[:3])
 
 
 def _cudnn_backward(
@@ -147,14 +148,14 @@ _FORWARD = {"fa4": _fa4_forward, "cudnn": _cudnn_forward}
 _BACKWARD = {"fa4": _fa4_backward, "cudnn": _cudnn_backward}
 
 
-def _run(kernels: dict[str, Any], name: str, *heads: Tensor) -> Any:
+def _run(kernels: dict[str, Any], name: str, *heads: Tensor | None) -> Any:
     """The kernel's result; cuDNN's where FlashAttention-4 fails, from then on."""
     return package.run(kernels[name], kernels["cudnn"], *heads) if name == "fa4" else kernels[name](*heads)
 
 
-def own_attention(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """What the operator `attention` gives, inside another."""
-    return _run(_FORWARD, kernel, q, k, v)
+def own_attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the operator `attention` gives, inside another; what tokens get is written to `into` if it is there."""
+    return _run(_FORWARD, kernel, q, k, v, into)
 
 
 def attention_gradients(kernel: str, saved: Sequence[Tensor], into: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
@@ -266,12 +267,13 @@ attention_apart.register_autograd(_differentiate_apart, setup_context=_remember)
 
 
 def attend_own_and_context(
-    kernel: str, q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the operator `attention_apart` gives, inside another."""
+    """What the operator `attention_apart` gives, inside another; `into` as that of `own_attention`."""
     own = own_attention(kernel, q, k, v)
     out, lse = own_attention(kernel, _together(q, context_k), context_k, context_v)
-    return _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)))
+    merged = empty_heads(q) if into is None else into
+    return merged, _merge(q)(*own, out.reshape(q.shape), _apart_again(lse, len(q)), merged)
 
 
 def context_gradients(
@@ -299,20 +301,21 @@ def _apart_again(lse: Tensor, sequences: int) -> Tensor:
     return lse.unflatten(2, (sequences // len(lse), -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def merge_plainly(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """The attention to two sets of keys, and its log-sum-exp, from those of each [b n h c], [b h n]."""
+def merge_plainly(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor) -> Tensor:
+    """The attention to two sets of keys from that to each [b n h c], written to `merged`; its log-sum-exp [b h n]."""
     total = torch.logaddexp(lse, other_lse)
     share = (lse - total).exp().transpose(1, 2)[..., None]
-    return (share * out + (1 - share) * other).to(out.dtype).contiguous(), total
+    merged.copy_(share * out + (1 - share) * other)
+    return total
 
 
-def _merge(x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+def _merge(x: Tensor) -> Callable[..., Tensor]:
     """The form that runs fastest where `x` is."""
     return _fast_merge() if x.is_cuda else merge_plainly
 
 
 @functools.cache
-def _fast_merge() -> Callable[..., tuple[Tensor, Tensor]]:
+def _fast_merge() -> Callable[..., Tensor]:
     """The kernel, where Triton is that it is written in."""
     if importlib.util.find_spec("triton") is None:
         return merge_plainly

@@ -5,6 +5,8 @@ A program takes some heads of queries, or of keys, with all their channels.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -58,10 +60,10 @@ def _normalize(
 
 @triton.jit
 def _normalize_backward(
-    dq, dk, more_q, more_k, heads, q_weight, k_weight, dheads, sums, rows, eps,
-    H: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, TIMES: tl.constexpr,
-    MORE_Q: tl.constexpr, MORE_K: tl.constexpr,
+    dq, dk, more_q, more_k, heads, q_weight, k_weight, dheads, sums, rows, split, eps,
+    H: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, TIMES: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
+    """Queries from head `split` on have more of a gradient, and keys up to it."""
     weight = _load_weight(q_weight, k_weight, C, CP)
     total = tl.zeros((1, CP), tl.float32)
     for time in range(TIMES):
@@ -69,10 +71,10 @@ def _normalize_backward(
         apart, together, real, of_queries, of_keys = _places(first, rows, H, C, CP, R)
         x = tl.load(heads + together, real, 0.0).to(tl.float32)
         dy = _load(dq, dk, apart, of_queries, of_keys)
-        if MORE_Q:
-            dy += tl.load(more_q + apart, of_queries, 0.0).to(tl.float32)
-        if MORE_K:
-            dy += tl.load(more_k + apart, of_keys, 0.0).to(tl.float32)
+        if MORE:
+            begin = tl.cast(split, tl.int64) * C
+            dy += tl.load(more_q + apart - begin, of_queries & (apart >= begin), 0.0).to(tl.float32)
+            dy += tl.load(more_k + apart, of_keys & (apart < begin), 0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(x * x, 1)[:, None] / C + eps)
         unit = x * scale
         total += tl.sum(dy * unit, 0)[None, :]
@@ -87,27 +89,26 @@ def _normalize_backward(
 def normalize_fast(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The fast form of `normalize_plainly`."""
     heads = heads.contiguous()
-    b, n, _, h, c = heads.shape
-    q, k = heads.new_empty(b, n, h, c), heads.new_empty(b, n, h, c)
-    rows = b * n * h
-    _normalize[triton.cdiv(rows, _HEADS), 2](heads, q_weight, k_weight, q, k, rows, eps, **_sizes(h, c))
+    n, _, h, c = heads.shape
+    q, k = heads.new_empty(n, h, c), heads.new_empty(n, h, c)
+    _normalize[triton.cdiv(n * h, _HEADS), 2](heads, q_weight, k_weight, q, k, n * h, eps, **_sizes(h, c))
     return q, k
 
 
 def normalize_backward_fast(
-    dq: Tensor, dk: Tensor, more_q: Tensor | None, more_k: Tensor | None, heads: Tensor, q_weight: Tensor,
-    k_weight: Tensor, eps: float, dheads: Tensor,
+    dq: Tensor, dk: Tensor, more: Sequence[Tensor] | None, heads: Tensor, q_weight: Tensor, k_weight: Tensor,
+    eps: float, dheads: Tensor,
 ) -> Tensor:  # fmt: skip
     """The fast form of `normalize_backward_plainly`."""
     heads = heads.contiguous()
-    b, n, _, h, c = heads.shape
-    rows = b * n * h
-    programs = triton.cdiv(rows, _HEADS * _TIMES)
+    n, _, h, c = heads.shape
+    programs = triton.cdiv(n * h, _HEADS * _TIMES)
     sums = heads.new_empty(2, programs, c, dtype=torch.float32)
-    more = [dq if x is None else x.contiguous() for x in (more_q, more_k)]
+    more_q, more_k = (dq, dk) if more is None else (x.contiguous() for x in more)
+    split = 0 if more is None else len(more_k) * h
     _normalize_backward[programs, 2](
-        dq, dk, *more, heads, q_weight, k_weight, dheads, sums, rows, eps, **_sizes(h, c),
-        TIMES=_TIMES, MORE_Q=more_q is not None, MORE_K=more_k is not None,
+        dq, dk, more_q, more_k, heads, q_weight, k_weight, dheads, sums, n * h, split, eps, **_sizes(h, c),
+        TIMES=_TIMES, MORE=more is not None,
     )  # fmt: skip
     return sums.sum(1)
 

@@ -134,7 +134,10 @@ class LVSM(Compilable, nn.Module):
         return prope(self.run(token_cameras, parts, self.image_tokenizer.patch_size, sizes.d_head))
 
     def _decode(self, encoded: Encoded, targets: Cameras) -> Tensor:
-        images = self.head(self.target_tokens(encoded, targets), targets.height, targets.width)
+        return self._paint(self.target_tokens(encoded, targets), targets)
+
+    def _paint(self, tokens: Float[Tensor, "bt n d"], targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+        images = self.head(tokens, targets.height, targets.width)
         return rearrange(images, "(b t) c h w -> b t c h w", t=targets.shape[1])
 
 
@@ -199,15 +202,26 @@ class Prefix(DecoderOnly):
 
     def encode(self, inputs: Views) -> SceneKeys:
         """The keys and values of the input tokens in every block."""
-        tokens = self.input_norm(self.image_tokenizer(inputs).flatten(1, 2))
         relative = self._relative(inputs.cameras)
-        _, layers = self.transformer(tokens, queries=NO_QUERIES, relative=relative, return_kv=True)
+        _, layers = self.transformer(self._input_tokens(inputs), queries=NO_QUERIES, relative=relative, return_kv=True)
         return SceneKeys(layers)
 
     def target_tokens(self, encoded: SceneKeys, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the stack, which attend to themselves and to the inputs."""
-        tokens = self.input_norm(self.pose_tokenizer(targets).flatten(0, 1))
-        return self.transformer(tokens, context=encoded.layers, relative=self._relative(_one_by_one(targets)))
+        relative = self._relative(_one_by_one(targets))
+        return self.transformer(self._first_tokens(targets), context=encoded.layers, relative=relative)
+
+    def forward(self, inputs: Views, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
+        """Render target cameras [b, t] from input views [b, v]; in training the stack may take both side by side."""
+        relative = (self._relative(inputs.cameras), self._relative(_one_by_one(targets)))
+        tokens = self.transformer.with_context(self._input_tokens(inputs), self._first_tokens(targets), *relative)
+        return self._paint(tokens, targets)
+
+    def _input_tokens(self, inputs: Views) -> Float[Tensor, "b n d"]:
+        return self.input_norm(self.image_tokenizer(inputs).flatten(1, 2))
+
+    def _first_tokens(self, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        return self.input_norm(self.pose_tokenizer(targets).flatten(0, 1))
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:

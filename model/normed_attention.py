@@ -1,7 +1,8 @@
 """Queries and keys normalised and attended to in one operator, whose backward writes all three gradients in one place.
 
 They come side by side from one matmul. Computed apart, the gradients of norms, of values and their joining read and
-write three times as much. Used where kernels of `attention_kernel` attend, in training.
+write three times as much. Sequences and those that have them as context run side by side, too. Used in training, where
+kernels of `attention_kernel` attend.
 """
 
 import functools
@@ -15,78 +16,61 @@ from torch import Tensor, nn
 
 from model.attention_kernel import (
     OwnKernel,
-    apart_by,
     attend_own_and_context,
     attention_gradients,
     context_gradients,
-    empty_heads,
     own_attention,
-    takes_fa4,
 )
 
 
-def normed_by(kernel: str, heads: Tensor, context: Sequence[Tensor] | None) -> OwnKernel | None:
-    """What attends inside the operator; None: nothing does.
+def attend_normed(
+    kernel: OwnKernel, heads: Tensor, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, counts: Sequence[int]
+) -> Tensor:
+    """Attention of heads [... 3h c] whose queries and keys are normalised first, [... h c].
 
     Args:
-        heads: queries, keys and values [b n 3h c].
-        context: keys and values [s h m c] to attend to as well.
+        counts: s, m, b, n: s sequences of m tokens, which attend to themselves, then b of n tokens, or 0 and 0: as many
+            in a row for each of the former, which they attend to as well.
     """
-    if not torch.is_grad_enabled():
-        return None
-    q = heads.chunk(3, dim=2)[0].transpose(1, 2)
-    if context is None:
-        return "fa4" if takes_fa4(kernel, q, q.shape[2]) else None
-    return apart_by(kernel, q, q, context[0])
-
-
-def attend_normed(
-    kernel: OwnKernel,
-    heads: Tensor,
-    q_norm: nn.RMSNorm,
-    k_norm: nn.RMSNorm,
-    context: Sequence[Tensor] | None,
-    shared: bool,
-) -> list[Tensor]:
-    """Attention of heads [b n 3h c] whose queries and keys are normalised first, [b n h c].
-
-    With `shared`, the normalised keys and the values [b h n c] come behind it.
-    """
-    context_k, context_v = (None, None) if context is None else (x.transpose(1, 2) for x in context)
-    # As RMSNorm was made: with a number.
+    flat = heads.flatten(0, -3).unflatten(1, (3, -1))
+    # RMSNorm was made with a number.
     eps = float(q_norm.eps or 0.0)
-    heads = heads.unflatten(2, (3, -1))
-    out, _lse, k, v = normed_attention(heads, q_norm.weight, k_norm.weight, context_k, context_v, eps, kernel, shared)
-    return [out, k.transpose(1, 2), v.transpose(1, 2)] if shared else [out]
+    out = normed_attention(flat, q_norm.weight, k_norm.weight, eps, kernel, list(counts))[0]
+    return out.unflatten(0, heads.shape[:-2])
 
 
 def normalize_plainly(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Queries and keys [b n h c] of heads [b n 3 h c] after their RMS norms, computed in float32."""
+    """Queries and keys [n h c] of heads [n 3 h c] after their RMS norms, computed in float32."""
     c = heads.shape[-1]
-    pairs = zip(heads[:, :, :2].float().unbind(2), (q_weight, k_weight), strict=True)
+    pairs = zip(heads[:, :2].float().unbind(1), (q_weight, k_weight), strict=True)
     q, k = (F.rms_norm(x, (c,), weight.float(), eps).to(heads.dtype) for x, weight in pairs)
     return q, k
 
 
 def normalize_backward_plainly(
-    dq: Tensor, dk: Tensor, more_q: Tensor | None, more_k: Tensor | None, heads: Tensor, q_weight: Tensor,
-    k_weight: Tensor, eps: float, dheads: Tensor,
+    dq: Tensor, dk: Tensor, more: Sequence[Tensor] | None, heads: Tensor, q_weight: Tensor, k_weight: Tensor,
+    eps: float, dheads: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Write gradients of queries and keys to `dheads` [b n 3 h c]; returns those of both weights [2 c] in float32.
+    """Write gradients of queries and keys to `dheads` [n 3 h c]; returns those of both weights [2 c] in float32.
 
     Args:
-        dq, dk: the gradients of what `normalize_plainly` gives; `more_q` and `more_k` are added to them.
+        dq, dk: the gradients of what `normalize_plainly` gives.
+        more: what is added to the gradients of the last queries, and of the first keys, together `n`.
     """
+    dq, dk = dq.float(), dk.float()
+    if more is not None:
+        more_q, more_k = more
+        dq = torch.cat([dq[: len(more_k)], dq[len(more_k) :] + more_q])
+        dk = torch.cat([dk[: len(more_k)] + more_k, dk[len(more_k) :]])
     sums = []
-    for index, (dy, more, weight) in enumerate(((dq, more_q, q_weight), (dk, more_k, k_weight))):
-        x = heads[:, :, index].float()
-        dy = dy.float() if more is None else dy.float() + more.float()
+    for index, (dy, weight) in enumerate(((dq, q_weight), (dk, k_weight))):
+        x = heads[:, index].float()
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         unit = x * scale
         weighted = dy * weight.float()
         along = (weighted * unit).mean(-1, keepdim=True)
-        dheads[:, :, index] = (scale * (weighted - unit * along)).to(dheads.dtype)
-        sums.append((dy * unit).flatten(0, 2).sum(0))
+        dheads[:, index] = (scale * (weighted - unit * along)).to(dheads.dtype)
+        sums.append((dy * unit).flatten(0, 1).sum(0))
     return torch.stack(sums)
 
 
@@ -105,101 +89,99 @@ def _forms(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
     return _fast_forms() if x.is_cuda else (normalize_plainly, normalize_backward_plainly)
 
 
+def _first(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The first sequences [s m ...] of all tokens [n ...]."""
+    s, m, _, _ = counts
+    return x[: s * m].unflatten(0, (s, m))
+
+
+def _second(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The second sequences [b n ...] of all tokens."""
+    s, m, b, n = counts
+    return x[s * m :].unflatten(0, (b, n))
+
+
 @torch.library.custom_op("lvsm::normed_attention", mutates_args=())
 def normed_attention(
-    heads: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    context_k: Tensor | None,
-    context_v: Tensor | None,
-    eps: float,
-    kernel: str,
-    shared: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention of heads [b n 3 h c]: queries and keys before their RMS norms, and values.
+    heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, counts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of heads [n 3 h c]: queries and keys before their RMS norms, and values.
 
     Args:
-        context_k, context_v: keys and values [s m h c] to attend to as well, as those of `attention_apart`.
-        shared: also return the keys and values, else there are none in what is returned.
+        counts: as that of `attend_normed`.
 
     Returns:
-        What every token gets [b n h c], the log-sum-exp of its scores [b h n], normalised keys and values [b n h c].
+        What every token gets [n h c], and the log-sum-exps of the scores of first and second sequences [s h m] [b h n].
     """
     q, k = _forms(heads)[0](heads, q_weight, k_weight, eps)
-    v = heads[:, :, 2]
-    if context_k is None:
-        out, lse = own_attention(kernel, q, k, v)
-    else:
-        out, lse = attend_own_and_context(kernel, q, k, v, context_k, context_v)
-    return (out, lse, k, v.contiguous()) if shared else (out, lse, k.new_empty(0), v.new_empty(0))
+    v = heads[:, 2]
+    out = torch.empty_like(q)
+    first = [_first(x, counts) for x in (q, k, v)]
+    _, lse = own_attention(kernel, *first, _first(out, counts))
+    if not counts[2]:
+        return out, lse, lse.new_empty(0)
+    second = [_second(x, counts) for x in (q, k, v)]
+    _, second_lse = attend_own_and_context(kernel, *second, *first[1:], _second(out, counts))
+    return out, lse, second_lse
 
 
 @normed_attention.register_fake
-def _(heads: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    b, n, _, h, c = heads.shape
-    sizes = [(b, n, h, c), (b, n, h, c)] if rest[-1] else [(0,), (0,)]
-    lse = heads.new_empty(b, h, n, dtype=torch.float32)
-    return heads.new_empty(b, n, h, c), lse, heads.new_empty(sizes[0]), heads.new_empty(sizes[1])
+def _(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, counts: Sequence[int]) -> Any:
+    tokens, _, h, c = heads.shape
+    s, m, b, n = counts
+    lse = heads.new_empty(s, h, m, dtype=torch.float32)
+    return heads.new_empty(tokens, h, c), lse, lse.new_empty((b, h, n) if b else (0,))
 
 
 @torch.library.custom_op("lvsm::normed_attention_backward", mutates_args=())
 def normed_attention_backward(
     outer: Tensor,
-    outer_k: Tensor | None,
-    outer_v: Tensor | None,
     heads: Tensor,
     q_weight: Tensor,
     k_weight: Tensor,
-    context_k: Tensor | None,
-    context_v: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    second_lse: Tensor,
     eps: float,
     kernel: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of heads, of both norms' weights together [2 c], and of the context's keys and values.
-
-    Args:
-        outer, outer_k, outer_v: those of what `normed_attention` returned, the last two where they were shared.
-    """
-    norms = (q_weight, k_weight, eps)
+    counts: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of heads, and of both norms' weights together [2 c]; `out` and behind: what the operator gave."""
     normalize, normalize_backward = _forms(heads)
-    q, k = normalize(heads, *norms)
-    dheads = heads.new_empty(heads.shape)
-    dv = dheads[:, :, 2]
-    places = (empty_heads(q), empty_heads(k), dv)
-    dq, dk, _ = attention_gradients(kernel, (outer, q, k, heads[:, :, 2], out, lse), places)
-    more_q, dcontext = None, (heads.new_empty(0), heads.new_empty(0))
-    if context_k is not None:
-        more_q, *dcontext = context_gradients(kernel, outer, q, context_k, context_v, out, lse)
-    if outer_v is not None:
-        dv += outer_v
-    dweights = normalize_backward(dq, dk, more_q, outer_k, heads, *norms, dheads)
-    return dheads, dweights, *dcontext
+    q, k = normalize(heads, q_weight, k_weight, eps)
+    dheads, dq, dk = torch.empty_like(heads), torch.empty_like(q), torch.empty_like(k)
+    # Of attention the gradient, queries, keys, values and results; the places of three gradients.
+    tensors = (outer, q, k, heads[:, 2], out, dq, dk, dheads[:, 2])
+    first = [_first(x, counts) for x in tensors]
+    attention_gradients(kernel, (*first[:5], lse), first[5:])
+    more = None
+    if counts[2]:
+        second = [_second(x, counts) for x in tensors]
+        attention_gradients(kernel, (*second[:5], second_lse), second[5:])
+        more_q, more_k, more_v = context_gradients(
+            kernel, second[0], second[1], first[2], first[3], second[4], second_lse
+        )
+        first[7].add_(more_v)
+        more = (more_q.flatten(0, 1), more_k.flatten(0, 1))
+    return dheads, normalize_backward(dq, dk, more, heads, q_weight, k_weight, eps, dheads)
 
 
 @normed_attention_backward.register_fake
-def _(
-    outer: Tensor, outer_k: Any, outer_v: Any, heads: Tensor, q_weight: Tensor, k_weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    context = [heads.new_empty(0) if x is None else empty_heads(x) for x in rest[:2]]
-    dweights = heads.new_empty(2, heads.shape[-1], dtype=torch.float32)
-    return heads.new_empty(heads.shape), dweights, context[0], context[1]
+def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(heads), heads.new_empty(2, heads.shape[-1], dtype=torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, ctx.kernel, ctx.shared = inputs
-    ctx.save_for_backward(*tensors, *output[:2])
+    *tensors, ctx.eps, ctx.kernel, ctx.counts = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate(ctx: Any, outer: Tensor, _lse: Tensor, *outer_kv: Tensor) -> tuple[Tensor | None, ...]:
-    heads, q_weight, k_weight, *context, out, lse = ctx.saved_tensors
-    shared = outer_kv if ctx.shared else (None, None)
-    dheads, dweights, *dcontext = normed_attention_backward(
-        outer, *shared, heads, q_weight, k_weight, *context, out, lse, ctx.eps, ctx.kernel
-    )
-    weights = (dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype))
-    return dheads, *weights, *((None, None) if context[0] is None else dcontext), None, None, None
+def _differentiate(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    # Asked for once: plain checkpoints give them no second time.
+    saved = ctx.saved_tensors
+    _, q_weight, k_weight, *_ = saved
+    dheads, dweights = normed_attention_backward(outer.contiguous(), *saved, ctx.eps, ctx.kernel, ctx.counts)
+    return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), None, None, None
 
 
 normed_attention.register_autograd(_differentiate, setup_context=_remember)

@@ -17,7 +17,7 @@ from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by,
 from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
-from model.normed_attention import attend_normed, normed_by
+from model.normed_attention import attend_normed
 from model.normed_projection import project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
@@ -190,8 +190,8 @@ class Attention(MultiHead):
             return self._attend_with(*self._project_normed(x), context, return_kv)
         else:
             heads = self._split_heads(self.qkv(x))
-            if relative is None and self.q_norm is not None and (kernel := normed_by(self.kernel, heads, context)):
-                return self._attend_normed(kernel, heads, context, return_kv)
+            if relative is None and context is None and not return_kv and (kernel := self._normed_by(heads)):
+                return self._attend_normed(kernel, heads, (*x.shape[:2], 0, 0))
             q, k, v = heads.chunk(3, dim=2)
         q = self._queries(q, queries, relative)
         own = self._keys_values(k, v, relative)
@@ -219,13 +219,28 @@ class Attention(MultiHead):
         q, k, v = heads.chunk(3, dim=2)
         return q, KeysValues(k.transpose(1, 2), v.transpose(1, 2))
 
+    def side_by_side(
+        self, x: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
+    ) -> Float[Tensor, "1 n d"]:
+        """Sequences, and others that have them as context, in one row of tokens: `counts` as in `attend_normed`."""
+        return self._attend_normed(kernel, self._split_heads(self.qkv(x)), counts)
+
+    def side_by_side_kernel(self, q: Float[Tensor, "b h n c"], scenes: int, known: int) -> OwnKernel | None:
+        """What attends for queries like these and `known` tokens of every scene side by side; None: nothing does."""
+        if self.q_norm is None or not torch.is_grad_enabled():
+            return None
+        return apart_by(self.kernel, q, q, q[:1, :, :1].expand(scenes, -1, known, -1))
+
+    def _normed_by(self, heads: Float[Tensor, "b n hhh c"]) -> OwnKernel | None:
+        """What attends and normalises in one operator, if anything does."""
+        q = heads.chunk(3, dim=2)[0].transpose(1, 2)
+        wanted = self.q_norm is not None and torch.is_grad_enabled()
+        return "fa4" if wanted and takes_fa4(self.kernel, q, q.shape[2]) else None
+
     def _attend_normed(
-        self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], context: KeysValues | None, return_kv: bool
-    ) -> Float[Tensor, "b n d"] | tuple[Float[Tensor, "b n d"], KeysValues]:
-        """Norms and attention in one operator."""
-        attended, *own = attend_normed(kernel, heads, self.q_norm, self.k_norm, context, return_kv)
-        result = self._results(attended, None, None)
-        return (result, KeysValues(*own)) if return_kv else result
+        self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "b n d"]:
+        return self._results(attend_normed(kernel, heads, self.q_norm, self.k_norm, counts), None, None)
 
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
@@ -351,6 +366,13 @@ class Block(nn.Module):
         x = x + self.mlp(self.norm2(x))
         return (x, own) if return_kv else x
 
+    def side_by_side(
+        self, x: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
+    ) -> Float[Tensor, "1 n d"]:
+        """All tokens, as `Attention.side_by_side` has them."""
+        x = x + self.attn.side_by_side(self.norm1(x), kernel, counts)
+        return x + self.mlp(self.norm2(x))
+
 
 class CrossBlock(nn.Module):
     """t += a self(LN(t)); t += a cross(LN(t), context); t += a mlp(LN(t)), with the context's own norm and projection.
@@ -443,6 +465,40 @@ class Transformer(Compilable, nn.ModuleList):
                 kept += own
         return (x, tuple(kept)) if return_kv else x
 
+    def with_context(
+        self,
+        known: Float[Tensor, "s m d"],
+        x: Float[Tensor, "b n d"],
+        known_relative: Relative | None = None,
+        relative: Relative | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Run tokens that have those of their scene as context: as many sequences in a row for each of `known`.
+
+        This is `forward` of `known`, and of `x` with its keys and values as context. In training both go through all
+        blocks but the last side by side, where kernels take that: in fewer and larger pieces.
+        """
+        if known_relative is None and relative is None and (kernel := self._side_by_side_kernel(known, x)):
+            return self._run_side_by_side(known, x, kernel)
+        _, context = self(known, queries=NO_QUERIES, relative=known_relative, return_kv=True)
+        return self(x, context=context, relative=relative)
+
+    def _side_by_side_kernel(self, known: Tensor, x: Tensor) -> OwnKernel | None:
+        attention = self[0].attn
+        c = attention.d_head
+        # Heads of the shape and precision that queries will have.
+        q = in_matmul_dtype(x[:1, :1, :c])[:, None].expand(len(x), x.shape[2] // c, x.shape[1], c)
+        return attention.side_by_side_kernel(q, scenes=len(known), known=known.shape[1])
+
+    def _run_side_by_side(self, known: Tensor, x: Tensor, kernel: OwnKernel) -> Float[Tensor, "b n d"]:
+        counts = (*known.shape[:2], *x.shape[:2])
+        row = self._in_residual_dtype(torch.cat([part.flatten(0, 1)[None] for part in (known, x)], dim=1))
+        blocks = tuple(self)
+        for layers, policy in self._groups():
+            but_the_last = blocks[layers.start : min(layers.stop, len(blocks) - 1)]
+            if but_the_last:
+                row = self.run(_run_group_side_by_side, but_the_last, row, kernel, counts, policy)
+        return self.run(_run_last_apart, blocks[-1], row, counts, policy)
+
     def _in_residual_dtype(self, x: Tensor) -> Tensor:
         if self.residual_dtype == "amp":
             return in_matmul_dtype(x)
@@ -482,6 +538,31 @@ def _run_group(
                 kept.append(own)
         return (x, kept) if return_kv else x
 
+    return _checkpointed(run, x, policy)
+
+
+def _run_group_side_by_side(
+    blocks: Sequence[Block], row: Tensor, kernel: OwnKernel, counts: tuple[int, ...], policy: SavePolicy | None
+) -> Tensor:
+    """Blocks in a row for two kinds of sequences side by side, as `Attention.side_by_side` has them."""
+
+    def run(row: Tensor) -> Tensor:
+        for block in blocks:
+            row = block.side_by_side(row, kernel, counts)
+        return row
+
+    return _checkpointed(run, row, policy)
+
+
+def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:
+    """The last block, of which the first sequences are wanted as context alone."""
+    s, m, b, n = counts
+    known, x = row[0, : s * m].unflatten(0, (s, m)), row[0, s * m :].unflatten(0, (b, n))
+    _, context = _run_group((block,), known, NO_QUERIES, policy, None, None, True)
+    return _run_group((block,), x, None, policy, context, None, False)
+
+
+def _checkpointed(run: Callable[[Tensor], Any], x: Tensor, policy: SavePolicy | None) -> Any:
     if policy is None:
         return run(x)
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))

@@ -32,12 +32,18 @@ class Flash4(ModuleType):
         self.places = [x.data_ptr() for x in heads]
         assert len({x.dtype for x in heads}) == 1 and all(x.stride(-1) == 1 for x in heads)
 
-    def _flash_attn_fwd(self, q, k, v, return_lse=False):
+    def _flash_attn_fwd(self, q, k, v, return_lse=False, out=None):
         """As version 4.0.0b36 returns it."""
         self._begin("forward", q, k, v)
         scores = _scores(q, k)
-        out = torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v)
-        return out.contiguous(), scores.logsumexp(-1).float() if return_lse else None, None, None, None
+        found = torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v)
+        return (
+            found.contiguous() if out is None else out.copy_(found),
+            scores.logsumexp(-1).float() if return_lse else None,
+            None,
+            None,
+            None,
+        )
 
     def _flash_attn_bwd(self, q, k, v, out, dout, lse, dq, dk, dv):
         """From `lse` rather than from a softmax of its own, as the kernels do."""

@@ -1,4 +1,4 @@
-"""Norms and attention in one operator: the numbers of both apart, gradients included, and when it runs."""
+"""Norms and attention in one operator, sequences beside their context: the numbers of both apart; when it runs."""
 
 import pytest
 import torch
@@ -7,11 +7,13 @@ from torch import nn
 
 from model import normed_attention as room
 from model.execution import ExecutionConfig
-from model.normed_attention import attend_normed, normed_by
+from model.normed_attention import attend_normed
 from tests import flash4
 from tests.helpers import PLAIN, Count, random_cameras, random_views, small_model
 
 OPERATORS = ("normed_attention", "normed_attention_backward")
+# Sequences and their tokens; with others that have them as context, two in a row for each, or none.
+COUNTS = {"alone": (3, 5, 0, 0), "beside": (3, 7, 6, 4)}
 
 
 @pytest.fixture
@@ -20,8 +22,21 @@ def package(monkeypatch):
     return flash4.install(monkeypatch)
 
 
+@pytest.fixture
+def measured(package, monkeypatch):
+    """FlashAttention-4 in plain formulas, measured to win everywhere."""
+    monkeypatch.setattr("model.attention_kernel._MEASURED_HEAD", 32)
+    monkeypatch.setattr("model.attention_kernel._SCORES", 1)
+    return package
+
+
 def drawn(*size):
     return torch.randn(size).requires_grad_()
+
+
+def heads_of(counts):
+    s, m, b, n = counts
+    return drawn(1, s * m + b * n, 9, 16)
 
 
 def norm():
@@ -30,52 +45,53 @@ def norm():
     return made
 
 
-def apart(heads, q_norm, k_norm, context):
-    """What the operator computes, by torch: results, normalised keys and values [b h n c]."""
-    q, k, v = (x.transpose(1, 2) for x in heads.chunk(3, dim=2))
+def apart(heads, q_norm, k_norm, counts):
+    """What the operator computes, by torch."""
+    s, m, b, n = counts
+    q, k, v = heads[0].chunk(3, dim=1)
     q, k = q_norm(q), k_norm(k)
-    keys, values = k, v
-    if context is not None:
-        repeated = (x.repeat_interleave(len(heads) // len(x), dim=0) for x in context)
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(repeated, (k, v), strict=True))
-    return [F.scaled_dot_product_attention(q, keys, values).transpose(1, 2), k, v]
+    first = [x[: s * m].unflatten(0, (s, m)).transpose(1, 2) for x in (q, k, v)]
+    results = [F.scaled_dot_product_attention(*first)]
+    if b:
+        q, k, v = (x[s * m :].unflatten(0, (b, n)).transpose(1, 2) for x in (q, k, v))
+        context = (x.repeat_interleave(b // s, dim=0) for x in first[1:])
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(context, (k, v), strict=True))
+        results.append(F.scaled_dot_product_attention(q, keys, values))
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in results])[None]
 
 
 @pytest.mark.parametrize("kernel", ["fa4", "cudnn"])
-@pytest.mark.parametrize("scenes", [None, 2, 6])
-@pytest.mark.parametrize("shared", [False, True])
-def test_it_gives_what_norms_and_attention_give(package, kernel, scenes, shared):
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_it_gives_what_norms_and_attention_give(package, kernel, counts):
     torch.manual_seed(0)
-    heads, norms = drawn(6, 5, 9, 16), [norm(), norm()]
-    context = None if scenes is None else [drawn(scenes, 3, 7, 16), drawn(scenes, 3, 7, 16)]
-    wanted = [heads, *(each.weight for each in norms), *(context or [])]
+    heads, norms = heads_of(counts), [norm(), norm()]
+    wanted = [heads, *(each.weight for each in norms)]
     results = []
-    for found in (attend_normed(kernel, heads, *norms, context, shared), apart(heads, *norms, context)):
-        found = found if shared else found[:1]
-        outer = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in found]
-        results.append([*found, *torch.autograd.grad(found, wanted, outer)])
+    for found in (attend_normed(kernel, heads, *norms, counts), apart(heads, *norms, counts)):
+        outer = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+        results.append([found, *torch.autograd.grad(found, wanted, outer)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert package.calls["backward"] == (0 if kernel == "cudnn" else 1 if scenes is None else 2)
+    assert package.calls["backward"] == (0 if kernel == "cudnn" else 3 if counts[2] else 1)
 
 
-TESTS = ("test_schema", "test_autograd_registration", "test_faketensor")
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_the_operator_is_what_it_says_of_itself(package, counts):
+    heads = heads_of(counts)[0].detach().unflatten(1, (3, -1)).requires_grad_()
+    args = (heads, drawn(16), drawn(16), 1e-5, "fa4", list(counts))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(room.normed_attention, args, test_utils=tests)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_operator_is_what_it_says_of_itself(package, shared):
-    heads, weights = drawn(4, 5, 3, 2, 16), [drawn(16), drawn(16)]
-    for context in ((None, None), (drawn(2, 7, 2, 16), drawn(2, 7, 2, 16))):
-        torch.library.opcheck(room.normed_attention, (heads, *weights, *context, 1e-5, "fa4", shared), test_utils=TESTS)
-
-
-def test_values_get_their_gradient_without_a_copy(package):
-    heads = drawn(2, 5, 9, 16)
-    (out,) = attend_normed("fa4", heads, norm(), norm(), None, False)
-    assert package.places[2] == heads[:, :, 6:].data_ptr()
+def test_values_and_their_gradient_are_not_copied(package):
+    heads = heads_of(COUNTS["alone"])
+    out = attend_normed("fa4", heads, norm(), norm(), COUNTS["alone"])
+    assert package.places[2] == heads[0, :, 6:].data_ptr()
     out.sum().backward()
-    *_, dv = package.places
-    assert dv == heads.grad[:, :, 6:].data_ptr()
+    assert package.places[-1] == heads.grad[0, :, 6:].data_ptr()
+
+
+# The whole model
 
 
 def images_and_gradients(variant, kernel, execution=PLAIN, **transformer):
@@ -86,17 +102,23 @@ def images_and_gradients(variant, kernel, execution=PLAIN, **transformer):
     return [images.detach(), *(p.grad for p in model.parameters())], [count.calls[name] for name in OPERATORS]
 
 
-# Of three layers, or of two and two: those whose tokens are all queries, and keys as well.
-LAYERS = {"decoder_only": 2, "encoder_decoder": 2, "prefix": 2 + 3, "cross": 2 + 2}
+# Calls for three layers, or for two and two: of those whose tokens are all queries, both kinds of tokens at once.
+CALLS = {"decoder_only": 2, "encoder_decoder": 2, "prefix": 2, "cross": 2 + 2}
 
 
-@pytest.mark.parametrize("variant", LAYERS)
-def test_models_in_training_attend_by_it(package, monkeypatch, variant):
-    monkeypatch.setattr("model.attention_kernel._MEASURED_HEAD", 32)
-    monkeypatch.setattr("model.attention_kernel._SCORES", 1)
-    found, calls = images_and_gradients(variant, "by_shape")
-    assert calls == [LAYERS[variant]] * 2
+@pytest.mark.parametrize("variant", CALLS)
+@pytest.mark.parametrize("kernel", ["by_shape", "fa4"])
+def test_models_in_training_attend_by_it(measured, variant, kernel):
+    found, calls = images_and_gradients(variant, kernel)
+    assert calls == [CALLS[variant]] * 2
     for ours, theirs in zip(found, images_and_gradients(variant, "flash")[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_prefix_goes_side_by_side_by_cudnn_too(measured):
+    found, calls = images_and_gradients("prefix", "cudnn_by_shape")
+    assert calls == [2, 2] and measured.calls["forward"] == 0
+    for ours, theirs in zip(found, images_and_gradients("prefix", "flash")[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -104,6 +126,7 @@ def test_models_in_training_attend_by_it(package, monkeypatch, variant):
     ("variant", "kernel", "transformer"),
     [
         ("prefix", "flash", {}),
+        ("prefix", "cudnn", {}),
         ("prefix+prope", "fa4", {}),
         ("prefix", "fa4", {"use_qk_norm": False}),
     ],
@@ -112,28 +135,43 @@ def test_other_kernels_cameras_and_models_without_norms_do_without_it(package, v
     assert images_and_gradients(variant, kernel, **transformer)[1] == [0, 0]
 
 
-def test_rendering_does_without_it(package):
-    heads = torch.randn(2, 5, 9, 16)
-    assert normed_by("fa4", heads, None) == "fa4"
-    with torch.no_grad():
-        assert normed_by("fa4", heads, None) is None
+@torch.no_grad()
+@pytest.mark.parametrize("variant", CALLS)
+def test_rendering_does_without_it(measured, variant):
+    model = flash4.use(small_model(variant), "by_shape").eval()
+    with Count() as count:
+        model(random_views(2, 2), random_cameras(2, 3, seed=1))
+    assert not any(count.calls[name] for name in OPERATORS)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_side_by_side_whatever_is_checkpointed_together(measured, every, layers):
+    """Groups of more layers than there are, and a last one of several, too."""
+    execution = ExecutionConfig(every, 0.5, compile="off")
+    found, calls = images_and_gradients("prefix", "by_shape", execution, n_layer=layers)
+    assert calls[1] == layers - 1
+    expected, _ = images_and_gradients("prefix", "flash", n_layer=layers)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
 @pytest.mark.parametrize(("share", "again"), [(0.0, 2), (1 / 9, 0), (1.0, 0), (2.0, 0)])
-def test_what_is_saved_is_not_computed_again(package, share, again):
-    _, calls = images_and_gradients("decoder_only", "fa4", ExecutionConfig(1, share, compile="off"))
+def test_what_is_saved_is_not_computed_again(measured, variant, share, again):
+    _, calls = images_and_gradients(variant, "by_shape", ExecutionConfig(1, share, compile="off"))
     assert calls == [2 + again, 2]
 
 
 @pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
-def test_sixteen_bits_stay_so(package, monkeypatch, variant):
+def test_sixteen_bits_stay_so(measured, monkeypatch, variant):
     monkeypatch.setattr("model.attention_kernel._DTYPES", (torch.bfloat16,))
     exact = images_and_gradients(variant, "flash")[0]
     distances = []
-    for kernel in ("flash", "fa4"):
+    for kernel in ("flash", "by_shape"):
         with torch.autocast("cpu", torch.bfloat16):
             found, calls = images_and_gradients(variant, kernel)
-        assert (calls[0] > 0) == (kernel == "fa4")
+        assert (calls[0] > 0) == (kernel == "by_shape")
         assert all(gradient.dtype == torch.float32 for gradient in found[1:])
         distances.append([(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(found, exact, strict=True)])
     for theirs, ours in zip(*distances, strict=True):

@@ -113,6 +113,26 @@ def own_kernels_equal_plain():
     assert not counters["graph_break"]
 
 
+def side_by_side_equals_plain():
+    """Sequences beside their context, whatever is kept, for another number of scenes and of targets, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        package = flash4.install(patch)
+        patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
+        patch.setattr(attention_kernel, "_SCORES", 1)
+        for share, sizes in ((0.0, (1, 2)), (2.0, (2, 3))):
+            results = []
+            for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(1, share, compile="on"), "by_shape")):
+                model = flash4.use(small_model("prefix", execution=execution, n_layer=2), kernel).train()
+                images = model(random_views(sizes[0], 2), random_cameras(*sizes, seed=1))
+                images.square().sum().backward()
+                results.append([images.detach(), *(p.grad for p in model.parameters())])
+            for ours, theirs in zip(*results, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    # Side by side three attentions; in the last block that of targets, apart; all again where nothing is kept.
+    assert package.calls == {"forward": 2 * 5 + 5, "backward": 2 * 5}
+    assert not counters["graph_break"]
+
+
 def check_rounding(results):
     """What `results` of an execution gives, images or tokens and gradients, is as exact compiled as plain."""
     exact, distances = results(PLAIN), []
@@ -299,6 +319,7 @@ GROUPS = (
     ),
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_kernels_equal_plain,)),
+    (LOWERING, (side_by_side_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (serves_every_use,)),

@@ -38,26 +38,31 @@ def merged(h, c, tokens):
     torch.manual_seed(0)
     out, other = torch.randn(2, 2, tokens, h, c)
     lse, other_lse = 30 * torch.randn(2, 2, h, tokens)
-    return largest(*(merge(out, lse, other, other_lse) for merge in (merge_plainly, merge_fast)))
+    places = [torch.zeros_like(out), torch.zeros_like(out)]
+    totals = [
+        merge(out, lse, other, other_lse, place)
+        for merge, place in zip((merge_plainly, merge_fast), places, strict=True)
+    ]
+    return largest(*zip(places, totals, strict=True))
 
 
-def normed(h, c, tokens, *added):
-    """With what is added to the gradients of queries and of keys, or not."""
+def normed(h, c, tokens, others):
+    """With gradients to add to those of queries from so many tokens on, and of keys up to them, or None."""
     torch.manual_seed(0)
-    heads, dheads = torch.randn(2, tokens, 3, h, c), torch.zeros(2, tokens, 3, h, c)
+    heads, dheads = torch.randn(tokens, 3, h, c), torch.zeros(tokens, 3, h, c)
     weights = torch.randn(2, c)
-    dq, dk = torch.randn(2, 2, tokens, h, c)
-    more = [torch.randn(2, tokens, h, c) if is_added else None for is_added in added]
+    dq, dk = torch.randn(2, tokens, h, c)
+    more = None if others is None else (torch.randn(tokens - others, h, c), torch.randn(others, h, c))
     results = []
     for normalize, backward in (
         (normalize_plainly, normalize_backward_plainly),
         (normalize_fast, normalize_backward_fast),
     ):
         places = dheads.clone()
-        sums = backward(dq, dk, *more, heads, *weights, 1e-5, places)
-        results.append([*normalize(heads, *weights, 1e-5), places, sums / (2 * tokens * h)])
+        sums = backward(dq.clone(), dk.clone(), more, heads, *weights, 1e-5, places)
+        results.append([*normalize(heads, *weights, 1e-5), places, sums / (tokens * h)])
     # Values are not touched.
-    assert not results[1][2][:, :, 2].any()
+    assert not results[1][2][:, 2].any()
     return largest(*results)
 
 
@@ -71,9 +76,8 @@ def main():
     choices = list(itertools.product((False, True), repeat=3))
     turns = [turned(2, 32, 2, *choice) for choice in choices]
     turns += [turned(*size, *choice) for size in sizes[::2] for choice in ((True, False, True), (False, True, False))]
-    norms = [normed(2, 32, 3, *added) for added in itertools.product((False, True), repeat=2)]
     # More heads than a program takes at once and in a row, and channels that are no power of 2.
-    norms += [normed(3, 24, 60, True, True), normed(12, 64, 2, False, False)]
+    norms = [normed(2, 32, 5, None), normed(2, 32, 5, 2), normed(3, 24, 120, 50), normed(12, 64, 4, None)]
     print(
         json.dumps({"turned": turns, "merged": [merged(h, c, tokens + 2) for h, c, tokens in sizes], "normed": norms})
     )
