@@ -43,8 +43,7 @@ class ExecutionConfig:
     `grad_checkpoint_every` layers make a group of which only the input is saved for backward (0: everything is saved);
     a group is compiled in one piece, so that long ones take long.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
-    of attention, then those of matmuls; from 1 to 2, the share of groups grows by 0 to 1 that also save what norms hand
-    to matmuls and attention. `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
+    of attention, then those of matmuls. `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
     between the matmuls, "auto" where there is a GPU. Where layers make no groups, `compile_layers` of them are compiled
     in one piece: larger pieces save host time of small models, and take longer to compile. `residual_dtype` is the
     precision of the tokens from block to block: float32 as published, or with "amp" that of the matmuls: less to read
@@ -52,7 +51,7 @@ class ExecutionConfig:
     """
 
     grad_checkpoint_every: int = bounded(1, 0, 1000)
-    keep_activations: float = bounded(0.4, 0, 2)
+    keep_activations: float = bounded(0.4, 0, 1)
     attention_backend: Literal["auto", AttentionKernel] = "auto"
     mlp_backend: Literal["auto", MLPKernel] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"

@@ -11,7 +11,7 @@ from quack.epilogue.ops import RowVecLoad
 from quack.gemm_config import GemmConfig
 from torch import Tensor
 
-from model.normed_projection import EPS
+from model.normed_projection import QK_EPS
 
 # Measured to be the fastest on Hopper for d = 768: as those of GELU.
 _TILES = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
@@ -22,7 +22,7 @@ def _squares(acc):
 
 
 @gemm_epilogue(
-    ops={"rstd": HeadRstd("rstd", eps=EPS), "weight": RowVecLoad("weight"), "plain": RowVecLoad("plain")},
+    ops={"rstd": HeadRstd("rstd", eps=QK_EPS), "weight": RowVecLoad("weight"), "plain": RowVecLoad("plain")},
     prepass=_squares,
     prepass_outs=("rstd",),
 )
@@ -31,6 +31,7 @@ def head_norm_epilogue(acc, rstd, weight, plain):
     return {"D": acc * (rstd * weight + plain)}
 
 
-def normed_qkv(x: Tensor, projection: Tensor, weight: Tensor, plain: Tensor, d_head: int) -> Tensor:
+def normed_qkv(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
     """The fast form of `normed_qkv_plainly`."""
+    weight, plain = shares
     return head_norm_epilogue(x, projection.T, config=_TILES, rstd=d_head, weight=weight, plain=plain)["D"]

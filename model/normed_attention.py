@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.attention_kernel import (
     OwnKernel,
@@ -24,18 +24,17 @@ from model.attention_kernel import (
 
 
 def attend_normed(
-    kernel: OwnKernel, heads: Tensor, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, counts: Sequence[int]
+    kernel: OwnKernel, heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, counts: Sequence[int]
 ) -> Tensor:
     """Attention of heads [... 3h c] whose queries and keys are normalised first, [... h c].
 
     Args:
+        q_weight, k_weight, eps: of their RMS norms.
         counts: s, m, b, n: s sequences of m tokens, which attend to themselves, then b of n tokens, or 0 and 0: as many
             in a row for each of the former, which they attend to as well.
     """
     flat = heads.flatten(0, -3).unflatten(1, (3, -1))
-    # RMSNorm was made with a number.
-    eps = float(q_norm.eps or 0.0)
-    out = normed_attention(flat, q_norm.weight, k_norm.weight, eps, kernel, list(counts))[0]
+    out = normed_attention(flat, q_weight, k_weight, eps, kernel, list(counts))[0]
     return out.unflatten(0, heads.shape[:-2])
 
 
@@ -116,12 +115,12 @@ def normed_attention(
     q, k = _forms(heads)[0](heads, q_weight, k_weight, eps)
     v = heads[:, 2]
     out = torch.empty_like(q)
-    first = [_first(x, counts) for x in (q, k, v)]
-    _, lse = own_attention(kernel, *first, _first(out, counts))
+    first = [_first(x, counts) for x in (q, k, v, out)]
+    _, lse = own_attention(kernel, *first)
     if not counts[2]:
         return out, lse, lse.new_empty(0)
-    second = [_second(x, counts) for x in (q, k, v)]
-    _, second_lse = attend_own_and_context(kernel, *second, *first[1:], _second(out, counts))
+    q, k, v, place = (_second(x, counts) for x in (q, k, v, out))
+    _, second_lse = attend_own_and_context(kernel, q, k, v, first[1], first[2], place)
     return out, lse, second_lse
 
 

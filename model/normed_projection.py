@@ -8,35 +8,34 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.mlp_kernel import MLPKernel, package, takes_quack
 
-# That of the model's norms, and the channels of a head that were measured.
-EPS = 1e-5
+# What keeps the norms of queries and keys from dividing by zero.
+QK_EPS = 1e-5
+# Channels of a head that were measured.
 _D_HEAD = 64
 
 
-def takes_normed_projection(kernel: MLPKernel, x: Tensor, d_head: int, norm: nn.RMSNorm | None) -> bool:
+def takes_normed_projection(kernel: MLPKernel, x: Tensor, d_head: int) -> bool:
     """Whether QuACK gives normalised queries and keys of tokens [... d]."""
-    if torch.is_grad_enabled() or norm is None or norm.eps != EPS:
-        return False
-    return d_head == _D_HEAD and takes_quack(kernel, x)
+    return not torch.is_grad_enabled() and d_head == _D_HEAD and takes_quack(kernel, x)
 
 
-def project_normed(x: Tensor, projection: Tensor, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm) -> Tensor:
+def project_normed(x: Tensor, projection: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
     """Queries and keys after their norms, and values, of tokens [b n d]: [b n 3d].
 
     Args:
         projection: weights [3d d] in the precision of `x`.
+        q_weight, k_weight: those of the norms [c].
     """
-    d = projection.shape[1]
-    heads = d // len(q_norm.weight)
-    ones = torch.ones(d, device=x.device)
-    # Of each column what its normalised and its plain value count.
-    weight = torch.cat([q_norm.weight.float().repeat(heads), k_norm.weight.float().repeat(heads), 0 * ones])
-    plain = torch.cat([0 * ones, 0 * ones, ones])
-    y = normed_qkv(x.flatten(0, -2), projection, weight, plain, len(q_norm.weight))
+    d, d_head = projection.shape[1], len(q_weight)
+    norms = [weight.float().repeat(d // d_head) for weight in (q_weight, k_weight)]
+    # Of each column what its normalised and its plain value count; in one piece, which is one kernel.
+    zeros, ones = (norms[0].new_full((size,), value) for size, value in ((3 * d, 0.0), (d, 1.0)))
+    shares = torch.cat([*norms, zeros, ones]).unflatten(0, (2, -1))
+    y = normed_qkv(x.flatten(0, -2), projection, shares, d_head)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -45,24 +44,23 @@ def _quack() -> Any:
     return importlib.import_module("model.norm_epilogue")
 
 
-def normed_qkv_plainly(x: Tensor, projection: Tensor, weight: Tensor, plain: Tensor, d_head: int) -> Tensor:
-    """y = x projectionᵀ of tokens [n d] and weights [3d d]; every head over its root mean square, times `weight` [3d]
-    in float32, and y times `plain` [3d], summed."""
+def normed_qkv_plainly(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
+    """y = x projectionᵀ of tokens [n d] and weights [3d d], and each head of it over its root mean square.
+
+    Args:
+        shares: what the latter and the former count in every column of the sum that is returned [2 3d], in float32.
+    """
     y = x @ projection.T
     heads = y.float().unflatten(-1, (-1, d_head))
-    normed = (heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + EPS)).flatten(-2)
-    return (normed * weight + y * plain).to(y.dtype)
+    normed = (heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + QK_EPS)).flatten(-2)
+    return (normed * shares[0] + y * shares[1]).to(y.dtype)
 
 
 @torch.library.custom_op("lvsm::normed_qkv", mutates_args=())
-def normed_qkv(x: Tensor, projection: Tensor, weight: Tensor, plain: Tensor, d_head: int) -> Tensor:
+def normed_qkv(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
     """`normed_qkv_plainly` as an operator that compilers know."""
-
-    def fast(*args: Any) -> Tensor:
-        return _quack().normed_qkv(*args)
-
-    args = (x.contiguous(), projection.contiguous(), weight, plain, d_head)
-    return package.run(fast, normed_qkv_plainly, *args)
+    args = (x.contiguous(), projection.contiguous(), shares, d_head)
+    return package.run(lambda *given: _quack().normed_qkv(*given), normed_qkv_plainly, *args)
 
 
 @normed_qkv.register_fake

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from model.attention_kernel import OPERATORS
-from model.fused import HALF
 from model.mlp_kernel import MATMULS
 from model.normed_attention import NORMED
 
@@ -38,23 +36,19 @@ class SavePolicy(IntEnum):
     NOTHING = 0
     ATTENTION = 1
     MATMULS = 2
-    OPERANDS = 3
 
 
 def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
-    """The policy of each group of layers.
+    """The policy of each group of layers, so that together they save about `share` of all that is worth saving.
 
-    Up to 1, together they save about `share` of the results of attention and matmuls. Attention comes first: it costs
-    most for its memory. What `share` exceeds 1 by is the share of groups that save operands as well. The last groups
-    save most, since they are the first that backward frees.
+    Attention comes first: it costs most for its memory. The last groups save most, since they are the first that
+    backward frees.
     """
-    operands = math.floor(num_groups * max(0.0, share - 1) + 1e-6)
     units = share * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
     attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))
     matmuls = min(num_groups, max(0, math.floor((units - attention * _ATTENTION_UNITS) / _MATMUL_UNITS)))
     policies = [SavePolicy.NOTHING] * (num_groups - attention) + [SavePolicy.ATTENTION] * attention
-    policies = policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
-    return policies[: num_groups - operands] + [SavePolicy.OPERANDS] * operands
+    return policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
 
 
 def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:
@@ -66,27 +60,21 @@ def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:
     return {"context_fn": _COMPILED[policy] if compiled else _PLAIN[policy]}
 
 
-def _decide(policy: SavePolicy, compiled: bool, _context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Save statistics, and by policy attention, matmuls and what goes into them.
+def _decide(policy: SavePolicy, compiled: bool, _context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """Save statistics, and by policy attention, matmuls and what turns heads by cameras.
 
     Not a block's last matmul, which backward never reads. Of a matmul with GELU inside backward reads one result of
     two; only compiled code saves that one alone.
     """
     saved = op is _STATISTICS or (policy >= SavePolicy.ATTENTION and op in _ATTENTION_OPS)
-    if policy >= SavePolicy.MATMULS and op is _ATEN.mm.default:
-        saved = args[0].shape[1] <= args[1].shape[1]
-    if policy >= SavePolicy.MATMULS and op in MATMULS:
-        saved = compiled
-    if policy >= SavePolicy.OPERANDS and _gives_operands(op, args, kwargs):
-        saved = True
+    if policy >= SavePolicy.MATMULS:
+        if op is _ATEN.mm.default:
+            saved = args[0].shape[1] <= args[1].shape[1]
+        elif op in MATMULS:
+            saved = compiled
+        else:
+            saved = saved or op.name() == _TURN
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _gives_operands(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether tokens or heads come out of it in the precision of matmuls, as norms and turns give them; no weights."""
-    if op is _ATEN._to_copy.default:
-        return kwargs.get("dtype") in HALF and args[0].dim() > 2
-    return op.name() == _TURN
 
 
 def _contexts(compiled: bool) -> dict[SavePolicy, Any]:

@@ -18,7 +18,7 @@ from model.compilation import Compilable
 from model.fused import gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.normed_attention import attend_normed
-from model.normed_projection import project_normed, takes_normed_projection
+from model.normed_projection import QK_EPS, project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -133,8 +133,13 @@ class MultiHead(nn.Module):
         for name, width in projections.items():
             self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)
-        self.q_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
-        self.k_norm = nn.RMSNorm(d_head, eps=1e-5) if use_qk_norm else None
+        self.q_norm = nn.RMSNorm(d_head, eps=QK_EPS) if use_qk_norm else None
+        self.k_norm = nn.RMSNorm(d_head, eps=QK_EPS) if use_qk_norm else None
+
+    def _norm_weights(self) -> tuple[Tensor, Tensor]:
+        """Those of queries and of keys, of a model with norms."""
+        q, k = (norm.weight for norm in (self.q_norm, self.k_norm) if norm is not None)
+        return q, k
 
     # Heads move by a view alone, so that nothing is copied on the way to the kernel and back.
     def _queries(
@@ -211,11 +216,11 @@ class Attention(MultiHead):
         return (result, own) if return_kv else result
 
     def _is_normed_by_matmul(self, x: Tensor) -> bool:
-        return takes_normed_projection(self.projection, in_matmul_dtype(x), self.d_head, self.q_norm)
+        return self.q_norm is not None and takes_normed_projection(self.projection, in_matmul_dtype(x), self.d_head)
 
     def _project_normed(self, x: Tensor) -> tuple[Float[Tensor, "b n h c"], KeysValues]:
         x = in_matmul_dtype(x)
-        heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), self.q_norm, self.k_norm))
+        heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), *self._norm_weights()))
         q, k, v = heads.chunk(3, dim=2)
         return q, KeysValues(k.transpose(1, 2), v.transpose(1, 2))
 
@@ -240,7 +245,7 @@ class Attention(MultiHead):
     def _attend_normed(
         self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], counts: tuple[int, ...]
     ) -> Float[Tensor, "b n d"]:
-        return self._results(attend_normed(kernel, heads, self.q_norm, self.k_norm, counts), None, None)
+        return self._results(attend_normed(kernel, heads, *self._norm_weights(), QK_EPS, counts), None, None)
 
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
@@ -483,11 +488,13 @@ class Transformer(Compilable, nn.ModuleList):
         return self(x, context=context, relative=relative)
 
     def _side_by_side_kernel(self, known: Tensor, x: Tensor) -> OwnKernel | None:
-        attention = self[0].attn
-        c = attention.d_head
+        block = self[0]
+        if not isinstance(block, Block):
+            return None
+        c = block.attn.d_head
         # Heads of the shape and precision that queries will have.
         q = in_matmul_dtype(x[:1, :1, :c])[:, None].expand(len(x), x.shape[2] // c, x.shape[1], c)
-        return attention.side_by_side_kernel(q, scenes=len(known), known=known.shape[1])
+        return block.attn.side_by_side_kernel(q, scenes=len(known), known=known.shape[1])
 
     def _run_side_by_side(self, known: Tensor, x: Tensor, kernel: OwnKernel) -> Float[Tensor, "b n d"]:
         counts = (*known.shape[:2], *x.shape[:2])

@@ -130,7 +130,7 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
 @pytest.mark.parametrize(
     ("values", "culprits"),
     [
-        ({"keep_activations": 2.5}, ["training.keep_activations", 2.5]),
+        ({"keep_activations": 1.5}, ["training.keep_activations", 1.5]),
         ({"attention_backend": "xformers"}, ["training.attention_backend", "'xformers'", "auto", "cudnn"]),
         ({"compile": "yes"}, ["training.compile", "'yes'", "auto", "on", "off"]),
         ({"residual_dtype": "bf16"}, ["training.residual_dtype", "'bf16'", "fp32", "amp"]),
