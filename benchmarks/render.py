@@ -1,10 +1,10 @@
 """Rendering through the evaluation's own path, on seeded noise and fresh weights.
 
-    python -m benchmarks.render [--config CONFIG ...] [key=value ...]
+    python -m benchmarks.render [--config CONFIG ...] [--inputs 2 4 8] [key=value ...]
 
 Rows: batches of scenes for metrics (4 scenes, 2 inputs, 3 targets) and a video of one scene; of a scene that is already
-encoded, eight targets at once, and a single frame with its kernels recorded, at 2, 4 and 8 inputs, with the memory that
-the encoded scene takes.
+encoded, eight targets at once, and a single frame with its kernels recorded, by the number of inputs, with the memory
+that the encoded scene takes.
 """
 
 import functools
@@ -41,8 +41,6 @@ SCENES = 4
 INPUTS = 2
 TARGETS = 3
 FRAMES = 120
-# Inputs of the scenes that single frames are rendered of.
-ENCODED_INPUTS = (2, 4, 8)
 ENCODED_TARGETS = 8
 
 
@@ -82,8 +80,8 @@ class Work:
         return row
 
 
-def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
-    """What is timed of one configuration."""
+def works(config: Config, device: torch.device, calls: int, encoded_inputs: Sequence[int]) -> Iterator[Work]:
+    """What is timed of one configuration, with scenes of so many inputs where they are encoded before."""
     encoding = encoding_flops(config.model, INPUTS).forward
     decoding = decoding_flops(config.model, INPUTS).forward
     renderer = seeded_renderer(config, device)
@@ -105,7 +103,7 @@ def works(config: Config, device: torch.device, calls: int) -> Iterator[Work]:
             pass
 
     yield Work(f"video, {FRAMES} frames", FRAMES, encoding + FRAMES * decoding, film, calls)
-    for count in ENCODED_INPUTS:
+    for count in encoded_inputs:
         yield from encoded_works(config, renderer, count, calls)
 
 
@@ -125,11 +123,11 @@ def encoded_works(config: Config, renderer: Renderer, num_inputs: int, calls: in
     yield Work(f"{name}, one frame", 1, decoding, frame, 20 * calls, notes)
 
 
-def measure(name: str, config: Config, calls: int) -> list[dict[str, Any]]:
+def measure(name: str, config: Config, calls: int, encoded_inputs: Sequence[int]) -> list[dict[str, Any]]:
     """All rows of one configuration."""
     release_memory()
     with process_group() as process, torch.inference_mode():
-        return [{"config": name, **work.row()} for work in works(config, process.device, calls)]
+        return [{"config": name, **work.row()} for work in works(config, process.device, calls, encoded_inputs)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -137,10 +135,11 @@ def main(argv: Sequence[str]) -> None:
     parser = benchmark_parser(__doc__)
     add_configs(parser)
     parser.add_argument("--calls", type=positive, default=5, help="videos a repeat; other work in proportion")
+    parser.add_argument("--inputs", type=positive, nargs="+", default=[2, 4, 8], help="of scenes encoded before")
     given = parser.parse_intermixed_args(argv)
     rows = []
     for name, config in chosen_configs(given):
-        rows += measure(name, config, given.calls)
+        rows += measure(name, config, given.calls, given.inputs)
     show(rows, given.json)
 
 

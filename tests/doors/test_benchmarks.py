@@ -142,8 +142,7 @@ def test_recipes(measured, tmp_path):
 
 def test_rendering(measured, monkeypatch):
     monkeypatch.setattr(render, "FRAMES", 9)
-    monkeypatch.setattr(render, "ENCODED_INPUTS", (2, 3))
-    rows = measured(render, "--config", CONFIG, *small_overrides("decoder_only"), "--calls", 1)
+    rows = measured(render, "--config", CONFIG, *small_overrides("decoder_only"), "--calls", 1, "--inputs", 2, 3)
     encoded = [f"encoded, {n} inputs, {what}" for n in (2, 3) for what in ("8 targets", "one frame")]
     assert [row["work"] for row in rows][2:] == ["video, 9 frames", *encoded]
     for row in rows:

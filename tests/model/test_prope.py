@@ -1,15 +1,18 @@
 """The two forms of PRoPE's turn, and of other kernels in Triton; PRoPE's formula is in test_encode_once.py."""
 
+import importlib
 import importlib.util
 import json
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy
 
 from geometry.relative import token_cameras
 from model import prope as room
 from model.prope import Prope, PropeByMatmul, prope, turn_plainly
+from model.saving import SavePolicy, _decide
 from tests.helpers import random_cameras
 from tests.processes import run_fresh
 
@@ -82,3 +85,11 @@ def test_without_triton_the_plain_form_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert room._fast_turn() is turn_plainly
     room._fast_turn.cache_clear()
+
+
+@needs_triton
+@pytest.mark.parametrize("policy", SavePolicy)
+def test_turned_heads_are_kept_where_matmuls_are(policy):
+    importlib.import_module("model.prope_kernel")
+    decision = _decide(policy, True, None, torch.ops.lvsm.turn_heads.default)
+    assert (decision == CheckpointPolicy.MUST_SAVE) == (policy == SavePolicy.MATMULS)
