@@ -34,7 +34,7 @@ def attend_normed(
             in a row for each of the former, which they attend to as well.
     """
     flat = heads.flatten(0, -3).unflatten(1, (3, -1))
-    out = normed_attention(flat, q_weight, k_weight, eps, kernel, list(counts))[0]
+    out = normed_attention(flat, q_weight, k_weight, eps, kernel, *counts)[0]
     return out.unflatten(0, heads.shape[:-2])
 
 
@@ -102,22 +102,24 @@ def _second(x: Tensor, counts: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("lvsm::normed_attention", mutates_args=())
 def normed_attention(
-    heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, counts: Sequence[int]
+    heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, s: int, m: int, b: int, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of heads [n 3 h c]: queries and keys before their RMS norms, and values.
+    """Attention of heads [sm+bn 3 h c]: queries and keys before their RMS norms, and values.
 
     Args:
-        counts: as that of `attend_normed`.
+        s, m, b, n: the counts of `attend_normed`.
 
     Returns:
-        What every token gets [n h c], and the log-sum-exps of the scores of first and second sequences [s h m] [b h n].
+        What every token gets [sm+bn h c]; the log-sum-exps of the scores of the first sequences [s h m] and of the
+        second ones [b h n].
     """
     q, k = _forms(heads)[0](heads, q_weight, k_weight, eps)
     v = heads[:, 2]
     out = torch.empty_like(q)
+    counts = (s, m, b, n)
     first = [_first(x, counts) for x in (q, k, v, out)]
     _, lse = own_attention(kernel, *first)
-    if not counts[2]:
+    if not b:
         return out, lse, lse.new_empty(0)
     q, k, v, place = (_second(x, counts) for x in (q, k, v, out))
     _, second_lse = attend_own_and_context(kernel, q, k, v, first[1], first[2], place)
@@ -125,9 +127,8 @@ def normed_attention(
 
 
 @normed_attention.register_fake
-def _(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, counts: Sequence[int]) -> Any:
+def _(heads: Tensor, _q: Tensor, _k: Tensor, _eps: float, _kernel: str, s: int, m: int, b: int, n: int) -> Any:
     tokens, _, h, c = heads.shape
-    s, m, b, n = counts
     lse = heads.new_empty(s, h, m, dtype=torch.float32)
     return heads.new_empty(tokens, h, c), lse, lse.new_empty((b, h, n) if b else (0,))
 
@@ -143,18 +144,22 @@ def normed_attention_backward(
     second_lse: Tensor,
     eps: float,
     kernel: str,
-    counts: Sequence[int],
+    s: int,
+    m: int,
+    b: int,
+    n: int,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of heads, and of both norms' weights together [2 c]; `out` and behind: what the operator gave."""
     normalize, normalize_backward = _forms(heads)
     q, k = normalize(heads, q_weight, k_weight, eps)
     dheads, dq, dk = torch.empty_like(heads), torch.empty_like(q), torch.empty_like(k)
+    counts = (s, m, b, n)
     # Of attention the gradient, queries, keys, values and results; the places of three gradients.
     tensors = (outer, q, k, heads[:, 2], out, dq, dk, dheads[:, 2])
     first = [_first(x, counts) for x in tensors]
     attention_gradients(kernel, (*first[:5], lse), first[5:])
     more = None
-    if counts[2]:
+    if b:
         second = [_second(x, counts) for x in tensors]
         attention_gradients(kernel, (*second[:5], second_lse), second[5:])
         more_q, more_k, more_v = context_gradients(
@@ -171,16 +176,16 @@ def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, ctx.kernel, ctx.counts = inputs
-    ctx.save_for_backward(*tensors, *output)
+    heads, q_weight, k_weight, *ctx.rest = inputs
+    ctx.save_for_backward(heads, q_weight, k_weight, *output)
 
 
 def _differentiate(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     # Asked for once: plain checkpoints give them no second time.
     saved = ctx.saved_tensors
     _, q_weight, k_weight, *_ = saved
-    dheads, dweights = normed_attention_backward(outer.contiguous(), *saved, ctx.eps, ctx.kernel, ctx.counts)
-    return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), None, None, None
+    dheads, dweights = normed_attention_backward(outer.contiguous(), *saved, *ctx.rest)
+    return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), *[None] * len(ctx.rest)
 
 
 normed_attention.register_autograd(_differentiate, setup_context=_remember)

@@ -78,7 +78,7 @@ def test_it_gives_what_norms_and_attention_give(package, kernel, counts):
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_the_operator_is_what_it_says_of_itself(package, counts):
     heads = heads_of(counts)[0].detach().unflatten(1, (3, -1)).requires_grad_()
-    args = (heads, drawn(16), drawn(16), 1e-5, "fa4", list(counts))
+    args = (heads, drawn(16), drawn(16), 1e-5, "fa4", *counts)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(room.normed_attention, args, test_utils=tests)
 
