@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
+# What keeps the norms of queries and keys from dividing by zero.
+QK_EPS = 1e-5
 # The normal distribution's upper tail for a >= 0: density(a) * polynomial(1 / (1 + P a)), within 7.5e-8
 # (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.2.17).
 P = 0.2316419

@@ -11,7 +11,7 @@ from quack.epilogue.ops import RowVecLoad
 from quack.gemm_config import GemmConfig
 from torch import Tensor
 
-from model.normed_projection import QK_EPS
+from model.fused import QK_EPS
 
 # Measured to be the fastest on Hopper for d = 768: as those of GELU.
 _TILES = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)

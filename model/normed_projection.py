@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fused import QK_EPS
 from model.mlp_kernel import MLPKernel, package, takes_quack
 
-# What keeps the norms of queries and keys from dividing by zero.
-QK_EPS = 1e-5
 # Channels of a head that were measured.
 _D_HEAD = 64
 

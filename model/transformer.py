@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by, takes_fa4
 from model.compilation import Compilable
-from model.fused import gelu, layer_norm
+from model.fused import QK_EPS, gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.normed_attention import attend_normed
-from model.normed_projection import QK_EPS, project_normed, takes_normed_projection
+from model.normed_projection import project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
