@@ -26,7 +26,9 @@ def amp_dtype(cfg: PrecisionConfig) -> torch.dtype:
 def autocast(cfg: PrecisionConfig, device: torch.device) -> AbstractContextManager[Any]:
     """What runs inside has its matmuls in `amp_dtype`."""
     dtype = amp_dtype(cfg)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    # Rounded weights are not kept: a checkpointed layer that comes twice would find them there the second time, and not
+    # when it is computed again, which torch 2.14 takes for another program.
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 def set_tf32(cfg: PrecisionConfig) -> None:

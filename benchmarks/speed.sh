@@ -1,0 +1,29 @@
+#!/bin/sh
+# The speeds of the published sizes on one GPU, table by table, which also stay in OUT_DIR: updates with everything kept and
+# within 20 GB, rendering, and whether the fast path computes what the plain one does.
+#
+#   benchmarks/speed.sh OUT_DIR [key=value ...]
+set -eu
+out=$1
+shift
+mkdir -p "$out"
+everything=training.keep_activations=1
+# 8 scenes x 6 targets: what fits into 20 GB beside the inputs of layers.
+within_20_gb=training.keep_activations=0.037
+run() {
+    name=$1 benchmark=$2
+    shift 2
+    echo "$name: python -m benchmarks.$benchmark $*"
+    python -m "benchmarks.$benchmark" "$@" >"$out/$name.txt" 2>&1 || echo "failed with $?"
+    grep -v '^measured ' "$out/$name.txt"
+}
+for variant in decoder_only encoder_decoder prefix; do
+    config=configs/LVSM_scene_$variant.yaml
+    run "update_$variant" train_step --config "$config" --calls 3 --vary "$everything" --vary "$within_20_gb" "$@"
+    run "rendering_$variant" render --config "$config" --calls 2 --inputs 2 "$@"
+done
+run update_prefix_prope train_step --config "$config" --calls 3 --vary "$everything" \
+    model.transformer.camera_encoding=prope "$@"
+for variant in decoder_only encoder_decoder prefix; do
+    run "agreement_$variant" agreement --config "configs/LVSM_scene_$variant.yaml" "$everything" "$@"
+done
