@@ -20,7 +20,7 @@ run() {
 for variant in decoder_only encoder_decoder prefix; do
     config=configs/LVSM_scene_$variant.yaml
     run "update_$variant" train_step --config "$config" --calls 3 --vary "$everything" --vary "$within_20_gb" "$@"
-    run "rendering_$variant" render --config "$config" --calls 2 --inputs 2 "$@"
+    run "rendering_$variant" render "$@" --config "$config" --calls 2 --inputs 2
 done
 run update_prefix_prope train_step --config "$config" --calls 3 --vary "$everything" \
     model.transformer.camera_encoding=prope "$@"

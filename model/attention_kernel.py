@@ -6,7 +6,6 @@ take over anywhere. FlashAttention-4 (Dao et al., `requirements-fast.txt`) is im
 
 import functools
 import importlib
-import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.fused import HALF
-from model.optional_kernels import FallibleKernels, why_not
+from model.optional_kernels import FallibleKernels, why_not, written_in_triton
 
 _ATEN = torch.ops.aten
 _PACKAGE = "flash_attn.cute.interface"
@@ -311,17 +310,8 @@ def merge_plainly(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, me
 
 def _merge(x: Tensor) -> Callable[..., Tensor]:
     """The form that runs fastest where `x` is."""
-    return _fast_merge() if x.is_cuda else merge_plainly
-
-
-@functools.cache
-def _fast_merge() -> Callable[..., Tensor]:
-    """The kernel, where Triton is that it is written in."""
-    if importlib.util.find_spec("triton") is None:
-        return merge_plainly
-    from model.merge_kernel import merge_fast
-
-    return merge_fast
+    fast = written_in_triton("model.merge_kernel", "merge_fast") if x.is_cuda else None
+    return fast or merge_plainly
 
 
 # The operators as programs of operators hold them.

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.fused import QK_EPS
+
 # Heads of a program at once, and how often in a row.
 _HEADS = 32
 _TIMES = 8
@@ -86,20 +88,20 @@ def _normalize_backward(
     tl.store(sums + program * C + channel, total, channel < C)
 
 
-def normalize_fast(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalize_fast(heads: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `normalize_plainly`."""
     heads = heads.contiguous()
     n, _, h, c = heads.shape
     q, k = heads.new_empty(n, h, c), heads.new_empty(n, h, c)
-    _normalize[triton.cdiv(n * h, _HEADS), 2](heads, q_weight, k_weight, q, k, n * h, eps, **_sizes(h, c))
+    _normalize[triton.cdiv(n * h, _HEADS), 2](heads, q_weight, k_weight, q, k, n * h, QK_EPS, **_sizes(h, c))
     return q, k
 
 
 def normalize_backward_fast(
     dq: Tensor, dk: Tensor, more: Sequence[Tensor] | None, heads: Tensor, q_weight: Tensor, k_weight: Tensor,
-    eps: float, dheads: Tensor,
+    dheads: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The fast form of `normalize_backward_plainly`."""
+    """The fast form of `normalize_backward_plainly`; `dq`, `dk` and `dheads` are contiguous."""
     heads = heads.contiguous()
     n, _, h, c = heads.shape
     programs = triton.cdiv(n * h, _HEADS * _TIMES)
@@ -107,7 +109,7 @@ def normalize_backward_fast(
     more_q, more_k = (dq, dk) if more is None else (x.contiguous() for x in more)
     split = 0 if more is None else len(more_k) * h
     _normalize_backward[programs, 2](
-        dq, dk, more_q, more_k, heads, q_weight, k_weight, dheads, sums, n * h, split, eps, **_sizes(h, c),
+        dq, dk, more_q, more_k, heads, q_weight, k_weight, dheads, sums, n * h, split, QK_EPS, **_sizes(h, c),
         TIMES=_TIMES, MORE=more is not None,
     )  # fmt: skip
     return sums.sum(1)

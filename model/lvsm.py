@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from geometry.cameras import Cameras, Views
 from geometry.image_size import ImageSize, sides
 from geometry.relative import token_cameras
+from model.attention_kernel import OwnKernel
 from model.compilation import Compilable
 from model.encoded import Encoded
 from model.flops import Flops, linear_flops, stack_flops
@@ -212,10 +213,27 @@ class Prefix(DecoderOnly):
         return self.transformer(self._first_tokens(targets), context=encoded.layers, relative=relative)
 
     def forward(self, inputs: Views, targets: Cameras) -> Float[Tensor, "b t 3 h w"]:
-        """Render target cameras [b, t] from input views [b, v]; in training the stack may take both side by side."""
-        relative = (self._relative(inputs.cameras), self._relative(_one_by_one(targets)))
-        tokens = self.transformer.with_context(self._input_tokens(inputs), self._first_tokens(targets), *relative)
+        """Render target cameras [b, t] from input views [b, v].
+
+        In training both kinds of tokens go through the stack side by side, where kernels take that.
+        """
+        kernel = self._side_by_side_kernel(inputs, targets)
+        if kernel is None:
+            return super().forward(inputs, targets)
+        tokens = self.transformer.side_by_side(self._input_tokens(inputs), self._first_tokens(targets), kernel)
         return self._paint(tokens, targets)
+
+    def _side_by_side_kernel(self, inputs: Views, targets: Cameras) -> OwnKernel | None:
+        # A variant of one's own that encodes or decodes otherwise trains as it renders.
+        is_own = type(self).encode is Prefix.encode and type(self).target_tokens is Prefix.target_tokens
+        if not is_own or self.camera_encoding != "none":
+            return None
+        scenes, views = inputs.images.shape[:2]
+        area = self.image_tokenizer.patch_size**2
+        known = views * inputs.cameras.height * inputs.cameras.width // area
+        sequences = (scenes * targets.shape[1], targets.height * targets.width // area)
+        like = inputs.images[:1, :1, :1, :1, :1].reshape(1, 1, 1, 1)
+        return self.transformer.side_by_side_kernel(like, (scenes, known, *sequences))
 
     def _input_tokens(self, inputs: Views) -> Float[Tensor, "b n d"]:
         return self.input_norm(self.image_tokenizer(inputs).flatten(1, 2))

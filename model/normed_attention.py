@@ -5,10 +5,8 @@ write three times as much. Sequences and those that have them as context run sid
 kernels of `attention_kernel` attend.
 """
 
-import functools
-import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,42 +17,45 @@ from model.attention_kernel import (
     attend_own_and_context,
     attention_gradients,
     context_gradients,
+    empty_heads,
     own_attention,
 )
+from model.fused import QK_EPS
+from model.optional_kernels import written_in_triton
 
 
 def attend_normed(
-    kernel: OwnKernel, heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, counts: Sequence[int]
+    kernel: OwnKernel, heads: Tensor, q_weight: Tensor, k_weight: Tensor, counts: Sequence[int]
 ) -> Tensor:
     """Attention of heads [... 3h c] whose queries and keys are normalised first, [... h c].
 
     Args:
-        q_weight, k_weight, eps: of their RMS norms.
+        q_weight, k_weight: of their RMS norms [c].
         counts: s, m, b, n: s sequences of m tokens, which attend to themselves, then b of n tokens, or 0 and 0: as many
             in a row for each of the former, which they attend to as well.
     """
     flat = heads.flatten(0, -3).unflatten(1, (3, -1))
-    out = normed_attention(flat, q_weight, k_weight, eps, kernel, *counts)[0]
+    out = normed_attention(flat, q_weight, k_weight, kernel, *counts)[0]
     return out.unflatten(0, heads.shape[:-2])
 
 
-def normalize_plainly(heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalize_plainly(heads: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys [n h c] of heads [n 3 h c] after their RMS norms, computed in float32."""
     c = heads.shape[-1]
     pairs = zip(heads[:, :2].float().unbind(1), (q_weight, k_weight), strict=True)
-    q, k = (F.rms_norm(x, (c,), weight.float(), eps).to(heads.dtype) for x, weight in pairs)
+    q, k = (F.rms_norm(x, (c,), weight.float(), QK_EPS).to(heads.dtype) for x, weight in pairs)
     return q, k
 
 
 def normalize_backward_plainly(
     dq: Tensor, dk: Tensor, more: Sequence[Tensor] | None, heads: Tensor, q_weight: Tensor, k_weight: Tensor,
-    eps: float, dheads: Tensor,
+    dheads: Tensor,
 ) -> Tensor:  # fmt: skip
     """Write gradients of queries and keys to `dheads` [n 3 h c]; returns those of both weights [2 c] in float32.
 
     Args:
-        dq, dk: the gradients of what `normalize_plainly` gives.
-        more: what is added to the gradients of the last queries, and of the first keys, together `n`.
+        dq, dk: the gradients of what `normalize_plainly` gives [n h c].
+        more: what is added to those of the last queries [n-m h c], and of the first keys [m h c].
     """
     dq, dk = dq.float(), dk.float()
     if more is not None:
@@ -64,7 +65,7 @@ def normalize_backward_plainly(
     sums = []
     for index, (dy, weight) in enumerate(((dq, q_weight), (dk, k_weight))):
         x = heads[:, index].float()
-        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + QK_EPS)
         unit = x * scale
         weighted = dy * weight.float()
         along = (weighted * unit).mean(-1, keepdim=True)
@@ -73,19 +74,22 @@ def normalize_backward_plainly(
     return torch.stack(sums)
 
 
-@functools.cache
-def _fast_forms() -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    """The kernels of both, where Triton is that they are written in."""
-    if importlib.util.find_spec("triton") is None:
-        return normalize_plainly, normalize_backward_plainly
-    from model import head_norm_kernel
-
-    return head_norm_kernel.normalize_fast, head_norm_kernel.normalize_backward_fast
+def _form(plainly: Callable[..., Any], fast: str, x: Tensor) -> Callable[..., Any]:
+    """The form that runs fastest where `x` is."""
+    return (written_in_triton("model.head_norm_kernel", fast) if x.is_cuda else None) or plainly
 
 
-def _forms(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    """Normalisation and its backward in the form that runs fastest where `x` is."""
-    return _fast_forms() if x.is_cuda else (normalize_plainly, normalize_backward_plainly)
+class _Heads(NamedTuple):
+    """Heads of attention [n h c], or of its sequences [b n h c], and the places of their gradients."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    outer: Tensor
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
 
 
 def _first(x: Tensor, counts: Sequence[int]) -> Tensor:
@@ -102,7 +106,7 @@ def _second(x: Tensor, counts: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("lvsm::normed_attention", mutates_args=())
 def normed_attention(
-    heads: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, kernel: str, s: int, m: int, b: int, n: int
+    heads: Tensor, q_weight: Tensor, k_weight: Tensor, kernel: str, s: int, m: int, b: int, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of heads [sm+bn 3 h c]: queries and keys before their RMS norms, and values.
 
@@ -113,21 +117,21 @@ def normed_attention(
         What every token gets [sm+bn h c]; the log-sum-exps of the scores of the first sequences [s h m] and of the
         second ones [b h n].
     """
-    q, k = _forms(heads)[0](heads, q_weight, k_weight, eps)
-    v = heads[:, 2]
-    out = torch.empty_like(q)
     counts = (s, m, b, n)
-    first = [_first(x, counts) for x in (q, k, v, out)]
-    _, lse = own_attention(kernel, *first)
+    q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
+    v = heads[:, 2]
+    out = empty_heads(q)
+    known_k, known_v = _first(k, counts), _first(v, counts)
+    _, lse = own_attention(kernel, _first(q, counts), known_k, known_v, _first(out, counts))
     if not b:
         return out, lse, lse.new_empty(0)
     q, k, v, place = (_second(x, counts) for x in (q, k, v, out))
-    _, second_lse = attend_own_and_context(kernel, q, k, v, first[1], first[2], place)
+    _, second_lse = attend_own_and_context(kernel, q, k, v, known_k, known_v, place)
     return out, lse, second_lse
 
 
 @normed_attention.register_fake
-def _(heads: Tensor, _q: Tensor, _k: Tensor, _eps: float, _kernel: str, s: int, m: int, b: int, n: int) -> Any:
+def _(heads: Tensor, _q_weight: Tensor, _k_weight: Tensor, _kernel: str, s: int, m: int, b: int, n: int) -> Any:
     tokens, _, h, c = heads.shape
     lse = heads.new_empty(s, h, m, dtype=torch.float32)
     return heads.new_empty(tokens, h, c), lse, lse.new_empty((b, h, n) if b else (0,))
@@ -142,7 +146,6 @@ def normed_attention_backward(
     out: Tensor,
     lse: Tensor,
     second_lse: Tensor,
-    eps: float,
     kernel: str,
     s: int,
     m: int,
@@ -150,29 +153,32 @@ def normed_attention_backward(
     n: int,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of heads, and of both norms' weights together [2 c]; `out` and behind: what the operator gave."""
-    normalize, normalize_backward = _forms(heads)
-    q, k = normalize(heads, q_weight, k_weight, eps)
-    dheads, dq, dk = torch.empty_like(heads), torch.empty_like(q), torch.empty_like(k)
     counts = (s, m, b, n)
-    # Of attention the gradient, queries, keys, values and results; the places of three gradients.
-    tensors = (outer, q, k, heads[:, 2], out, dq, dk, dheads[:, 2])
-    first = [_first(x, counts) for x in tensors]
-    attention_gradients(kernel, (*first[:5], lse), first[5:])
+    q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
+    dheads = empty_heads(heads)
+    whole = _Heads(q, k, heads[:, 2], out, outer.contiguous(), empty_heads(q), empty_heads(k), dheads[:, 2])
+    first = _Heads(*(_first(x, counts) for x in whole))
+    _attention_backward(kernel, first, lse)
     more = None
     if b:
-        second = [_second(x, counts) for x in tensors]
-        attention_gradients(kernel, (*second[:5], second_lse), second[5:])
+        second = _Heads(*(_second(x, counts) for x in whole))
+        _attention_backward(kernel, second, second_lse)
         more_q, more_k, more_v = context_gradients(
-            kernel, second[0], second[1], first[2], first[3], second[4], second_lse
+            kernel, second.outer, second.q, first.k, first.v, second.out, second_lse
         )
-        first[7].add_(more_v)
+        first.dv.add_(more_v)
         more = (more_q.flatten(0, 1), more_k.flatten(0, 1))
-    return dheads, normalize_backward(dq, dk, more, heads, q_weight, k_weight, eps, dheads)
+    backward = _form(normalize_backward_plainly, "normalize_backward_fast", heads)
+    return dheads, backward(whole.dq, whole.dk, more, heads, q_weight, k_weight, dheads)
+
+
+def _attention_backward(kernel: str, x: _Heads, lse: Tensor) -> None:
+    attention_gradients(kernel, (x.outer, x.q, x.k, x.v, x.out, lse), (x.dq, x.dk, x.dv))
 
 
 @normed_attention_backward.register_fake
 def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(heads), heads.new_empty(2, heads.shape[-1], dtype=torch.float32)
+    return empty_heads(heads), heads.new_empty(2, heads.shape[-1], dtype=torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -184,7 +190,7 @@ def _differentiate(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, 
     # Asked for once: plain checkpoints give them no second time.
     saved = ctx.saved_tensors
     _, q_weight, k_weight, *_ = saved
-    dheads, dweights = normed_attention_backward(outer.contiguous(), *saved, *ctx.rest)
+    dheads, dweights = normed_attention_backward(outer, *saved, *ctx.rest)
     return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), *[None] * len(ctx.rest)
 
 

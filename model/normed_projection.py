@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from model.fused import QK_EPS
-from model.mlp_kernel import MLPKernel, package, takes_quack
+from model.mlp_kernel import MLPKernel, takes_quack
+from model.optional_kernels import FallibleKernels
 
 # Channels of a head that were measured.
 _D_HEAD = 64
+package = FallibleKernels(
+    "QuACK's norms failed, and torch's take their place; training.mlp_backend=torch does without the attempt"
+)
 
 
 def takes_normed_projection(kernel: MLPKernel, x: Tensor, d_head: int) -> bool:

@@ -1,5 +1,8 @@
 """Kernels of packages that are not always there: why they cannot run, and what takes their place where they fail."""
 
+import functools
+import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +31,12 @@ def why_not(load: Callable[[], object]) -> str | None:
     except Exception as error:
         return f"its import failed ({described(error)})"
     return None
+
+
+@functools.cache
+def written_in_triton(module: str, name: str) -> Callable[..., Any] | None:
+    """A function of a module that imports Triton; None where Triton is not."""
+    return getattr(importlib.import_module(module), name) if importlib.util.find_spec("triton") else None
 
 
 class FallibleKernels:

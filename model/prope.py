@@ -1,7 +1,5 @@
 """PRoPE applied to heads (Li et al., NeurIPS 2025): plainly, and for CPUs; GPUs have a form in `model.prope_kernel`."""
 
-import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from geometry.relative import PARTS, TokenCameras
 from model.fused import HALF
+from model.optional_kernels import written_in_triton
 
 
 @dataclass(frozen=True)
@@ -137,17 +136,11 @@ def _mixing(matrices: Float[Tensor, "b s 4 4"], angles: int) -> Float[Tensor, "b
 def prope(cameras: TokenCameras) -> Prope | PropeByMatmul:
     """PRoPE in the form that runs fastest where the cameras are."""
     # A GPU's matmul may run in TF32.
-    return Prope(cameras, _fast_turn()) if cameras.projection.is_cuda else prope_by_matmul(cameras)
+    return Prope(cameras, _turn_on_gpus()) if cameras.projection.is_cuda else prope_by_matmul(cameras)
 
 
-@functools.cache
-def _fast_turn() -> Callable[..., Tensor]:
-    """The kernel, where Triton is that it is written in."""
-    if importlib.util.find_spec("triton") is None:
-        return turn_plainly
-    from model.prope_kernel import turn_fast
-
-    return turn_fast
+def _turn_on_gpus() -> Callable[..., Tensor]:
+    return written_in_triton("model.prope_kernel", "turn_fast") or turn_plainly
 
 
 def turn_plainly(

@@ -25,7 +25,7 @@ _STATISTICS = _ATEN.var_mean.correction
 # Heads after their norms and turns by cameras (model.prope_kernel, which is imported where it can run).
 _TURN = "lvsm::turn_heads"
 # Memory of what a block may save, in outputs of one token: attention, then the matmuls (3 for q k v, 1 behind
-# attention, 4 in the MLP).
+# attention, 4 in the MLP). Where cameras turn heads, these come with the matmuls and are 4 more.
 _ATTENTION_UNITS = 1
 _MATMUL_UNITS = 8
 

@@ -188,72 +188,70 @@ class Attention(MultiHead):
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
         """
+        x = in_matmul_dtype(x)
+        is_plain = queries is None and context is None and relative is None and not return_kv
+        if is_plain and (kernel := self._operator_kernel(x)):
+            return self.in_one_operator(x, kernel, (*x.shape[:2], 0, 0))
+        q, own = self._queries_keys_values(x, queries, relative)
+        attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
+        result = self._results(attended, queries, relative)
+        return (result, in_own_memory(own)) if return_kv else result
+
+    def in_one_operator(
+        self, x: Float[Tensor, "b n d"], kernel: OwnKernel, counts: tuple[int, ...]
+    ) -> Float[Tensor, "b n d"]:
+        """Norms and attention of all tokens in one operator; `counts` as in `attend_normed`."""
+        heads = self._split_heads(self.qkv(x))
+        return self._results(attend_normed(kernel, heads, *self._norm_weights(), counts), None, None)
+
+    def _operator_kernel(self, x: Float[Tensor, "b n d"]) -> OwnKernel | None:
+        """What attends to tokens in the precision of the matmuls in one operator with the norms; None: nothing does."""
+        # Tokens as heads have the shape of queries.
+        q = self._split_heads(x).transpose(1, 2)
+        return "fa4" if self._normalizes_in_training() and takes_fa4(self.kernel, q, q.shape[2]) else None
+
+    def side_by_side_kernel(self, like: Tensor, counts: tuple[int, ...]) -> OwnKernel | None:
+        """What attends in one operator to sequences, and to others that have them as context; None: nothing does.
+
+        Args:
+            like: a number in the precision of the matmuls, where the tokens are.
+        """
+        s, m, b, n = counts
+        h = self.out.in_features // self.d_head
+        q = like.expand(b, h, n, self.d_head)
+        takes = self._normalizes_in_training()
+        return apart_by(self.kernel, q, q, like.expand(s, h, m, self.d_head)) if takes else None
+
+    def _normalizes_in_training(self) -> bool:
+        return self.q_norm is not None and torch.is_grad_enabled()
+
+    def _queries_keys_values(
+        self, x: Tensor, queries: slice | None, relative: Relative | None
+    ) -> tuple[Float[Tensor, "b h m c"], KeysValues]:
+        """Of tokens in the precision of the matmuls; queries and keys normalised, all turned by their cameras."""
         if queries is not None:
             q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
             k, v = self._project_kv(x)
-        elif relative is None and self._is_normed_by_matmul(x):
-            return self._attend_with(*self._project_normed(x), context, return_kv)
+        elif relative is None and self.q_norm is not None and takes_normed_projection(self.projection, x, self.d_head):
+            heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), *self._norm_weights()))
+            q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
+            return q, KeysValues(k, v)
         else:
-            heads = self._split_heads(self.qkv(x))
-            if relative is None and context is None and not return_kv and (kernel := self._normed_by(heads)):
-                return self._attend_normed(kernel, heads, (*x.shape[:2], 0, 0))
-            q, k, v = heads.chunk(3, dim=2)
-        q = self._queries(q, queries, relative)
-        own = self._keys_values(k, v, relative)
-        return self._attend_with(q, own, context, return_kv, queries, relative)
-
-    def _attend_with(
-        self,
-        q: Float[Tensor, "b m h c"],
-        own: KeysValues,
-        context: KeysValues | None,
-        return_kv: bool,
-        queries: slice | None = None,
-        relative: Relative | None = None,
-    ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
-        attended = attend_in_context(q.transpose(1, 2), own, context, self.kernel).transpose(1, 2)
-        result = self._results(attended, queries, relative)
-        return (result, own) if return_kv else result
-
-    def _is_normed_by_matmul(self, x: Tensor) -> bool:
-        return self.q_norm is not None and takes_normed_projection(self.projection, in_matmul_dtype(x), self.d_head)
-
-    def _project_normed(self, x: Tensor) -> tuple[Float[Tensor, "b n h c"], KeysValues]:
-        x = in_matmul_dtype(x)
-        heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), *self._norm_weights()))
-        q, k, v = heads.chunk(3, dim=2)
-        return q, KeysValues(k.transpose(1, 2), v.transpose(1, 2))
-
-    def side_by_side(
-        self, x: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
-    ) -> Float[Tensor, "1 n d"]:
-        """Sequences, and others that have them as context, in one row of tokens: `counts` as in `attend_normed`."""
-        return self._attend_normed(kernel, self._split_heads(self.qkv(x)), counts)
-
-    def side_by_side_kernel(self, q: Float[Tensor, "b h n c"], scenes: int, known: int) -> OwnKernel | None:
-        """What attends for queries like these and `known` tokens of every scene side by side; None: nothing does."""
-        if self.q_norm is None or not torch.is_grad_enabled():
-            return None
-        return apart_by(self.kernel, q, q, q[:1, :, :1].expand(scenes, -1, known, -1))
-
-    def _normed_by(self, heads: Float[Tensor, "b n hhh c"]) -> OwnKernel | None:
-        """What attends and normalises in one operator, if anything does."""
-        q = heads.chunk(3, dim=2)[0].transpose(1, 2)
-        wanted = self.q_norm is not None and torch.is_grad_enabled()
-        return "fa4" if wanted and takes_fa4(self.kernel, q, q.shape[2]) else None
-
-    def _attend_normed(
-        self, kernel: OwnKernel, heads: Float[Tensor, "b n hhh c"], counts: tuple[int, ...]
-    ) -> Float[Tensor, "b n d"]:
-        return self._results(attend_normed(kernel, heads, *self._norm_weights(), QK_EPS, counts), None, None)
+            q, k, v = self._split_heads(self.qkv(x)).chunk(3, dim=2)
+        return self._queries(q, queries, relative).transpose(1, 2), self._keys_values(k, v, relative)
 
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
         k, v = self._project_kv(x)
-        return self._keys_values(k, v, relative)
+        return in_own_memory(self._keys_values(k, v, relative))
 
     def _project_kv(self, x: Tensor) -> tuple[Float[Tensor, "b n h c"], ...]:
         return self._split_heads(F.linear(x, self.qkv.weight[x.shape[-1] :])).chunk(2, dim=2)
+
+
+def in_own_memory(own: KeysValues) -> KeysValues:
+    """Copied where they share memory with what they were projected together with, which would stay with them."""
+    return KeysValues(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in own))
 
 
 def attend_in_context(
@@ -301,7 +299,7 @@ class CrossAttention(MultiHead):
     def keys_values(self, z: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The context that tokens `z` are for others; `relative` turns by the cameras of `z`."""
         k, v = self._split_heads(self.kv(z)).chunk(2, dim=2)
-        return self._keys_values(k, v, relative)
+        return in_own_memory(self._keys_values(k, v, relative))
 
 
 class MLP(nn.Module):
@@ -372,11 +370,11 @@ class Block(nn.Module):
         return (x, own) if return_kv else x
 
     def side_by_side(
-        self, x: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
+        self, row: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
     ) -> Float[Tensor, "1 n d"]:
-        """All tokens, as `Attention.side_by_side` has them."""
-        x = x + self.attn.side_by_side(self.norm1(x), kernel, counts)
-        return x + self.mlp(self.norm2(x))
+        """Sequences, and others that have them as context, in one row of tokens: `counts` as in `attend_normed`."""
+        row = row + self.attn.in_one_operator(self.norm1(row), kernel, counts)
+        return row + self.mlp(self.norm2(row))
 
 
 class CrossBlock(nn.Module):
@@ -470,33 +468,21 @@ class Transformer(Compilable, nn.ModuleList):
                 kept += own
         return (x, tuple(kept)) if return_kv else x
 
-    def with_context(
-        self,
-        known: Float[Tensor, "s m d"],
-        x: Float[Tensor, "b n d"],
-        known_relative: Relative | None = None,
-        relative: Relative | None = None,
+    def side_by_side_kernel(self, like: Tensor, counts: tuple[int, ...]) -> OwnKernel | None:
+        """What attends in `side_by_side`, by the counts of sequences and tokens; None: it cannot run.
+
+        Args:
+            like: one number [1 1 1 1], where the tokens are.
+        """
+        return self[0].attn.side_by_side_kernel(in_matmul_dtype(like), counts)  # type: ignore[operator,union-attr]
+
+    def side_by_side(
+        self, known: Float[Tensor, "s m d"], x: Float[Tensor, "b n d"], kernel: OwnKernel
     ) -> Float[Tensor, "b n d"]:
         """Run tokens that have those of their scene as context: as many sequences in a row for each of `known`.
 
-        This is `forward` of `known`, and of `x` with its keys and values as context. In training both go through all
-        blocks but the last side by side, where kernels take that: in fewer and larger pieces.
+        What `forward` gives for `x` with the keys and values of `known` as context, in fewer and larger pieces.
         """
-        if known_relative is None and relative is None and (kernel := self._side_by_side_kernel(known, x)):
-            return self._run_side_by_side(known, x, kernel)
-        _, context = self(known, queries=NO_QUERIES, relative=known_relative, return_kv=True)
-        return self(x, context=context, relative=relative)
-
-    def _side_by_side_kernel(self, known: Tensor, x: Tensor) -> OwnKernel | None:
-        block = self[0]
-        if not isinstance(block, Block):
-            return None
-        c = block.attn.d_head
-        # Heads of the shape and precision that queries will have.
-        q = in_matmul_dtype(x[:1, :1, :c])[:, None].expand(len(x), x.shape[2] // c, x.shape[1], c)
-        return block.attn.side_by_side_kernel(q, scenes=len(known), known=known.shape[1])
-
-    def _run_side_by_side(self, known: Tensor, x: Tensor, kernel: OwnKernel) -> Float[Tensor, "b n d"]:
         counts = (*known.shape[:2], *x.shape[:2])
         row = self._in_residual_dtype(torch.cat([part.flatten(0, 1)[None] for part in (known, x)], dim=1))
         blocks = tuple(self)
@@ -551,7 +537,7 @@ def _run_group(
 def _run_group_side_by_side(
     blocks: Sequence[Block], row: Tensor, kernel: OwnKernel, counts: tuple[int, ...], policy: SavePolicy | None
 ) -> Tensor:
-    """Blocks in a row for two kinds of sequences side by side, as `Attention.side_by_side` has them."""
+    """Blocks in a row, as `Block.side_by_side` runs them."""
 
     def run(row: Tensor) -> Tensor:
         for block in blocks:
@@ -564,7 +550,8 @@ def _run_group_side_by_side(
 def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:
     """The last block, of which the first sequences are wanted as context alone."""
     s, m, b, n = counts
-    known, x = row[0, : s * m].unflatten(0, (s, m)), row[0, s * m :].unflatten(0, (b, n))
+    known = row[0, : s * m].unflatten(0, (s, m))
+    x = row[0, s * m :].unflatten(0, (b, n))
     _, context = _run_group((block,), known, NO_QUERIES, policy, None, None, True)
     return _run_group((block,), x, None, policy, context, None, False)
 

@@ -50,6 +50,7 @@ class Flash4(ModuleType):
         self._begin("backward", q, k, v, out, dout, dq, dk, dv)
         b, n, h, _ = q.shape
         assert lse.shape == (b, h, n) and lse.dtype == torch.float32 and dout.is_contiguous()
+        q, k, v, out, dout = (x.float() for x in (q, k, v, out, dout))
         probabilities = (_scores(q, k) - lse[..., None]).exp()
         dv.copy_(torch.einsum("bhnm,bnhc->bmhc", probabilities, dout))
         inner = torch.einsum("bnhc,bmhc->bhnm", dout, v)

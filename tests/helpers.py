@@ -1,6 +1,7 @@
 """What several tests need: small models, cameras and scenes."""
 
 import functools
+import importlib.util
 import io
 import json
 from collections import Counter
@@ -8,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geometry.cameras import Cameras, Views
@@ -32,6 +35,7 @@ PUBLISHED = ("decoder_only", "encoder_decoder")
 VARIANTS = (*PUBLISHED, "prefix", "cross")
 # For `small_model`: every variant without cameras in attention and with them.
 MODELS = (*VARIANTS, *(f"{variant}+prope" for variant in VARIANTS))
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 # Of the toy set; frame 12 of scene0 is both input and target.
 INDEX = {f"scene{i}": {"context": [0, 12], "target": [4, 12 - i, 9]} for i in range(3)} | {"unused": None}
 
@@ -52,6 +56,13 @@ CONVOLUTIONS = {
     28: (512, 512),
     30: (512, 512),
 }
+
+
+def drawn_norm(c: int) -> nn.RMSNorm:
+    """A norm of queries or keys as models have it, of weights like trained ones."""
+    norm = nn.RMSNorm(c, eps=1e-5)
+    nn.init.normal_(norm.weight, 1, 0.3)
+    return norm
 
 
 def class_name(variant: str) -> str:

@@ -100,6 +100,7 @@ def install(patch) -> Epilogues:
     patch.setattr(room, "_CHANNELS", 8)
     patch.setattr(room.package, "failures", [])
     patch.setattr(projection, "_D_HEAD", 32)
+    patch.setattr(projection.package, "failures", [])
     forget_until_undone(patch, room, "_quack")
     forget_until_undone(patch, projection, "_quack")
     forget()

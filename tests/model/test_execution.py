@@ -27,10 +27,11 @@ from model.execution import (
 )
 from model.saving import SavePolicy, plan_saving
 from model.transformer import _PREFERENCES, Block, CrossBlock, Transformer
-from tests.helpers import PLAIN, PUBLISHED, VARIANTS, Count, random_cameras, random_views, small_model
+from tests.helpers import MODELS, PLAIN, PUBLISHED, VARIANTS, Count, random_cameras, random_views, small_model
 from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import refused
 from tests.processes import run
+from utils.precision import PrecisionConfig, autocast
 from utils.sections import check_values, flatten
 
 
@@ -175,6 +176,21 @@ def test_what_is_saved_is_not_computed_again(variant):
             assert recomputed in (more * layers + extra, (more + 1) * layers + extra)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_plain_checkpoints_of_sixteen_bits_change_no_number(variant, share):
+    """As the trainer has them: backward outside of autocast. Layers that come twice share their weights."""
+    results = []
+    for execution in (PLAIN, replace(PLAIN, grad_checkpoint_every=1, keep_activations=share)):
+        model = small_model(variant, execution=execution).train()
+        with autocast(PrecisionConfig(), torch.device("cpu")):
+            images = model(random_views(1, 2), random_cameras(1, 2, seed=1))
+        images.float().square().sum().backward()
+        results.append([images.detach(), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 
 from model import execution
 from model import mlp_kernel as room
-from model.execution import ExecutionConfig, mlp_kernel
+from model.execution import ExecutionConfig, apply_execution, mlp_kernel
 from model.mlp_kernel import mlp_by_quack, takes_quack
-from model.transformer import MLP
+from model.transformer import MLP, Attention
 from tests import quack
 from tests.cards import broken, chosen, gone, newer, older, on_hopper
 from tests.helpers import PLAIN, VARIANTS, Count, random_cameras, random_views, small_model
+
+USERS = (MLP, Attention)
 
 
 @pytest.fixture
@@ -152,6 +154,17 @@ def test_it_is_chosen_where_it_can_run(card, caplog):
     kernels, lines = chosen(mlp_kernel, "quack", caplog)
     assert kernels == ["quack", "quack"] and mlp_kernel("torch") == "torch"
     assert len(lines) == 1 and "quack" in lines[0]
+
+
+def test_all_that_it_computes_is_given_to_it(card, monkeypatch):
+    # What settles torch's order needs a card in earnest.
+    monkeypatch.setattr(execution, "settle_torchs_order", lambda: None)
+    for name in ("quack", "torch"):
+        model = apply_execution(small_model("prefix"), ExecutionConfig(mlp_backend=name, compile="off"))
+        users = [
+            m.projection if isinstance(m, Attention) else m.kernel for m in model.modules() if isinstance(m, USERS)
+        ]
+        assert len(users) == 6 and set(users) == {name}
 
 
 def test_a_card_that_was_not_measured_has_to_be_asked(card, caplog):

@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from model import normed_attention as room
 from model.execution import ExecutionConfig
+from model.lvsm import Prefix
 from model.normed_attention import attend_normed
+from model.transformer import Transformer, TransformerConfig
 from tests import flash4
-from tests.helpers import PLAIN, Count, random_cameras, random_views, small_model
+from tests.helpers import PLAIN, Count, drawn_norm, random_cameras, random_views, small_model
+from utils.precision import PrecisionConfig, autocast
 
 OPERATORS = ("normed_attention", "normed_attention_backward")
 # Sequences and their tokens; with others that have them as context, two in a row for each, or none.
@@ -39,12 +41,6 @@ def heads_of(counts):
     return drawn(1, s * m + b * n, 9, 16)
 
 
-def norm():
-    made = nn.RMSNorm(16, eps=1e-5)
-    nn.init.normal_(made.weight, 1, 0.3)
-    return made
-
-
 def apart(heads, q_norm, k_norm, counts):
     """What the operator computes, by torch."""
     s, m, b, n = counts
@@ -64,10 +60,10 @@ def apart(heads, q_norm, k_norm, counts):
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_it_gives_what_norms_and_attention_give(package, kernel, counts):
     torch.manual_seed(0)
-    heads, norms = heads_of(counts), [norm(), norm()]
+    heads, norms = heads_of(counts), [drawn_norm(16), drawn_norm(16)]
     wanted = [heads, *(each.weight for each in norms)]
     results = []
-    for found in (attend_normed(kernel, heads, *wanted[1:], 1e-5, counts), apart(heads, *norms, counts)):
+    for found in (attend_normed(kernel, heads, *wanted[1:], counts), apart(heads, *norms, counts)):
         outer = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
         results.append([found, *torch.autograd.grad(found, wanted, outer)])
     for ours, theirs in zip(*results, strict=True):
@@ -78,14 +74,14 @@ def test_it_gives_what_norms_and_attention_give(package, kernel, counts):
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_the_operator_is_what_it_says_of_itself(package, counts):
     heads = heads_of(counts)[0].detach().unflatten(1, (3, -1)).requires_grad_()
-    args = (heads, drawn(16), drawn(16), 1e-5, "fa4", *counts)
+    args = (heads, drawn(16), drawn(16), "fa4", *counts)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(room.normed_attention, args, test_utils=tests)
 
 
 def test_values_and_their_gradient_are_not_copied(package):
     heads = heads_of(COUNTS["alone"])
-    out = attend_normed("fa4", heads, drawn(16), drawn(16), 1e-5, COUNTS["alone"])
+    out = attend_normed("fa4", heads, drawn(16), drawn(16), COUNTS["alone"])
     assert package.places[2] == heads[0, :, 6:].data_ptr()
     out.sum().backward()
     assert package.places[-1] == heads.grad[0, :, 6:].data_ptr()
@@ -94,11 +90,16 @@ def test_values_and_their_gradient_are_not_copied(package):
 # The whole model
 
 
-def images_and_gradients(variant, kernel, execution=PLAIN, **transformer):
+FP32 = PrecisionConfig(use_amp=False)
+
+
+def images_and_gradients(variant, kernel, execution=PLAIN, precision=FP32, **transformer):
+    """As the trainer has them: backward outside of autocast."""
     model = flash4.use(small_model(variant, execution=execution, **transformer), kernel).train()
     with Count() as count:
-        images = model(random_views(2, 2), random_cameras(2, 3, seed=1))
-        images.square().sum().backward()
+        with autocast(precision, torch.device("cpu")):
+            images = model(random_views(2, 2), random_cameras(2, 3, seed=1))
+        images.float().square().sum().backward()
     return [images.detach(), *(p.grad for p in model.parameters())], [count.calls[name] for name in OPERATORS]
 
 
@@ -135,6 +136,40 @@ def test_other_kernels_cameras_and_models_without_norms_do_without_it(package, v
     assert images_and_gradients(variant, kernel, **transformer)[1] == [0, 0]
 
 
+# Sequences, and scenes of 2,048 tokens; the sequences of 1,024 tokens, and whether few scores are too few.
+SHAPES = [(48, 8, "fa4"), (12, 4, "fa4"), (8, 4, None), (48, 48, None)]
+
+
+@pytest.mark.parametrize(("b", "s", "kernel"), SHAPES)
+def test_sequences_go_beside_their_context_where_scores_are_many(monkeypatch, b, s, kernel):
+    monkeypatch.setattr("model.attention_kernel._DEVICES", {"cpu"})
+    stack = flash4.use(Transformer(TransformerConfig(d=768, n_layer=1), 1), "by_shape")
+    like, counts = torch.zeros(1, 1, 1, 1), (s, 2048, b, 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stack.side_by_side_kernel(like, counts) == kernel
+        # The context's tokens count.
+        assert stack.side_by_side_kernel(like, (s, 1, b, 1024)) == (kernel if b == 48 else None)
+        with torch.no_grad():
+            assert stack.side_by_side_kernel(like, counts) is None
+    assert stack.side_by_side_kernel(like, counts) is None
+
+
+@pytest.mark.parametrize("method", ["encode", "target_tokens"])
+def test_a_variant_that_encodes_otherwise_trains_as_it_renders(measured, monkeypatch, method):
+    model = flash4.use(small_model("prefix"), "by_shape").train()
+    inherited, calls = getattr(Prefix, method), []
+    other = type("Other", (Prefix,), {method: lambda self, *args: calls.append(1) or inherited(self, *args)})
+    model.__class__ = other
+    model(random_views(2, 2), random_cameras(2, 3, seed=1)).sum().backward()
+    assert calls == [1]
+
+
+def test_gradients_have_the_types_of_weights(package):
+    weights = [x.detach().bfloat16().requires_grad_() for x in (drawn(16), drawn(16))]
+    attend_normed("fa4", heads_of(COUNTS["alone"]), *weights, COUNTS["alone"]).sum().backward()
+    assert all(weight.grad.dtype == torch.bfloat16 for weight in weights)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("variant", CALLS)
 def test_rendering_does_without_it(measured, variant):
@@ -161,6 +196,9 @@ def test_side_by_side_whatever_is_checkpointed_together(measured, every, layers)
 def test_what_is_saved_is_not_computed_again(measured, variant, share, again):
     _, calls = images_and_gradients(variant, "by_shape", ExecutionConfig(1, share, compile="off"))
     assert calls == [2 + again, 2]
+    # Of three layers; of prefix two with three attentions, and one with two.
+    attentions = {"decoder_only": 3, "prefix": 2 * 3 + 2}[variant]
+    assert measured.calls == {"forward": attentions * (2 if again else 1), "backward": attentions}
 
 
 @pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
@@ -169,8 +207,7 @@ def test_sixteen_bits_stay_so(measured, monkeypatch, variant):
     exact = images_and_gradients(variant, "flash")[0]
     distances = []
     for kernel in ("flash", "by_shape"):
-        with torch.autocast("cpu", torch.bfloat16):
-            found, calls = images_and_gradients(variant, kernel)
+        found, calls = images_and_gradients(variant, kernel, precision=PrecisionConfig())
         assert (calls[0] > 0) == (kernel == "by_shape")
         assert all(gradient.dtype == torch.float32 for gradient in found[1:])
         distances.append([(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(found, exact, strict=True)])

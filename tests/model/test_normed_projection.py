@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
 
 from model import normed_projection as room
 from model.normed_projection import project_normed, takes_normed_projection
+from model.transformer import Attention
 from tests import quack
-from tests.helpers import VARIANTS, random_cameras, random_views, small_model
+from tests.helpers import VARIANTS, Count, drawn_norm, random_cameras, random_views, small_model
+from utils.nests import tensors_of
 
 
 @pytest.fixture
@@ -16,16 +17,14 @@ def package(monkeypatch):
     return quack.install(monkeypatch)
 
 
-def norm():
-    made = nn.RMSNorm(16, eps=1e-5)
-    nn.init.normal_(made.weight, 1, 0.3)
-    return made
-
-
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
 def test_queries_and_keys_are_normalised_values_are_not(package, dtype, near):
     torch.manual_seed(0)
-    x, projection, norms = torch.randn(2, 5, 48).to(dtype), torch.randn(144, 48).to(dtype), (norm(), norm())
+    x, projection, norms = (
+        torch.randn(2, 5, 48).to(dtype),
+        torch.randn(144, 48).to(dtype),
+        (drawn_norm(16), drawn_norm(16)),
+    )
     # Small heads, where what keeps from dividing by zero counts.
     projection[:16] *= 1e-4
     q, k, v = (x.double() @ projection.double().T).unflatten(-1, (-1, 16)).chunk(3, dim=-2)
@@ -67,6 +66,26 @@ def test_renders_are_the_same(package, variant):
     found = quack.use(small_model(variant)).eval()(*views)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert package.calls["head_norm_epilogue"] == CALLS[variant]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["torch", "quack"])
+def test_tokens_are_rounded_once(package, kernel):
+    attention = quack.use(Attention(64, 32, True), kernel)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Count() as count:
+        attention(torch.randn(2, 5, 64))
+    # The tokens, two weights of matmuls; queries and keys to float32 and back, where QuACK does not take the norms.
+    assert count.calls["_to_copy"] == 3 + (0 if kernel == "quack" else 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["torch", "quack"])
+@pytest.mark.parametrize("variant", ["prefix", "cross", "prefix+prope", "cross+prope"])
+def test_what_is_kept_of_scenes_takes_no_more_memory_than_it_says(package, variant, kernel):
+    """Keys and values, but not the queries that were projected with them."""
+    encoded = quack.use(small_model(variant), kernel).eval().encode(random_views(2, 2))
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors_of(encoded)}
+    assert sum(storages.values()) == encoded.nbytes > 0
 
 
 @torch.no_grad()

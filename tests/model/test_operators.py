@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 
 import pytest
-import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
@@ -46,4 +45,4 @@ def test_arguments_and_results_are_of_types_that_every_version_takes(name):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_they_have_shapes_without_numbers(name):
     """Else no compiler takes them."""
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta")
+    assert OPERATORS[name]._abstract_fn is not None

@@ -1,8 +1,7 @@
-"""The two forms of PRoPE's turn, and of other kernels in Triton; PRoPE's formula is in test_encode_once.py."""
+"""The two forms of PRoPE's turn; its formula is in test_encode_once.py, its kernel in test_triton.py."""
 
 import importlib
 import importlib.util
-import json
 
 import pytest
 import torch
@@ -10,22 +9,11 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy
 
 from geometry.relative import token_cameras
+from model import optional_kernels
 from model import prope as room
 from model.prope import Prope, PropeByMatmul, prope, turn_plainly
 from model.saving import SavePolicy, _decide
-from tests.helpers import random_cameras
-from tests.processes import run_fresh
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
-
-
-@needs_triton
-def test_kernels_are_their_plain_forms():
-    result = run_fresh("-m", "tests.programs.run_triton", TRITON_INTERPRET="1")
-    assert result.returncode == 0, result.stderr
-    differences = json.loads(result.stdout)
-    assert {name: len(cases) for name, cases in differences.items()} == {"turned": 12, "merged": 3, "normed": 4}
-    assert max(max(cases) for cases in differences.values()) < 1e-5
+from tests.helpers import forget_until_undone, needs_triton, random_cameras
 
 
 @needs_triton
@@ -81,10 +69,9 @@ def test_the_form_for_cpus_is_the_plain_one(parts, d_head):
 
 
 def test_without_triton_the_plain_form_runs(monkeypatch):
-    room._fast_turn.cache_clear()
+    forget_until_undone(monkeypatch, optional_kernels, "written_in_triton")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert room._fast_turn() is turn_plainly
-    room._fast_turn.cache_clear()
+    assert room._turn_on_gpus() is turn_plainly
 
 
 @needs_triton

@@ -59,8 +59,8 @@ def normed(h, c, tokens, others):
         (normalize_fast, normalize_backward_fast),
     ):
         places = dheads.clone()
-        sums = backward(dq.clone(), dk.clone(), more, heads, *weights, 1e-5, places)
-        results.append([*normalize(heads, *weights, 1e-5), places, sums / (tokens * h)])
+        sums = backward(dq.clone(), dk.clone(), more, heads, *weights, places)
+        results.append([*normalize(heads, *weights), places, sums / (tokens * h)])
     # Values are not touched.
     assert not results[1][2][:, 2].any()
     return largest(*results)
