@@ -1,10 +1,13 @@
 """The benchmarks run and say what they promise, at the size of a test."""
 
+import importlib
 import itertools
 import json
 import os
 import re
+import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -300,3 +303,34 @@ def test_numbers_that_measure_nothing_are_refused(benchmark, capsys):
         with pytest.raises(SystemExit):
             benchmark.main([f"{name}={value}"])
         assert name in capsys.readouterr().err.splitlines()[-1]
+
+
+class Begun(Exception):
+    """What a benchmark was given."""
+
+
+def begin(given):
+    raise Begun(given)
+
+
+def test_the_table_of_speeds_asks_for_what_there_is(tmp_path, monkeypatch):
+    """Commands that benchmarks/speed.sh gives a Python that only writes them down."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/commands\necho a table\n')
+    python.chmod(0o755)
+    command = [ROOT / "benchmarks" / "speed.sh", tmp_path / "out", "training.warmup=1"]
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    commands = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
+    assert len(commands) == len(list((tmp_path / "out").iterdir())) == result.stdout.count("a table") == 10
+    parse = ArgumentParser.parse_intermixed_args
+    for _, module, *arguments in commands:
+        # Those that it understands, up to where it would begin.
+        with monkeypatch.context() as patch, pytest.raises(Begun) as begun:
+            patch.setattr(ArgumentParser, "parse_intermixed_args", lambda *given: begin(parse(*given)))
+            importlib.import_module(module).main(arguments)
+        (given,) = begun.value.args
+        (config,) = given.config if isinstance(given.config, list) else [given.config]
+        assert "training.warmup=1" in given.overrides and (ROOT / config).is_file()
