@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import torch
 
 import train
@@ -55,6 +58,14 @@ def save_model(place: Path, variant: str = "decoder_only") -> LVSM:
     content = {"model": published_state(model), "function": asdict(function_of(model))}
     write_checkpoint(place / "checkpoints", 1, content)
     return model.eval()
+
+
+def read_video(path: Path) -> tuple[list[np.ndarray], tuple[Any, ...]]:
+    """Frames [h w 3], and the stream's codec, pixels, rate, width and height."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return frames, (stream.codec_context.name, stream.pix_fmt, stream.average_rate, stream.width, stream.height)
 
 
 def weights(run_folder: Path, step: int) -> dict[str, torch.Tensor]:

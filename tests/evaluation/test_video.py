@@ -5,7 +5,6 @@ import re
 import shutil
 from typing import get_args
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -19,21 +18,13 @@ from geometry.normalization import PoseNormalization
 from tests.helpers import random_cameras, random_views, small_model, write_toy_scene
 from tests.messages import refused
 from tests.runs import evaluation_command as command
-from tests.runs import save_model
+from tests.runs import read_video, save_model
 from utils.errors import InputError
 from utils.media import to_uint8, write_video
 from utils.precision import PrecisionConfig
 from utils.text import shown
 
 KINDS = {"interpolate": 2 * 6, "spiral": 2 * 6, "wobble": 2 * 6, "through": 6}
-
-
-def read_video(path):
-    """Frames and the stream's properties."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        return frames, (stream.codec_context.name, stream.pix_fmt, stream.average_rate, stream.width, stream.height)
 
 
 def video_options(**options):

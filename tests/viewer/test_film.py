@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from data.scene import read_cameras, read_scene_list
 from geometry.paths import spline_path
 from setup import load_config, load_renderer
 from tests.messages import refused
-from tests.runs import evaluation_command, save_model
+from tests.runs import evaluation_command, read_video, save_model
 from utils.distributed import process_group
 from utils.media import write_video
 from viewer.paths import film_frames, join, model_cameras, parse_path, stored_camera, write_path
@@ -53,8 +54,11 @@ def test_the_film_is_that_of_inference(place, opened, normalization):
     same_frame = f"training.pose_normalization={normalization}"
     command = evaluation_command(place, "inference.render_video=true", same_frame, *video, variant="prefix")
     inference.main(command)
-    assert count == 11
-    assert (place / "film.mp4").read_bytes() == (place / "out" / "scene0" / "rendered_video.mp4").read_bytes()
+    files = (place / "film.mp4", place / "out" / "scene0" / "rendered_video.mp4")
+    ours, theirs = (np.stack(read_video(file)[0]).astype(int) for file in files)
+    assert count == len(ours) == len(theirs) == 11
+    # But for rounding: a pixel between two of 255 levels may fall on either, and moves its neighbours in a video.
+    assert abs(ours - theirs).mean() < 0.1 < 1 < abs(ours[1:] - theirs[:-1]).mean()
 
 
 def test_a_smooth_path_goes_through_its_keyframes_and_is_one_itself(opened):
