@@ -8,7 +8,7 @@ out=$1
 shift
 mkdir -p "$out"
 everything=training.keep_activations=1
-# 8 scenes x 6 targets: what fits into 20 GB beside the inputs of layers.
+# The attention of 8 of 24 layers beside the inputs of all.
 within_20_gb=training.keep_activations=0.037
 run() {
     name=$1 benchmark=$2

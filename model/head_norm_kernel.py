@@ -92,7 +92,8 @@ def normalize_fast(heads: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[T
     """The fast form of `normalize_plainly`."""
     heads = heads.contiguous()
     n, _, h, c = heads.shape
-    q, k = heads.new_empty(n, h, c), heads.new_empty(n, h, c)
+    q = heads.new_empty(n, h, c)
+    k = torch.empty_like(q)
     _normalize[triton.cdiv(n * h, _HEADS), 2](heads, q_weight, k_weight, q, k, n * h, QK_EPS, **_sizes(h, c))
     return q, k
 

@@ -57,11 +57,13 @@ def normalize_backward_plainly(
         dq, dk: the gradients of what `normalize_plainly` gives [n h c].
         more: what is added to those of the last queries [n-m h c], and of the first keys [m h c].
     """
-    dq, dk = dq.float(), dk.float()
+    dq = dq.float()
+    dk = dk.float()
     if more is not None:
         more_q, more_k = more
-        dq = torch.cat([dq[: len(more_k)], dq[len(more_k) :] + more_q])
-        dk = torch.cat([dk[: len(more_k)] + more_k, dk[len(more_k) :]])
+        m = len(more_k)
+        dq = torch.cat([dq[:m], dq[m:] + more_q])
+        dk = torch.cat([dk[:m] + more_k, dk[m:]])
     sums = []
     for index, (dy, weight) in enumerate(((dq, q_weight), (dk, k_weight))):
         x = heads[:, index].float()
@@ -121,7 +123,8 @@ def normed_attention(
     q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
     v = heads[:, 2]
     out = empty_heads(q)
-    known_k, known_v = _first(k, counts), _first(v, counts)
+    known_k = _first(k, counts)
+    known_v = _first(v, counts)
     _, lse = own_attention(kernel, _first(q, counts), known_k, known_v, _first(out, counts))
     if not b:
         return out, lse, lse.new_empty(0)
@@ -156,7 +159,7 @@ def normed_attention_backward(
     counts = (s, m, b, n)
     q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
     dheads = empty_heads(heads)
-    whole = _Heads(q, k, heads[:, 2], out, outer.contiguous(), empty_heads(q), empty_heads(k), dheads[:, 2])
+    whole = _Heads(q, k, heads[:, 2], out, outer, empty_heads(q), empty_heads(k), dheads[:, 2])
     first = _Heads(*(_first(x, counts) for x in whole))
     _attention_backward(kernel, first, lse)
     more = None

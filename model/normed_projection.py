@@ -33,11 +33,13 @@ def project_normed(x: Tensor, projection: Tensor, q_weight: Tensor, k_weight: Te
         projection: weights [3d d] in the precision of `x`.
         q_weight, k_weight: those of the norms [c].
     """
-    d, d_head = projection.shape[1], len(q_weight)
+    d = projection.shape[1]
+    d_head = len(q_weight)
     norms = [weight.float().repeat(d // d_head) for weight in (q_weight, k_weight)]
     # Of each column what its normalised and its plain value count; in one piece, which is one kernel.
-    zeros, ones = (norms[0].new_full((size,), value) for size, value in ((3 * d, 0.0), (d, 1.0)))
-    shares = torch.cat([*norms, zeros, ones]).unflatten(0, (2, -1))
+    none = norms[0].new_zeros(3 * d)
+    whole = norms[0].new_ones(d)
+    shares = torch.cat([*norms, none, whole]).unflatten(0, (2, -1))
     y = normed_qkv(x.flatten(0, -2), projection, shares, d_head)
     return y.unflatten(0, x.shape[:-1])
 

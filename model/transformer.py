@@ -76,6 +76,13 @@ class KeysValues(NamedTuple):
     v: Float[Tensor, "b h m c"]
 
 
+class SideBySide(NamedTuple):
+    """One row of tokens that are several sequences: what attends, and their counts as in `attend_normed`."""
+
+    kernel: OwnKernel
+    counts: tuple[int, ...]
+
+
 @runtime_checkable
 class Relative(Protocol):
     """How the cameras of tokens turn their heads [b n h c], so that attention sees relative cameras alone."""
@@ -179,6 +186,7 @@ class Attention(MultiHead):
         context: KeysValues | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
+        side_by_side: SideBySide | None = None,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
         """Every token of `x` is a key and value; those in `queries`, or all, are queries.
 
@@ -187,28 +195,29 @@ class Attention(MultiHead):
                 sequences of `x` in a row as there are for each.
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
+            side_by_side: `x` is a row of sequences; nothing else is given then.
         """
         x = in_matmul_dtype(x)
-        is_plain = queries is None and context is None and relative is None and not return_kv
-        if is_plain and (kernel := self._operator_kernel(x)):
-            return self.in_one_operator(x, kernel, (*x.shape[:2], 0, 0))
+        if queries is None and context is None and relative is None and not return_kv:
+            side_by_side = side_by_side or self._alone(x)
+        if side_by_side is not None:
+            return self._in_one_operator(x, side_by_side)
         q, own = self._queries_keys_values(x, queries, relative)
         attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
         return (result, in_own_memory(own)) if return_kv else result
 
-    def in_one_operator(
-        self, x: Float[Tensor, "b n d"], kernel: OwnKernel, counts: tuple[int, ...]
-    ) -> Float[Tensor, "b n d"]:
-        """Norms and attention of all tokens in one operator; `counts` as in `attend_normed`."""
+    def _in_one_operator(self, x: Float[Tensor, "b n d"], row: SideBySide) -> Float[Tensor, "b n d"]:
+        """Norms and attention of all tokens in one operator."""
         heads = self._split_heads(self.qkv(x))
-        return self._results(attend_normed(kernel, heads, *self._norm_weights(), counts), None, None)
+        return self._results(attend_normed(row.kernel, heads, *self._norm_weights(), row.counts), None, None)
 
-    def _operator_kernel(self, x: Float[Tensor, "b n d"]) -> OwnKernel | None:
-        """What attends to tokens in the precision of the matmuls in one operator with the norms; None: nothing does."""
+    def _alone(self, x: Float[Tensor, "b n d"]) -> SideBySide | None:
+        """Sequences without context as a row, where one operator takes their norms and attention."""
         # Tokens as heads have the shape of queries.
         q = self._split_heads(x).transpose(1, 2)
-        return "fa4" if self._normalizes_in_training() and takes_fa4(self.kernel, q, q.shape[2]) else None
+        takes = self._normalizes_in_training() and takes_fa4(self.kernel, q, q.shape[2])
+        return SideBySide("fa4", (*x.shape[:2], 0, 0)) if takes else None
 
     def side_by_side_kernel(self, like: Tensor, counts: tuple[int, ...]) -> OwnKernel | None:
         """What attends in one operator to sequences, and to others that have them as context; None: nothing does.
@@ -353,6 +362,7 @@ class Block(nn.Module):
         context: KeysValues | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
+        side_by_side: SideBySide | None = None,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
         """All tokens, or only those in `queries`; the others then serve as keys and values alone.
 
@@ -362,19 +372,12 @@ class Block(nn.Module):
         """
         if queries == NO_QUERIES:
             return x[:, queries], self.attn.keys_values(self.norm1(x), relative)
-        attended = self.attn(self.norm1(x), queries, context, relative, return_kv)
+        attended = self.attn(self.norm1(x), queries, context, relative, return_kv, side_by_side)
         if return_kv:
             attended, own = attended
         x = (x if queries is None else x[:, queries]) + attended
         x = x + self.mlp(self.norm2(x))
         return (x, own) if return_kv else x
-
-    def side_by_side(
-        self, row: Float[Tensor, "1 n d"], kernel: OwnKernel, counts: tuple[int, ...]
-    ) -> Float[Tensor, "1 n d"]:
-        """Sequences, and others that have them as context, in one row of tokens: `counts` as in `attend_normed`."""
-        row = row + self.attn.in_one_operator(self.norm1(row), kernel, counts)
-        return row + self.mlp(self.norm2(row))
 
 
 class CrossBlock(nn.Module):
@@ -483,14 +486,14 @@ class Transformer(Compilable, nn.ModuleList):
 
         What `forward` gives for `x` with the keys and values of `known` as context, in fewer and larger pieces.
         """
-        counts = (*known.shape[:2], *x.shape[:2])
+        how = SideBySide(kernel, (*known.shape[:2], *x.shape[:2]))
         row = self._in_residual_dtype(torch.cat([part.flatten(0, 1)[None] for part in (known, x)], dim=1))
         blocks = tuple(self)
         for layers, policy in self._groups():
             but_the_last = blocks[layers.start : min(layers.stop, len(blocks) - 1)]
             if but_the_last:
-                row = self.run(_run_group_side_by_side, but_the_last, row, kernel, counts, policy)
-        return self.run(_run_last_apart, blocks[-1], row, counts, policy)
+                row = self.run(_run_group, but_the_last, row, None, policy, None, None, False, how)
+        return self.run(_run_last_apart, blocks[-1], row, how.counts, policy)
 
     def _in_residual_dtype(self, x: Tensor) -> Tensor:
         if self.residual_dtype == "amp":
@@ -514,6 +517,7 @@ def _run_group(
     context: Sequence[KeysValues] | None,
     relative: Relative | None,
     return_kv: bool,
+    side_by_side: SideBySide | None = None,
 ) -> Any:
     """Blocks in a row, the last for the tokens in `queries` alone; checkpointed unless `policy` is None.
 
@@ -525,26 +529,16 @@ def _run_group(
         for number, block in enumerate(blocks):
             chosen = queries if number == len(blocks) - 1 else None
             own_context = None if context is None else context[number]
-            x = block(x, **_given(queries=chosen, context=own_context, relative=relative, return_kv=return_kv))
+            wanted = {"queries": chosen, "context": own_context, "return_kv": return_kv}
+            x = block(x, **_given(**wanted, relative=relative, side_by_side=side_by_side))
             if return_kv:
                 x, own = x
                 kept.append(own)
         return (x, kept) if return_kv else x
 
-    return _checkpointed(run, x, policy)
-
-
-def _run_group_side_by_side(
-    blocks: Sequence[Block], row: Tensor, kernel: OwnKernel, counts: tuple[int, ...], policy: SavePolicy | None
-) -> Tensor:
-    """Blocks in a row, as `Block.side_by_side` runs them."""
-
-    def run(row: Tensor) -> Tensor:
-        for block in blocks:
-            row = block.side_by_side(row, kernel, counts)
-        return row
-
-    return _checkpointed(run, row, policy)
+    if policy is None:
+        return run(x)
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
 
 
 def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:
@@ -554,12 +548,6 @@ def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], poli
     x = row[0, s * m :].unflatten(0, (b, n))
     _, context = _run_group((block,), known, NO_QUERIES, policy, None, None, True)
     return _run_group((block,), x, None, policy, context, None, False)
-
-
-def _checkpointed(run: Callable[[Tensor], Any], x: Tensor, policy: SavePolicy | None) -> Any:
-    if policy is None:
-        return run(x)
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
 
 
 def _given(**options: Any) -> dict[str, Any]:
