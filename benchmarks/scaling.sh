@@ -3,6 +3,7 @@
 #
 #   benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES]
 set -eu
+[ $# -ge 2 ] || { echo "usage: benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES]" >&2; exit 2; }
 config=$1 list=$2 updates=${3:-60}
 gpus=$(nvidia-smi -L | wc -l)
 out=$(mktemp -d)

@@ -4,7 +4,9 @@
 #
 #   benchmarks/speed.sh OUT_DIR [key=value ...]
 set -eu
+[ $# -ge 1 ] || { echo "usage: benchmarks/speed.sh OUT_DIR [key=value ...]" >&2; exit 2; }
 out=$1
+status=0
 shift
 mkdir -p "$out"
 everything=training.keep_activations=1
@@ -14,7 +16,7 @@ run() {
     name=$1 benchmark=$2
     shift 2
     echo "$name: python -m benchmarks.$benchmark $*"
-    python -m "benchmarks.$benchmark" "$@" >"$out/$name.txt" 2>&1 || echo "failed with $?"
+    python -m "benchmarks.$benchmark" "$@" >"$out/$name.txt" 2>&1 || { echo "failed with $?"; status=1; }
     grep -v '^measured ' "$out/$name.txt"
 }
 for variant in decoder_only encoder_decoder prefix; do
@@ -27,3 +29,4 @@ run update_prefix_prope train_step --config "$config" --calls 3 --vary "$everyth
 for variant in decoder_only encoder_decoder prefix; do
     run "agreement_$variant" agreement --config "configs/LVSM_scene_$variant.yaml" "$everything" "$@"
 done
+exit "$status"

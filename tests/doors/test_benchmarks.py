@@ -305,6 +305,28 @@ def test_numbers_that_measure_nothing_are_refused(benchmark, capsys):
         assert name in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("script", ["speed", "scaling"])
+def test_scripts_say_what_they_want(script):
+    result = subprocess.run([ROOT / "benchmarks" / f"{script}.sh"], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith(f"usage: benchmarks/{script}.sh ")
+
+
+def speeds_by(python, folder):
+    """benchmarks/speed.sh with such a script for a Python."""
+    stand_in = folder / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\n{python}\n")
+    stand_in.chmod(0o755)
+    command = [ROOT / "benchmarks" / "speed.sh", folder / "out", "training.warmup=1"]
+    path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def test_a_table_that_failed_is_no_success(tmp_path):
+    result = speeds_by("echo broken\nexit 3", tmp_path)
+    assert result.returncode == 1 and result.stdout.count("failed with 3") == result.stdout.count("broken") == 10
+
+
 class Begun(Exception):
     """What a benchmark was given."""
 
@@ -315,13 +337,7 @@ def begin(given):
 
 def test_the_table_of_speeds_asks_for_what_there_is(tmp_path, monkeypatch):
     """Commands that benchmarks/speed.sh gives a Python that only writes them down."""
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/commands\necho a table\n')
-    python.chmod(0o755)
-    command = [ROOT / "benchmarks" / "speed.sh", tmp_path / "out", "training.warmup=1"]
-    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    result = speeds_by(f'echo "$@" >>{tmp_path}/commands\necho a table', tmp_path)
     assert result.returncode == 0, result.stderr
     commands = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
     assert len(commands) == len(list((tmp_path / "out").iterdir())) == result.stdout.count("a table") == 10
