@@ -158,7 +158,7 @@ def own_attention(kernel: str, q: Tensor, k: Tensor, v: Tensor, into: Tensor | N
 
 
 def attention_gradients(kernel: str, saved: Sequence[Tensor], into: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-    """Those of queries, keys and values, written to the places `into` if there are some.
+    """The gradients of queries, keys and values, written to the places `into` if there are some.
 
     Args:
         saved: the gradient of what attention gave, its heads, what it gave and the log-sum-exp.

@@ -1,4 +1,4 @@
-"""Queries, keys and values with the norms of the first two inside the matmul that gives them, by QuACK, for rendering.
+"""One matmul by QuACK gives queries, keys and values, the first two normalised: for rendering.
 
 In training the norms' backward wants the matmul's own results (`normed_attention`).
 """

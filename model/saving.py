@@ -53,7 +53,7 @@ def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
 
 def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:
     """Arguments of torch's `checkpoint` for a policy; only compiled code has statistics to save."""
-    # Asked here: while compiled code is traced the decisions below are called from outside of it in some versions.
+    # Asked here: in `_decide` some versions of torch answer no, though they compile.
     compiled = torch.compiler.is_compiling()
     if policy == SavePolicy.NOTHING and not compiled:
         return {}

@@ -259,7 +259,7 @@ class Attention(MultiHead):
 
 
 def in_own_memory(own: KeysValues) -> KeysValues:
-    """Copied where they share memory with what they were projected together with, which would stay with them."""
+    """Keys and values in memory of their own: as views they would keep all that was projected with them."""
     return KeysValues(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in own))
 
 
