@@ -26,8 +26,8 @@ def amp_dtype(cfg: PrecisionConfig) -> torch.dtype:
 def autocast(cfg: PrecisionConfig, device: torch.device) -> AbstractContextManager[Any]:
     """What runs inside has its matmuls in `amp_dtype`."""
     dtype = amp_dtype(cfg)
-    # Without autocast's cache of rounded weights: a layer that runs twice finds them there the second time, but not when
-    # its checkpoint is computed again, and torch 2.14 refuses the difference.
+    # Without autocast's cache of rounded weights: a layer that runs twice finds them there the second time, but not
+    # when its checkpoint is computed again, and torch 2.14 refuses the difference.
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
