@@ -2,13 +2,14 @@
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pytest
 import torch
 
 import train
@@ -20,6 +21,7 @@ from tests.helpers import PATIENCE, ROOT, small_overrides
 from training.trainer import Trainer
 from utils.checkpoint import checkpoint_name, read_checkpoint, write_checkpoint
 from utils.distributed import process_group
+from utils.media import write_video
 
 
 def training_command(scenes: Path, run_folder: Path, *overrides: str, variant: str = "decoder_only") -> list[str]:
@@ -58,6 +60,22 @@ def save_model(place: Path, variant: str = "decoder_only") -> LVSM:
     content = {"model": published_state(model), "function": asdict(function_of(model))}
     write_checkpoint(place / "checkpoints", 1, content)
     return model.eval()
+
+
+def keep_frames(patch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The frames [n h w 3] of every video from now on, as evaluation hands them to the encoder.
+
+    Of equal frames the encoder makes equal bytes nearly always, on a busy machine not always.
+    """
+    videos: list[np.ndarray] = []
+
+    def write(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
+        frames = list(chunks)
+        videos.append(np.concatenate(frames))
+        write_video(path, frames, fps)
+
+    patch.setattr("evaluation.evaluator.write_video", write)
+    return videos
 
 
 def read_video(path: Path) -> tuple[list[np.ndarray], tuple[Any, ...]]:

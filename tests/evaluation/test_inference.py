@@ -37,7 +37,7 @@ from tests.lanes import ONE_FAST_VARIANT
 from tests.messages import check_names, check_told, refused
 from tests.processes import run
 from tests.runs import evaluation_command as command
-from tests.runs import save_model, scores
+from tests.runs import keep_frames, save_model, scores
 from utils.checkpoint import checkpoint_name, write_checkpoint
 from utils.config_file import read_kept_yaml
 from utils.distributed import process_group
@@ -745,13 +745,17 @@ def test_scenes_with_and_without_truth_are_one_evaluation(place, caplog):
     check_told(caplog.messages, "evaluated before", "4 of 4 scenes")
 
 
-def test_packed_scenes_are_evaluated_as_loose_ones(place):
+def test_packed_scenes_are_evaluated_as_loose_ones(place, monkeypatch):
     save_model(place)
+    videos = keep_frames(monkeypatch)
     packing.main([f"{place}/scenes/full_list.txt", "--output_dir", f"{place}/packed", "--num_processes", "1"])
     inference.main(command(place, *FILM))
     inference.main(command(place, *FILM, f"training.dataset_path={place}/packed/full_list.txt", out="of_packed"))
-    for path in (path for path in (place / "out").glob("*/*") if path.suffix in (".png", ".mp4")):
+    for path in (place / "out").glob("*/*.png"):
         assert path.read_bytes() == (place / "of_packed" / path.parent.name / path.name).read_bytes()
+    assert len(videos) == 2 * 3
+    for loose, packed in zip(videos[:3], videos[3:], strict=True):
+        assert np.array_equal(loose, packed)
     assert scores(place, "out") == scores(place, "of_packed")
     assert len(views_of(place / "of_packed")[1]) == 3 and (place / "of_packed" / "index.html").is_file()
 
