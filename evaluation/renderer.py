@@ -14,6 +14,7 @@ from torch import Tensor
 from evaluation.recording import Recordings, record_kernels
 from geometry.cameras import Cameras, Views
 from model import LVSM, Encoded
+from model.transformer import Attention
 from utils.media import start_to_uint8
 from utils.precision import PrecisionConfig, amp_dtype, autocast
 
@@ -99,12 +100,14 @@ def finished_renderer(model: LVSM, precision: PrecisionConfig, device: torch.dev
 
 
 def round_matmul_weights(model: LVSM, cfg: PrecisionConfig) -> LVSM:
-    """Round the weights of matmuls once to what autocast would round them to at every call.
+    """Round the weights of matmuls once to what autocast would round them to at every call, and prepare the norms.
 
-    For inference alone: it changes no number, and spares the rounding.
+    For inference alone: it changes no number, and spares the work.
     """
     dtype = amp_dtype(cfg)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.to(dtype)
+        elif isinstance(module, Attention):
+            module.settle_norms()
     return model

@@ -26,22 +26,27 @@ def takes_normed_projection(kernel: MLPKernel, x: Tensor, d_head: int) -> bool:
     return not torch.is_grad_enabled() and d_head == _D_HEAD and takes_quack(kernel, x)
 
 
-def project_normed(x: Tensor, projection: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+def norm_shares(q_weight: Tensor, k_weight: Tensor, d: int) -> Tensor:
+    """What a column's normalised and its plain value count in queries, keys and values [2 3d], in float32.
+
+    Args:
+        q_weight, k_weight: those of the norms [c].
+    """
+    norms = [weight.float().repeat(d // len(weight)) for weight in (q_weight, k_weight)]
+    none = norms[0].new_zeros(3 * d)
+    whole = norms[0].new_ones(d)
+    # In one piece, which is one kernel.
+    return torch.cat([*norms, none, whole]).unflatten(0, (2, -1))
+
+
+def project_normed(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
     """Queries and keys after their norms, and values, of tokens [b n d]: [b n 3d].
 
     Args:
         projection: weights [3d d] in the precision of `x`.
-        q_weight, k_weight: those of the norms [c].
+        shares: as `norm_shares` gives them.
     """
-    d = projection.shape[1]
-    d_head = len(q_weight)
-    norms = [weight.float().repeat(d // d_head) for weight in (q_weight, k_weight)]
-    # Of each column what its normalised and its plain value count; in one piece, which is one kernel.
-    none = norms[0].new_zeros(3 * d)
-    whole = norms[0].new_ones(d)
-    shares = torch.cat([*norms, none, whole]).unflatten(0, (2, -1))
-    y = normed_qkv(x.flatten(0, -2), projection, shares, d_head)
-    return y.unflatten(0, x.shape[:-1])
+    return normed_qkv(x.flatten(0, -2), projection, shares, d_head).unflatten(0, x.shape[:-1])
 
 
 @functools.cache
@@ -53,7 +58,7 @@ def normed_qkv_plainly(x: Tensor, projection: Tensor, shares: Tensor, d_head: in
     """y = x projectionᵀ of tokens [n d] and weights [3d d], and each head of it over its root mean square.
 
     Args:
-        shares: what the latter and the former count in every column of the sum that is returned [2 3d], in float32.
+        shares: what the latter and the former count in every column of the sum that is returned [2 3d].
     """
     y = x @ projection.T
     heads = y.float().unflatten(-1, (-1, d_head))

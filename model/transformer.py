@@ -18,7 +18,7 @@ from model.compilation import Compilable
 from model.fused import QK_EPS, gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.normed_attention import attend_normed
-from model.normed_projection import project_normed, takes_normed_projection
+from model.normed_projection import norm_shares, project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -175,9 +175,17 @@ class Attention(MultiHead):
     """Tokens attend to one another, and to context if there is any."""
 
     qkv: nn.Linear
+    _shares: Tensor | None
 
     def __init__(self, d: int, d_head: int, use_qk_norm: bool) -> None:
         super().__init__(d, d_head, use_qk_norm, qkv=3 * d)
+        self.register_buffer("_shares", None, persistent=False)
+
+    @torch.no_grad()
+    def settle_norms(self) -> None:
+        """Prepare norms for many calls; those of a model that is not trained any more."""
+        if self.q_norm is not None:
+            self._shares = self._norm_shares()
 
     def forward(
         self,
@@ -242,12 +250,16 @@ class Attention(MultiHead):
             q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
             k, v = self._project_kv(x)
         elif relative is None and self.q_norm is not None and takes_normed_projection(self.projection, x, self.d_head):
-            heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), *self._norm_weights()))
+            shares = self._norm_shares() if self._shares is None else self._shares
+            heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), shares, self.d_head))
             q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
             return q, KeysValues(k, v)
         else:
             q, k, v = self._split_heads(self.qkv(x)).chunk(3, dim=2)
         return self._queries(q, queries, relative).transpose(1, 2), self._keys_values(k, v, relative)
+
+    def _norm_shares(self) -> Tensor:
+        return norm_shares(*self._norm_weights(), self.out.in_features)
 
     def keys_values(self, x: Float[Tensor, "b n d"], relative: Relative | None = None) -> KeysValues:
         """The keys and values of `x` alone."""
@@ -276,14 +288,16 @@ def attend_in_context(
 
 def join(context: KeysValues, own: KeysValues) -> KeysValues:
     """The context of a scene before the keys and values of every sequence of it."""
+    if torch.compiler.is_compiling():
+        # Keys and values in one kernel.
+        return KeysValues(*_join_one(torch.stack(context), torch.stack(own)).unbind())
     return KeysValues(*(_join_one(theirs, ours) for theirs, ours in zip(context, own, strict=True)))
 
 
-def _join_one(theirs: Float[Tensor, "s h m c"], ours: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h k c"]:
-    scenes = len(theirs)
-    ours = ours.unflatten(0, (scenes, -1))
-    theirs = theirs[:, None].expand(-1, ours.shape[1], -1, -1, -1)
-    return torch.cat([theirs, ours], dim=3).flatten(0, 1)
+def _join_one(theirs: Float[Tensor, "*x s h m c"], ours: Float[Tensor, "*x b h n c"]) -> Float[Tensor, "*x b h k c"]:
+    ours = ours.unflatten(-4, (theirs.shape[-4], -1))
+    theirs = theirs.unsqueeze(-4).expand(*ours.shape[:-2], *theirs.shape[-2:])
+    return torch.cat([theirs, ours], dim=-2).flatten(-5, -4)
 
 
 class CrossAttention(MultiHead):

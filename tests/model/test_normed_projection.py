@@ -1,10 +1,12 @@
 """Norms of queries and keys inside the matmul that gives them, QuACK in plain formulas: when, and the same numbers."""
 
+import copy
+
 import pytest
 import torch
 
 from model import normed_projection as room
-from model.normed_projection import project_normed, takes_normed_projection
+from model.normed_projection import norm_shares, project_normed, takes_normed_projection
 from model.transformer import Attention
 from tests import quack
 from tests.helpers import VARIANTS, Count, drawn_norm, random_cameras, random_views, small_model
@@ -30,7 +32,7 @@ def test_queries_and_keys_are_normalised_values_are_not(package, dtype, near):
     q, k, v = (x.double() @ projection.double().T).unflatten(-1, (-1, 16)).chunk(3, dim=-2)
     expected = torch.cat([norms[0].double()(q), norms[1].double()(k), v], dim=-2).flatten(-2)
     with torch.no_grad():
-        found = project_normed(x, projection, *(each.float().weight for each in norms))
+        found = project_normed(x, projection, norm_shares(*(each.float().weight for each in norms), 48), 16)
     assert found.dtype == dtype and package.calls == {"head_norm_epilogue": 1}
     torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
 
@@ -66,6 +68,25 @@ def test_renders_are_the_same(package, variant):
     found = quack.use(small_model(variant)).eval()(*views)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert package.calls["head_norm_epilogue"] == CALLS[variant]
+
+
+@torch.no_grad()
+def test_what_norms_count_is_computed_once_for_a_model_that_renders(package):
+    attention = quack.use(Attention(64, 32, True))
+    attention.q_norm.weight.normal_()
+    x = torch.randn(2, 5, 64)
+    with Count() as before:
+        expected = attention(x)
+    attention.settle_norms()
+    with Count() as count:
+        assert torch.equal(attention(x), expected)
+    assert before.calls["cat"] == 1 and count.calls["cat"] == 0
+    # Not part of what is saved; moves and is copied with the module.
+    assert "_shares" not in attention.state_dict() and not attention._shares.requires_grad
+    assert copy.deepcopy(attention).to("meta")._shares.is_meta
+    without = Attention(64, 32, False)
+    without.settle_norms()
+    assert without(x).shape == x.shape
 
 
 @torch.no_grad()
