@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import Encoded
 from utils.nests import change_tensors, ends_of, tensors_of
 from utils.text import described
 
@@ -30,23 +32,48 @@ def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., An
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):
-        places = change_tensors(args, torch.clone)
+        places = Places(args)
         for _ in range(_WARM_UP):
-            function(*places)
+            function(*places.nests)
     graph = torch.cuda.CUDAGraph()
     # Other threads, as those of loaders, may go on meanwhile.
     recorder = torch.cuda.graph(graph, pool=_memory(), stream=stream, capture_error_mode="thread_local")
     with torch.inference_mode(), recorder:
-        result = function(*places)
+        result = function(*places.nests)
 
     def play(*given: Any, _reads: object = function) -> Any:
         with torch.inference_mode():
-            for place, tensor in zip(tensors_of(places), tensors_of(given), strict=True):
-                place.copy_(tensor, non_blocking=True)
+            places.fill(given)
             graph.replay()
             return change_tensors(result, torch.clone)
 
     return play
+
+
+class Places:
+    """Copies of arguments, which stay where they are whatever is copied to them.
+
+    Attributes:
+        nests: the copies, in nests like the arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.nests = change_tensors(args, torch.clone)
+        self._held = [_who(arg) for arg in args]
+
+    def fill(self, args: tuple[Any, ...]) -> None:
+        """Copy arguments like the first; encoded scenes that are here already stay, since they never change."""
+        for number, (nest, arg) in enumerate(zip(self.nests, args, strict=True)):
+            if isinstance(arg, Encoded) and self._held[number]() is arg:
+                continue
+            for place, tensor in zip(tensors_of(nest), tensors_of(arg), strict=True):
+                place.copy_(tensor, non_blocking=True)
+            self._held[number] = _who(arg)
+
+
+def _who(arg: Any) -> Callable[[], Any]:
+    """What tells whether an argument comes again, and does not keep it alive."""
+    return weakref.ref(arg) if isinstance(arg, Encoded) else lambda: None
 
 
 @functools.cache

@@ -20,12 +20,16 @@ _ATEN = torch.ops.aten
 _PACKAGE = "flash_attn.cute.interface"
 _DEVICES = {"cuda"}
 _DTYPES = HALF
-# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention): FlashAttention-4 is the fastest
-# of all for so many scores and more, forward alone only from so many queries. Below, its host work shows. From as many
-# scores on, a context had better be attended to apart, by cuDNN's kernel as well.
+# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention, benchmarks.render):
+# FlashAttention-4 is the fastest of all for so many scores and more. Below, its host work shows, where kernels are not
+# recorded; in rendering, where they are, for fewer scores, but only from so many queries. From so many scores on a
+# context had better be attended to apart, by cuDNN's kernel as well.
 _MEASURED_HEAD = 64
 _SCORES = 400_000_000
-_QUERIES = 2048
+_SCORES_RENDERING = 100_000_000
+_QUERIES_RENDERING = 2048
+_SCORES_APART = 400_000_000
+_SCORES_APART_RENDERING = 300_000_000
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
 package = FallibleKernels(
@@ -60,7 +64,9 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
         return False
     if kernel == "fa4":
         return q.shape[-1] % 8 == 0 and q.shape[-1] <= _WIDEST_HEAD
-    return _has_scores_enough(q, keys) and (torch.is_grad_enabled() or q.shape[2] >= _QUERIES)
+    if torch.is_grad_enabled():
+        return _has_scores(q, keys, _SCORES)
+    return _has_scores(q, keys, _SCORES_RENDERING) and q.shape[2] >= _QUERIES_RENDERING
 
 
 def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel | None:
@@ -74,17 +80,19 @@ def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel 
     keys = k.shape[2] + context_k.shape[2]
     if takes_fa4(kernel, q, keys) and (kernel == "fa4" or torch.is_grad_enabled()):
         return "fa4"
-    by_shape = kernel in ("by_shape", "cudnn_by_shape") and _is_of_16_bits_on_gpu(q)
-    return "cudnn" if by_shape and _has_scores_enough(q, keys) else None
+    if kernel not in ("by_shape", "cudnn_by_shape") or not _is_of_16_bits_on_gpu(q):
+        return None
+    least = _SCORES_APART if torch.is_grad_enabled() else _SCORES_APART_RENDERING
+    return "cudnn" if _has_scores(q, keys, least) else None
 
 
 def _is_of_16_bits_on_gpu(q: Tensor) -> bool:
     return q.dtype in _DTYPES and q.device.type in _DEVICES
 
 
-def _has_scores_enough(q: Tensor, keys: int) -> bool:
+def _has_scores(q: Tensor, keys: int, least: int) -> bool:
     b, h, n, c = q.shape
-    return c == _MEASURED_HEAD and b * h * n * keys >= _SCORES
+    return c == _MEASURED_HEAD and b * h * n * keys >= least
 
 
 @functools.cache

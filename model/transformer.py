@@ -288,7 +288,7 @@ def attend_in_context(
 
 def join(context: KeysValues, own: KeysValues) -> KeysValues:
     """The context of a scene before the keys and values of every sequence of it."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and len(own.k) == 1:
         # Keys and values in one kernel.
         return KeysValues(*_join_one(torch.stack(context), torch.stack(own)).unbind())
     return KeysValues(*(_join_one(theirs, ours) for theirs, ours in zip(context, own, strict=True)))

@@ -1,13 +1,15 @@
 """What is recorded, what is played, and what happens where recording fails."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from evaluation.recording import Recordings
+from evaluation.recording import Places, Recordings
 from evaluation.renderer import Renderer
 from tests.helpers import random_cameras, random_views, small_model
+from utils.nests import tensors_of
 from utils.precision import PrecisionConfig
 
 
@@ -89,3 +91,26 @@ def test_a_renderer_records_what_it_encodes_and_renders(variant):
     # Cameras of another size are tensors of the same shapes.
     half = replace(targets, height=8, width=12)
     assert recording.render(recording.encode(inputs), half).shape[-2:] == (8, 12)
+
+
+def test_encoded_scenes_are_copied_once_and_all_else_each_time():
+    model, cameras = small_model("prefix"), random_cameras(1, 3, seed=1)
+    first, second = (model.encode(random_views(1, 2, seed=seed)) for seed in range(2))
+    with torch.no_grad():
+        places = Places((first, cameras))
+    read = (tensors_of(places.nests[0]), tensors_of(places.nests[1]))
+    kept, seen = (next(tensors) for tensors in read)
+
+    def copied(scenes):
+        kept.zero_()
+        seen.zero_()
+        with torch.no_grad():
+            places.fill((scenes, cameras))
+        assert torch.equal(seen, next(tensors_of(cameras)))
+        return torch.equal(kept, next(tensors_of(scenes)))
+
+    assert [copied(scenes) for scenes in (first, second, second, first)] == [False, True, False, True]
+    # A scene that lies where another lay is another one; and places keep none alive.
+    gone = weakref.ref(first)
+    del first
+    assert gone() is None and copied(model.encode(random_views(1, 2)))

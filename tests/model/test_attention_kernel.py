@@ -94,6 +94,9 @@ MEASURED = [
     (8, 2048, 2048, True, True),
     (48, 1024, 3072, True, False),
     (48, 1024, 1024, True, False),
+    (1, 3072, 3072, False, True),
+    (1, 4096, 4096, False, True),
+    (8, 1024, 3072, False, False),
     (1, 1024, 3072, False, False),
     (2, 256, 768, False, False),
 ]
@@ -116,7 +119,8 @@ def test_the_kernel_follows_the_shape_as_measured(monkeypatch, b, queries, keys,
 SHARED = [
     (48, 8, "fa4", "cudnn"),
     (12, 4, "fa4", "cudnn"),
-    (8, 1, None, None),
+    (8, 1, None, "cudnn"),
+    (3, 1, None, None),
     (48, 48, None, None),
 ]
 
@@ -127,11 +131,11 @@ def test_several_sequences_spare_copies_of_their_context(monkeypatch, b, scenes,
     q, context = empty_heads(b, 1024), empty_heads(scenes, 2048)
     assert apart_by("fa4", q, q, context) == ("fa4" if b > scenes else None)
     assert apart_by("by_shape", q, q, context) == training
-    assert apart_by("cudnn_by_shape", q, q, context) == rendering
+    assert apart_by("cudnn_by_shape", q, q, context) == (training and "cudnn")
     # A kernel that was named runs as torch has it.
     assert apart_by("cudnn", q, q, context) is None
     with torch.no_grad():
-        assert apart_by("by_shape", q, q, context) == rendering
+        assert apart_by("by_shape", q, q, context) == apart_by("cudnn_by_shape", q, q, context) == rendering
     exact = empty_heads(b, 1024, dtype=torch.float32)
     assert apart_by("fa4", exact, exact, context) is apart_by("by_shape", exact, exact, context) is None
 
@@ -162,8 +166,7 @@ def images_and_gradients(variant, kernel, execution=PLAIN):
 @pytest.fixture
 def measured(package, monkeypatch):
     """FlashAttention-4 in plain formulas, measured to win everywhere; what was joined."""
-    monkeypatch.setattr(room, "_MEASURED_HEAD", 32)
-    monkeypatch.setattr(room, "_SCORES", 1)
+    flash4.measure_small(monkeypatch)
     joins, join = [], transformer.join
     monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
     return SimpleNamespace(calls=package.calls, joins=joins)

@@ -27,8 +27,7 @@ def package(monkeypatch):
 @pytest.fixture
 def measured(package, monkeypatch):
     """FlashAttention-4 in plain formulas, measured to win everywhere."""
-    monkeypatch.setattr("model.attention_kernel._MEASURED_HEAD", 32)
-    monkeypatch.setattr("model.attention_kernel._SCORES", 1)
+    flash4.measure_small(monkeypatch)
     return package
 
 

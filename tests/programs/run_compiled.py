@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from model import attention_kernel, compilation
+from model import compilation
 from model.execution import ExecutionConfig, apply_execution, compile_each_shape, prepare_compiler
 from model.transformer import Transformer
 from tests import flash4, quack
@@ -103,8 +103,7 @@ def own_kernels_equal_plain():
         with pytest.MonkeyPatch.context() as patch:
             attention = flash4.install(patch)
             mlp = quack.install(patch)
-            patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
-            patch.setattr(attention_kernel, "_SCORES", 1)
+            flash4.measure_small(patch)
             found = layer_gradients(ExecutionConfig(1, share, compile="on"), "by_shape", context, "quack")
         for ours, theirs in zip(found, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -117,8 +116,7 @@ def side_by_side_equals_plain():
     """Sequences beside their context, whatever is kept, for another number of scenes and of targets, too."""
     with pytest.MonkeyPatch.context() as patch:
         package = flash4.install(patch)
-        patch.setattr(attention_kernel, "_MEASURED_HEAD", 32)
-        patch.setattr(attention_kernel, "_SCORES", 1)
+        flash4.measure_small(patch)
         for share, sizes in ((0.0, (1, 2)), (1.0, (2, 3))):
             results = []
             for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(1, share, compile="on"), "by_shape")):
