@@ -76,9 +76,11 @@ class Renderer(Predictor):
     def record(self, encoded: Encoded, targets: Cameras) -> Callable[[Cameras], Tensor]:
         """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w].
 
-        For viewers: on a GPU its kernels are recorded at once.
+        For viewers: it is called by one of them at a time, and on a GPU its kernels are recorded at once.
         """
-        decode = functools.partial(self._decode, encoded)
+        with torch.inference_mode():
+            prepared = self.model.prepare_frames(encoded, targets)
+        decode = functools.partial(self._decode, prepared)
         return record_kernels(decode, targets) if self.device.type == "cuda" else decode
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -5,6 +5,7 @@ The formula is that of fused.py, in instructions of the card. To be imported onl
 
 # mypy: disable-error-code="no-untyped-def"
 
+import functools
 import math
 
 import cutlass.cute as cute
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from model.fused import COEFFICIENTS, P
 
-# Tiles measured to be the fastest on Hopper for d = 768 (benchmarks.mlp): pairs of blocks have the columns of a matrix
-# in common, or, for the gradient of so many tokens and more, the rows.
-_SHARED_COLUMNS = GemmConfig(
-    tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False
-)
-_SHARED_ROWS = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
+# Tiles measured to be the fastest on Hopper for d = 768, by the number of tokens (benchmarks/RECORDS.md). Pairs of
+# blocks have the columns of a matrix in common. Of many tokens, tiles are handed out as they are asked for, and for the
+# gradient pairs have the rows in common. Of few, which make no second tile for a block, all its warps share one.
+_in_tiles = functools.partial(GemmConfig, tile_m=128, tile_n=192)
+_TILES = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
+_TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=True)
+_GRADIENT_TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=True)
+_TILES_OF_FEW = _in_tiles(pingpong=False, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 _MANY = 100_000
+_FEW = 2_000
 
 
 def _tail(x):
@@ -64,19 +68,23 @@ def gelu_backward_epilogue(acc, c):
     return {"D": acc * slope, "activated": activated}
 
 
+def _tiles(x: Tensor) -> GemmConfig:
+    return _TILES_OF_MANY if len(x) >= _MANY else _TILES
+
+
 def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `up_gelu_plainly`."""
-    result = up_gelu_epilogue(x, up.T, config=_SHARED_COLUMNS)
+    result = up_gelu_epilogue(x, up.T, config=_tiles(x))
     return result["D"], result["activated"]
 
 
 def gelu_of_up(x: Tensor, up: Tensor) -> Tensor:
     """The fast form of `gelu_of_up_plainly`."""
-    return gelu_epilogue(x, up.T, config=_SHARED_COLUMNS)["D"]
+    return gelu_epilogue(x, up.T, config=_TILES_OF_FEW if len(x) < _FEW else _tiles(x))["D"]
 
 
 def gelu_backward(outer: Tensor, down: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `gelu_backward_plainly`."""
-    tiles = _SHARED_ROWS if len(outer) >= _MANY else _SHARED_COLUMNS
+    tiles = _GRADIENT_TILES_OF_MANY if len(outer) >= _MANY else _TILES
     result = gelu_backward_epilogue(outer, down, before, config=tiles)
     return result["D"], result["activated"]

@@ -31,9 +31,11 @@ from model.transformer import (
     KeysValues,
     LayerNorm,
     Relative,
+    Room,
     Transformer,
     TransformerConfig,
     init_linears,
+    with_room,
 )
 
 
@@ -107,6 +109,10 @@ class LVSM(Compilable, nn.Module):
         """The tokens that become the images of target cameras [b, t], from what this variant's `encode` gave."""
         raise NotImplementedError
 
+    def prepare_frames(self, encoded: Any, targets: Cameras) -> Encoded:
+        """What `decode` takes in place of `encoded` for cameras like `targets` [b, t], one call after another."""
+        return encoded
+
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
         """Arithmetic of encoding a scene of images of `image_size`; that of tokenizers is not counted."""
@@ -158,9 +164,9 @@ class InputTokens(SceneTokens):
 
 @dataclass(frozen=True)
 class SceneKeys(Encoded):
-    """Scenes as keys and values for every layer that renders."""
+    """Scenes as keys and values for every layer that renders, or one scene with room for those of a target."""
 
-    layers: tuple[KeysValues, ...]
+    layers: tuple[KeysValues | Room, ...]
 
 
 class DecoderOnly(LVSM):
@@ -207,6 +213,13 @@ class Prefix(DecoderOnly):
         _, layers = self.transformer(self._input_tokens(inputs), queries=NO_QUERIES, relative=relative, return_kv=True)
         return SceneKeys(layers)
 
+    def prepare_frames(self, encoded: SceneKeys, targets: Cameras) -> Encoded:
+        """Of a scene and one target at a time: with room for the target's keys and values."""
+        if targets.shape != (1, 1):
+            return encoded
+        tokens = self._tokens_of(targets)
+        return SceneKeys(tuple(with_room(layer, tokens) for layer in encoded.layers))
+
     def target_tokens(self, encoded: SceneKeys, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the stack, which attend to themselves and to the inputs."""
         relative = self._relative(_one_by_one(targets))
@@ -229,11 +242,14 @@ class Prefix(DecoderOnly):
         if not is_own or self.camera_encoding != "none":
             return None
         scenes, views = inputs.images.shape[:2]
-        area = self.image_tokenizer.patch_size**2
-        known = views * inputs.cameras.height * inputs.cameras.width // area
-        sequences = (scenes * targets.shape[1], targets.height * targets.width // area)
+        known = views * self._tokens_of(inputs.cameras)
+        sequences = (scenes * targets.shape[1], self._tokens_of(targets))
         like = inputs.images[:1, :1, :1, :1, :1].reshape(1, 1, 1, 1)
         return self.transformer.side_by_side_kernel(like, (scenes, known, *sequences))
+
+    def _tokens_of(self, cameras: Cameras) -> int:
+        """Those of one view."""
+        return cameras.height * cameras.width // self.image_tokenizer.patch_size**2
 
     def _input_tokens(self, inputs: Views) -> Float[Tensor, "b n d"]:
         return self.input_norm(self.image_tokenizer(inputs).flatten(1, 2))

@@ -31,7 +31,7 @@ def head_norm_epilogue(acc, rstd, weight, plain):
     return {"D": acc * (rstd * weight + plain)}
 
 
-def normed_qkv(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
-    """The fast form of `normed_qkv_plainly`."""
+def normed_qkv(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor) -> None:
+    """The fast form of `normed_qkv_plainly`, written to `into`."""
     weight, plain = shares
-    return head_norm_epilogue(x, projection.T, config=_TILES, rstd=d_head, weight=weight, plain=plain)["D"]
+    head_norm_epilogue(x, projection.T, out={"D": into}, config=_TILES, rstd=d_head, weight=weight, plain=plain)

@@ -39,14 +39,19 @@ def norm_shares(q_weight: Tensor, k_weight: Tensor, d: int) -> Tensor:
     return torch.cat([*norms, none, whole]).unflatten(0, (2, -1))
 
 
-def project_normed(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
+def project_normed(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor | None = None) -> Tensor:
     """Queries and keys after their norms, and values, of tokens [b n d]: [b n 3d].
 
     Args:
         projection: weights [3d d] in the precision of `x`.
         shares: as `norm_shares` gives them.
+        into: where they are written, if it is there.
     """
-    return normed_qkv(x.flatten(0, -2), projection, shares, d_head).unflatten(0, x.shape[:-1])
+    args = (x.flatten(0, -2), projection, shares, d_head)
+    if into is None:
+        return normed_qkv(*args).unflatten(0, x.shape[:-1])
+    normed_qkv_into(*args, into.flatten(0, -2))
+    return into
 
 
 @functools.cache
@@ -69,10 +74,27 @@ def normed_qkv_plainly(x: Tensor, projection: Tensor, shares: Tensor, d_head: in
 @torch.library.custom_op("lvsm::normed_qkv", mutates_args=())
 def normed_qkv(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
     """`normed_qkv_plainly` as an operator that compilers know."""
-    args = (x.contiguous(), projection.contiguous(), shares, d_head)
-    return package.run(lambda *given: _quack().normed_qkv(*given), normed_qkv_plainly, *args)
+    into = x.new_empty(x.shape[0], projection.shape[0])
+    normed_qkv_into(x, projection, shares, d_head, into)
+    return into
 
 
 @normed_qkv.register_fake
 def _(x: Tensor, projection: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], projection.shape[0])
+
+
+@torch.library.custom_op("lvsm::normed_qkv_into", mutates_args=("into",))
+def normed_qkv_into(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor) -> None:
+    """The same, written to contiguous memory [n 3d]."""
+    args = (x.contiguous(), projection.contiguous(), shares, d_head, into)
+    package.run(lambda *given: _quack().normed_qkv(*given), _write_plainly, *args)
+
+
+@normed_qkv_into.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+def _write_plainly(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor) -> None:
+    into.copy_(normed_qkv_plainly(x, projection, shares, d_head))

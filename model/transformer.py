@@ -76,6 +76,16 @@ class KeysValues(NamedTuple):
     v: Float[Tensor, "b h m c"]
 
 
+class Room(NamedTuple):
+    """Queries, keys and values of a scene's `m` tokens and of one sequence behind them, which attention writes there.
+
+    So keys and values need not be joined for each sequence; who attends to it has it alone. The first queries are
+    never read.
+    """
+
+    heads: Float[Tensor, "1 m+n 3*h c"]
+
+
 class SideBySide(NamedTuple):
     """One row of tokens that are several sequences: what attends, and their counts as in `attend_normed`."""
 
@@ -191,7 +201,7 @@ class Attention(MultiHead):
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: KeysValues | None = None,
+        context: KeysValues | Room | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
@@ -200,7 +210,8 @@ class Attention(MultiHead):
 
         Args:
             context: further keys and values to attend to, of `b` sequences or fewer: those of the first serve as many
-                sequences of `x` in a row as there are for each.
+                sequences of `x` in a row as there are for each. With a room all of `x` are queries, and no keys and
+                values come back.
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
             side_by_side: `x` is a row of sequences; nothing else is given then.
@@ -210,6 +221,8 @@ class Attention(MultiHead):
             side_by_side = side_by_side or self._alone(x)
         if side_by_side is not None:
             return self._in_one_operator(x, side_by_side)
+        if isinstance(context, Room):
+            return self._results(self._attend_in_room(x, context.heads, relative), None, relative)
         q, own = self._queries_keys_values(x, queries, relative)
         attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
@@ -242,6 +255,26 @@ class Attention(MultiHead):
     def _normalizes_in_training(self) -> bool:
         return self.q_norm is not None and torch.is_grad_enabled()
 
+    def _attend_in_room(
+        self, x: Float[Tensor, "1 n d"], heads: Tensor, relative: Relative | None
+    ) -> Float[Tensor, "1 n h c"]:
+        own = heads[:, -x.shape[1] :]
+        if self._projects_normed(x, relative):
+            self._project_normed(x, own.flatten(2))
+        else:
+            q, keys_values = self._queries_keys_values(x, None, relative)
+            own.copy_(torch.cat([part.transpose(1, 2) for part in (q, *keys_values)], dim=2))
+        q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
+        return attend(q[:, :, -x.shape[1] :], k, v, self.kernel).transpose(1, 2)
+
+    def _projects_normed(self, x: Tensor, relative: Relative | None) -> bool:
+        normed = relative is None and self.q_norm is not None
+        return normed and takes_normed_projection(self.projection, x, self.d_head)
+
+    def _project_normed(self, x: Float[Tensor, "b n d"], into: Tensor | None = None) -> Tensor:
+        shares = self._norm_shares() if self._shares is None else self._shares
+        return project_normed(x, self.qkv.weight.to(x.dtype), shares, self.d_head, into)
+
     def _queries_keys_values(
         self, x: Tensor, queries: slice | None, relative: Relative | None
     ) -> tuple[Float[Tensor, "b h m c"], KeysValues]:
@@ -249,9 +282,8 @@ class Attention(MultiHead):
         if queries is not None:
             q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
             k, v = self._project_kv(x)
-        elif relative is None and self.q_norm is not None and takes_normed_projection(self.projection, x, self.d_head):
-            shares = self._norm_shares() if self._shares is None else self._shares
-            heads = self._split_heads(project_normed(x, self.qkv.weight.to(x.dtype), shares, self.d_head))
+        elif self._projects_normed(x, relative):
+            heads = self._split_heads(self._project_normed(x))
             q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
             return q, KeysValues(k, v)
         else:
@@ -288,16 +320,20 @@ def attend_in_context(
 
 def join(context: KeysValues, own: KeysValues) -> KeysValues:
     """The context of a scene before the keys and values of every sequence of it."""
-    if torch.compiler.is_compiling() and len(own.k) == 1:
-        # Keys and values in one kernel.
-        return KeysValues(*_join_one(torch.stack(context), torch.stack(own)).unbind())
     return KeysValues(*(_join_one(theirs, ours) for theirs, ours in zip(context, own, strict=True)))
 
 
-def _join_one(theirs: Float[Tensor, "*x s h m c"], ours: Float[Tensor, "*x b h n c"]) -> Float[Tensor, "*x b h k c"]:
-    ours = ours.unflatten(-4, (theirs.shape[-4], -1))
-    theirs = theirs.unsqueeze(-4).expand(*ours.shape[:-2], *theirs.shape[-2:])
-    return torch.cat([theirs, ours], dim=-2).flatten(-5, -4)
+def _join_one(theirs: Float[Tensor, "s h m c"], ours: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h k c"]:
+    scenes = len(theirs)
+    ours = ours.unflatten(0, (scenes, -1))
+    theirs = theirs[:, None].expand(-1, ours.shape[1], -1, -1, -1)
+    return torch.cat([theirs, ours], dim=3).flatten(0, 1)
+
+
+def with_room(context: KeysValues, tokens: int) -> Room:
+    """A scene's context, and room for a sequence of so many tokens."""
+    k, v = (x.transpose(1, 2) for x in context)
+    return Room(F.pad(torch.cat([torch.zeros_like(k), k, v], dim=2), (0, 0, 0, 0, 0, tokens)))
 
 
 class CrossAttention(MultiHead):
@@ -373,7 +409,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: KeysValues | None = None,
+        context: KeysValues | Room | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
@@ -460,7 +496,7 @@ class Transformer(Compilable, nn.ModuleList):
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: Sequence[KeysValues] | None = None,
+        context: Sequence[KeysValues | Room] | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], tuple[KeysValues, ...]]:
@@ -528,7 +564,7 @@ def _run_group(
     x: Tensor,
     queries: slice | None,
     policy: SavePolicy | None,
-    context: Sequence[KeysValues] | None,
+    context: Sequence[KeysValues | Room] | None,
     relative: Relative | None,
     return_kv: bool,
     side_by_side: SideBySide | None = None,

@@ -27,14 +27,18 @@ class Epilogues:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.tiles: list[SimpleNamespace] = []
         self.errors: dict[str, Exception] = {}
 
     def gemm_epilogue(self, outputs=(), ops=None, prepass=None, prepass_outs=()):
         """A matmul with a function of its result in float32, of another matrix of that shape, or of `ops`."""
 
         def wrap(function):
-            def matmul(a: Tensor, b: Tensor, c: Tensor | None = None, *, config, **given) -> dict[str, Tensor]:
+            def matmul(
+                a: Tensor, b: Tensor, c: Tensor | None = None, *, config, out=None, **given
+            ) -> dict[str, Tensor]:
                 self.calls[function.__name__] += 1
+                self.tiles.append(config)
                 if function.__name__ in self.errors:
                     raise self.errors[function.__name__]
                 # What the kernels would check.
@@ -47,7 +51,11 @@ class Epilogues:
                 values = {name: op(given[name], summed.get(name)) for name, op in (ops or {}).items()}
                 found = function(result, *([] if c is None else [c.float()]), **values)
                 assert set(found) == {"D", *outputs}
-                return {name: x.to(a.dtype) for name, x in found.items()}
+                results = {name: x.to(a.dtype) for name, x in found.items()}
+                for name, place in (out or {}).items():
+                    assert place.is_contiguous() and place.dtype == a.dtype
+                    results[name] = place.copy_(results[name])
+                return results
 
             return matmul
 

@@ -9,10 +9,11 @@ from torch.nn.functional import gelu, layer_norm, rms_norm
 
 from geometry.cameras import camera_rays, plucker
 from geometry.relative import inverse_projections, projections
-from model import ModelConfig, build_model, decoding_flops, encoding_flops
+from model import ModelConfig, build_model, decoding_flops, encoding_flops, transformer
 from model.execution import ExecutionConfig, apply_execution
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
+from tests import quack
 from tests.helpers import MODELS, random_cameras, random_views, small_model
 
 P = 4
@@ -267,3 +268,29 @@ def test_all_linear_layers_of_the_cross_attending_decoder_are_drawn_alike():
         if isinstance(module, torch.nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert {block.scale for block in model.decoder} == {0.5}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["torch", "quack"])
+@pytest.mark.parametrize("variant", MODELS)
+def test_frames_after_one_another_are_those_of_the_scene(monkeypatch, variant, kernel):
+    """Whatever a frame leaves behind; several scenes and targets are rendered as ever."""
+    package = quack.install(monkeypatch)
+    model = quack.use(small_model(variant), kernel).eval()
+    encoded, targets = model.encode(random_views(2, 3)), random_cameras(2, 2, seed=1)
+    expected = model.decode(encoded, targets)
+    assert model.prepare_frames(encoded, targets) is encoded
+    scene = encoded[1]
+    prepared = model.prepare_frames(scene, targets[1:, :1])
+    joins = []
+    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both))
+    before = package.calls["head_norm_epilogue"]
+    for index in (0, 1, 0):
+        found = model.decode(prepared, targets[1:, index : index + 1])
+        torch.testing.assert_close(found, expected[1:, index : index + 1], rtol=1e-4, atol=1e-5)
+    assert not joins
+    if variant == "prefix" and kernel == "quack":
+        assert package.calls["head_norm_epilogue"] - before == 3 * 3
+    # What the scene itself holds stays.
+    monkeypatch.undo()
+    torch.testing.assert_close(model.decode(encoded, targets), expected, rtol=1e-4, atol=1e-5)

@@ -65,6 +65,20 @@ def test_gelu_and_its_gradient_everywhere(package):
     torch.testing.assert_close(gradient[:, 0].double(), slope, rtol=1e-6, atol=5e-7)
 
 
+def test_tiles_are_those_measured_for_so_many_tokens(package):
+    """Few for a frame of prefix, and as many as an update has."""
+    up, down = torch.ones(4, 1), torch.ones(1, 4)
+    for tokens in (1024, 3072, 147_456):
+        x, outer = torch.ones(tokens, 1), torch.ones(tokens, 1)
+        room.gelu_of_up(x, up)
+        room.gelu_backward(outer, down, room.up_gelu(x, up)[0])
+    rendering, forward, backward = package.tiles[::3], package.tiles[1::3], package.tiles[2::3]
+    assert [each.pingpong for each in rendering] == [False, True, True]
+    for each in (rendering, forward, backward):
+        assert [tiles.is_dynamic_persistent for tiles in each] == [False, False, True]
+    assert [tiles.cluster_n for tiles in backward] == [1, 1, 2]
+
+
 def test_operators_are_what_they_say_of_themselves(package):
     x, up, down = (each.detach() for each in tokens_and_weights())
     tests = ("test_schema", "test_faketensor")

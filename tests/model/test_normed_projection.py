@@ -39,7 +39,9 @@ def test_queries_and_keys_are_normalised_values_are_not(package, dtype, near):
 
 def test_the_operator_is_what_it_says_of_itself(package):
     args = (torch.randn(5, 48), torch.randn(144, 48), torch.randn(2, 144), 16)
-    torch.library.opcheck(room.normed_qkv, args, test_utils=("test_schema", "test_faketensor"))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(room.normed_qkv, args, test_utils=tests)
+    torch.library.opcheck(room.normed_qkv_into, (*args, torch.empty(5, 144)), test_utils=tests)
 
 
 def test_what_wants_gradients_or_was_not_measured_is_left_to_torch(monkeypatch):

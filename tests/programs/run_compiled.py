@@ -131,6 +131,25 @@ def side_by_side_equals_plain():
     assert not counters["graph_break"]
 
 
+@torch.no_grad()
+def frames_equal_plain():
+    """Of a scene with room for each frame, one after another, by torch's matmuls and by QuACK's."""
+    targets = random_cameras(1, 3, seed=1)
+    for mlp in ("torch", "quack"):
+        results = []
+        for compile in ("off", "on"):
+            with pytest.MonkeyPatch.context() as patch:
+                package = quack.install(patch)
+                model = small_model("prefix", execution=replace(PLAIN, compile=compile), n_layer=2)
+                encoded = quack.use(model, mlp).eval().encode(random_views(1, 2))
+                scene = model.prepare_frames(encoded, targets[:, :1]) if compile == "on" else encoded
+                results.append([model.decode(scene, targets[:, i : i + 1]) for i in (0, 1, 2, 0)])
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        assert (package.calls["head_norm_epilogue"] > 0) == (mlp == "quack")
+    assert not counters["graph_break"]
+
+
 def check_rounding(results):
     """What `results` of an execution gives, images or tokens and gradients, is as exact compiled as plain."""
     exact, distances = results(PLAIN), []
@@ -318,6 +337,7 @@ GROUPS = (
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_kernels_equal_plain,)),
     (LOWERING, (side_by_side_equals_plain,)),
+    (LOWERING, (frames_equal_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (serves_every_use,)),
