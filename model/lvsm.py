@@ -164,9 +164,16 @@ class InputTokens(SceneTokens):
 
 @dataclass(frozen=True)
 class SceneKeys(Encoded):
-    """Scenes as keys and values for every layer that renders, or one scene with room for those of a target."""
+    """Scenes as keys and values for every layer that renders."""
 
-    layers: tuple[KeysValues | Room, ...]
+    layers: tuple[KeysValues, ...]
+
+
+@dataclass(frozen=True)
+class SceneRooms(Encoded):
+    """A scene as heads for every layer that renders, with room for those of one target."""
+
+    layers: tuple[Room, ...]
 
 
 class DecoderOnly(LVSM):
@@ -218,9 +225,9 @@ class Prefix(DecoderOnly):
         if targets.shape != (1, 1):
             return encoded
         tokens = self._tokens_of(targets)
-        return SceneKeys(tuple(with_room(layer, tokens) for layer in encoded.layers))
+        return SceneRooms(tuple(with_room(layer, tokens) for layer in encoded.layers))
 
-    def target_tokens(self, encoded: SceneKeys, targets: Cameras) -> Float[Tensor, "bt n d"]:
+    def target_tokens(self, encoded: SceneKeys | SceneRooms, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the stack, which attend to themselves and to the inputs."""
         relative = self._relative(_one_by_one(targets))
         return self.transformer(self._first_tokens(targets), context=encoded.layers, relative=relative)
