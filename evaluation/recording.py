@@ -66,6 +66,7 @@ class Places:
         for number, (nest, arg) in enumerate(zip(self.nests, args, strict=True)):
             if isinstance(arg, Encoded) and self._held[number]() is arg:
                 continue
+            self._held[number] = _nobody
             for place, tensor in zip(tensors_of(nest), tensors_of(arg), strict=True):
                 place.copy_(tensor, non_blocking=True)
             self._held[number] = _who(arg)
@@ -73,7 +74,11 @@ class Places:
 
 def _who(arg: Any) -> Callable[[], Any]:
     """What tells whether an argument comes again, and does not keep it alive."""
-    return weakref.ref(arg) if isinstance(arg, Encoded) else lambda: None
+    return weakref.ref(arg) if isinstance(arg, Encoded) else _nobody
+
+
+def _nobody() -> None:
+    """Stands for an argument that is copied each time."""
 
 
 @functools.cache

@@ -76,12 +76,19 @@ class Renderer(Predictor):
     def record(self, encoded: Encoded, targets: Cameras) -> Callable[[Cameras], Tensor]:
         """A function of cameras [b, t] like `targets` that renders these scenes [b t 3 h w].
 
-        For viewers: it is called by one of them at a time, and on a GPU its kernels are recorded at once.
+        For viewers: on a GPU its kernels are recorded at once, and it is not to be called by two threads at a time.
         """
-        with torch.inference_mode():
-            prepared = self.model.prepare_frames(encoded, targets)
-        decode = functools.partial(self._decode, prepared)
-        return record_kernels(decode, targets) if self.device.type == "cuda" else decode
+        if self.device.type != "cuda":
+            return functools.partial(self._decode, encoded)
+        return record_kernels(functools.partial(self._decode, self._prepared(encoded, targets)), targets)
+
+    def _prepared(self, encoded: Encoded, targets: Cameras) -> Encoded:
+        """What renders faster, where there is memory for it."""
+        try:
+            with torch.inference_mode():
+                return self.model.prepare_frames(encoded, targets)
+        except torch.OutOfMemoryError:
+            return encoded
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args) if self.recordings is None else self.recordings.call(function, *args)

@@ -12,7 +12,8 @@ from utils.nests import change_tensors, tensors_of
 class Encoded:
     """Scenes [b] as `encode` gives them and `decode` takes them; only their model knows what is in them.
 
-    Their tensors are not changed once they are made: who renders them may keep a copy.
+    Their tensors are not changed once they are made: who renders them may keep a copy. Only what
+    `LVSM.prepare_frames` gives may be written to by `decode`.
 
     A variant has a subclass with fields of its own: tensors whose first dimension is the scenes, and tuples or
     dataclasses of such tensors (keys and values of every layer, `Cameras`).

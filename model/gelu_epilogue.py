@@ -24,7 +24,7 @@ _TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_p
 _GRADIENT_TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=True)
 _TILES_OF_FEW = _in_tiles(pingpong=False, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 _MANY = 100_000
-_FEW = 2_000
+_FEW = 1_100
 
 
 def _tail(x):

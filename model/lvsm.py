@@ -29,14 +29,17 @@ from model.transformer import (
     CameraEncoding,
     CrossBlock,
     KeysValues,
+    KVCache,
     LayerNorm,
     Relative,
-    Room,
     Transformer,
     TransformerConfig,
     init_linears,
-    with_room,
+    kv_cache,
 )
+
+# Bytes of a scene's caches for frames after one another.
+_LARGEST_CACHE = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ class LVSM(Compilable, nn.Module):
         raise NotImplementedError
 
     def prepare_frames(self, encoded: Any, targets: Cameras) -> Encoded:
-        """What `decode` takes in place of `encoded` for cameras like `targets` [b, t], one call after another."""
+        """What `decode` takes in place of `encoded` for cameras like `targets` [b, t], in memory of its own or not.
+
+        For inference, one call after another and never two at once: each may write to it.
+        """
         return encoded
 
     @staticmethod
@@ -170,10 +176,11 @@ class SceneKeys(Encoded):
 
 
 @dataclass(frozen=True)
-class SceneRooms(Encoded):
-    """A scene as heads for every layer that renders, with room for those of one target."""
+class SceneCache(Encoded):
+    """A scene as caches for every layer that renders one target of so many tokens at a time, and writes there."""
 
-    layers: tuple[Room, ...]
+    layers: tuple[KVCache, ...]
+    tokens: int
 
 
 class DecoderOnly(LVSM):
@@ -220,15 +227,24 @@ class Prefix(DecoderOnly):
         _, layers = self.transformer(self._input_tokens(inputs), queries=NO_QUERIES, relative=relative, return_kv=True)
         return SceneKeys(layers)
 
-    def prepare_frames(self, encoded: SceneKeys, targets: Cameras) -> Encoded:
-        """Of a scene and one target at a time: with room for the target's keys and values."""
-        if targets.shape != (1, 1):
+    def prepare_frames(self, encoded: Any, targets: Cameras) -> Encoded:
+        """Of a scene and one target at a time: caches, unless they would take more than `_LARGEST_CACHE`."""
+        if targets.shape != (1, 1) or len(encoded) != 1 or not self._is_own():
             return encoded
         tokens = self._tokens_of(targets)
-        return SceneRooms(tuple(with_room(layer, tokens) for layer in encoded.layers))
+        known = encoded.layers[0].k.shape[2]
+        if 1.5 * encoded.nbytes * (known + tokens) / known > _LARGEST_CACHE:
+            return encoded
+        return SceneCache(tuple(kv_cache(layer, tokens) for layer in encoded.layers), tokens)
 
-    def target_tokens(self, encoded: SceneKeys | SceneRooms, targets: Cameras) -> Float[Tensor, "bt n d"]:
-        """The target's tokens after the stack, which attend to themselves and to the inputs."""
+    def target_tokens(self, encoded: SceneKeys | SceneCache, targets: Cameras) -> Float[Tensor, "bt n d"]:
+        """The target's tokens after the stack, which attend to themselves and to the inputs.
+
+        Raises:
+            ValueError: there are other targets than those that `encoded` was prepared for.
+        """
+        if isinstance(encoded, SceneCache) and (targets.shape, self._tokens_of(targets)) != ((1, 1), encoded.tokens):
+            raise ValueError(f"prepared for one target of {encoded.tokens} tokens at a time")
         relative = self._relative(_one_by_one(targets))
         return self.transformer(self._first_tokens(targets), context=encoded.layers, relative=relative)
 
@@ -245,14 +261,17 @@ class Prefix(DecoderOnly):
 
     def _side_by_side_kernel(self, inputs: Views, targets: Cameras) -> OwnKernel | None:
         # A variant of one's own that encodes or decodes otherwise trains as it renders.
-        is_own = type(self).encode is Prefix.encode and type(self).target_tokens is Prefix.target_tokens
-        if not is_own or self.camera_encoding != "none":
+        if not self._is_own() or self.camera_encoding != "none":
             return None
         scenes, views = inputs.images.shape[:2]
         known = views * self._tokens_of(inputs.cameras)
         sequences = (scenes * targets.shape[1], self._tokens_of(targets))
         like = inputs.images[:1, :1, :1, :1, :1].reshape(1, 1, 1, 1)
         return self.transformer.side_by_side_kernel(like, (scenes, known, *sequences))
+
+    def _is_own(self) -> bool:
+        """Whether what is encoded, and what becomes of it, is this variant's."""
+        return type(self).encode is Prefix.encode and type(self).target_tokens is Prefix.target_tokens
 
     def _tokens_of(self, cameras: Cameras) -> int:
         """Those of one view."""

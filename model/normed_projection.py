@@ -39,19 +39,14 @@ def norm_shares(q_weight: Tensor, k_weight: Tensor, d: int) -> Tensor:
     return torch.cat([*norms, none, whole]).unflatten(0, (2, -1))
 
 
-def project_normed(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor | None = None) -> Tensor:
+def project_normed(x: Tensor, projection: Tensor, shares: Tensor, d_head: int) -> Tensor:
     """Queries and keys after their norms, and values, of tokens [b n d]: [b n 3d].
 
     Args:
         projection: weights [3d d] in the precision of `x`.
         shares: as `norm_shares` gives them.
-        into: where they are written, if it is there.
     """
-    args = (x.flatten(0, -2), projection, shares, d_head)
-    if into is None:
-        return normed_qkv(*args).unflatten(0, x.shape[:-1])
-    normed_qkv_into(*args, into.flatten(0, -2))
-    return into
+    return normed_qkv(x.flatten(0, -2), projection, shares, d_head).unflatten(0, x.shape[:-1])
 
 
 @functools.cache
@@ -86,8 +81,12 @@ def _(x: Tensor, projection: Tensor, *_: Any) -> Tensor:
 
 @torch.library.custom_op("lvsm::normed_qkv_into", mutates_args=("into",))
 def normed_qkv_into(x: Tensor, projection: Tensor, shares: Tensor, d_head: int, into: Tensor) -> None:
-    """The same, written to contiguous memory [n 3d]."""
-    args = (x.contiguous(), projection.contiguous(), shares, d_head, into)
+    """The same, written to the last rows of contiguous memory [m+n 3d].
+
+    Which rows is said in here: given a view, torch's compiler takes its beginning for that of the memory wherever the
+    number of tokens varies.
+    """
+    args = (x.contiguous(), projection.contiguous(), shares, d_head, into[-len(x) :])
     package.run(lambda *given: _quack().normed_qkv(*given), _write_plainly, *args)
 
 

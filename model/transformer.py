@@ -18,7 +18,7 @@ from model.compilation import Compilable
 from model.fused import QK_EPS, gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
 from model.normed_attention import attend_normed
-from model.normed_projection import norm_shares, project_normed, takes_normed_projection
+from model.normed_projection import norm_shares, normed_qkv_into, project_normed, takes_normed_projection
 from model.saving import SavePolicy, checkpoint_arguments, plan_saving
 from utils.fields import bounded
 
@@ -76,11 +76,11 @@ class KeysValues(NamedTuple):
     v: Float[Tensor, "b h m c"]
 
 
-class Room(NamedTuple):
-    """Queries, keys and values of a scene's `m` tokens and of one sequence behind them, which attention writes there.
+class KVCache(NamedTuple):
+    """Keys and values of a scene's `m` tokens with room behind them for one sequence's, which attention writes there.
 
-    So keys and values need not be joined for each sequence; who attends to it has it alone. The first queries are
-    never read.
+    So keys and values need not be joined for every sequence. They lie as they are projected, beside queries, of which
+    those of the scene are never read.
     """
 
     heads: Float[Tensor, "1 m+n 3*h c"]
@@ -193,15 +193,24 @@ class Attention(MultiHead):
 
     @torch.no_grad()
     def settle_norms(self) -> None:
-        """Prepare norms for many calls; those of a model that is not trained any more."""
+        """Prepare norms for many calls, until weights are loaded or trained again."""
         if self.q_norm is not None:
             self._shares = self._norm_shares()
+
+    def train(self, mode: bool = True) -> "Attention":
+        """As every module's; norms are no longer prepared in training."""
+        self._shares = None if mode else self._shares
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._shares = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: KeysValues | Room | None = None,
+        context: KeysValues | KVCache | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
@@ -210,7 +219,7 @@ class Attention(MultiHead):
 
         Args:
             context: further keys and values to attend to, of `b` sequences or fewer: those of the first serve as many
-                sequences of `x` in a row as there are for each. With a room all of `x` are queries, and no keys and
+                sequences of `x` in a row as there are for each. With a cache all of `x` are queries, and no keys and
                 values come back.
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
@@ -221,8 +230,8 @@ class Attention(MultiHead):
             side_by_side = side_by_side or self._alone(x)
         if side_by_side is not None:
             return self._in_one_operator(x, side_by_side)
-        if isinstance(context, Room):
-            return self._results(self._attend_in_room(x, context.heads, relative), None, relative)
+        if isinstance(context, KVCache):
+            return self._results(self._attend_in_cache(x, context.heads, relative), None, relative)
         q, own = self._queries_keys_values(x, queries, relative)
         attended = attend_in_context(q, own, context, self.kernel).transpose(1, 2)
         result = self._results(attended, queries, relative)
@@ -255,25 +264,26 @@ class Attention(MultiHead):
     def _normalizes_in_training(self) -> bool:
         return self.q_norm is not None and torch.is_grad_enabled()
 
-    def _attend_in_room(
+    def _attend_in_cache(
         self, x: Float[Tensor, "1 n d"], heads: Tensor, relative: Relative | None
     ) -> Float[Tensor, "1 n h c"]:
-        own = heads[:, -x.shape[1] :]
+        n = x.shape[1]
         if self._projects_normed(x, relative):
-            self._project_normed(x, own.flatten(2))
+            normed_qkv_into(x[0], *self._normed_projection(x), heads[0].flatten(1))
         else:
             q, keys_values = self._queries_keys_values(x, None, relative)
-            own.copy_(torch.cat([part.transpose(1, 2) for part in (q, *keys_values)], dim=2))
+            heads[:, -n:].copy_(torch.cat([part.transpose(1, 2) for part in (q, *keys_values)], dim=2))
         q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
-        return attend(q[:, :, -x.shape[1] :], k, v, self.kernel).transpose(1, 2)
+        return attend(q[:, :, -n:], k, v, self.kernel).transpose(1, 2)
 
     def _projects_normed(self, x: Tensor, relative: Relative | None) -> bool:
         normed = relative is None and self.q_norm is not None
         return normed and takes_normed_projection(self.projection, x, self.d_head)
 
-    def _project_normed(self, x: Float[Tensor, "b n d"], into: Tensor | None = None) -> Tensor:
-        shares = self._norm_shares() if self._shares is None else self._shares
-        return project_normed(x, self.qkv.weight.to(x.dtype), shares, self.d_head, into)
+    def _normed_projection(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """What `project_normed` takes beside tokens."""
+        shares = self._norm_shares() if self._shares is None else self._shares.float()
+        return self.qkv.weight.to(x.dtype), shares, self.d_head
 
     def _queries_keys_values(
         self, x: Tensor, queries: slice | None, relative: Relative | None
@@ -283,7 +293,7 @@ class Attention(MultiHead):
             q = self._split_heads(F.linear(x[:, queries], self.qkv.weight[: x.shape[-1]]))
             k, v = self._project_kv(x)
         elif self._projects_normed(x, relative):
-            heads = self._split_heads(self._project_normed(x))
+            heads = self._split_heads(project_normed(x, *self._normed_projection(x)))
             q, k, v = (part.transpose(1, 2) for part in heads.chunk(3, dim=2))
             return q, KeysValues(k, v)
         else:
@@ -330,10 +340,10 @@ def _join_one(theirs: Float[Tensor, "s h m c"], ours: Float[Tensor, "b h n c"]) 
     return torch.cat([theirs, ours], dim=3).flatten(0, 1)
 
 
-def with_room(context: KeysValues, tokens: int) -> Room:
+def kv_cache(context: KeysValues, tokens: int) -> KVCache:
     """A scene's context, and room for a sequence of so many tokens."""
     k, v = (x.transpose(1, 2) for x in context)
-    return Room(F.pad(torch.cat([torch.zeros_like(k), k, v], dim=2), (0, 0, 0, 0, 0, tokens)))
+    return KVCache(F.pad(torch.cat([torch.zeros_like(k), k, v], dim=2), (0, 0, 0, 0, 0, tokens)))
 
 
 class CrossAttention(MultiHead):
@@ -409,7 +419,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: KeysValues | Room | None = None,
+        context: KeysValues | KVCache | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
@@ -496,7 +506,7 @@ class Transformer(Compilable, nn.ModuleList):
         self,
         x: Float[Tensor, "b n d"],
         queries: slice | None = None,
-        context: Sequence[KeysValues | Room] | None = None,
+        context: Sequence[KeysValues | KVCache] | None = None,
         relative: Relative | None = None,
         return_kv: bool = False,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], tuple[KeysValues, ...]]:
@@ -564,7 +574,7 @@ def _run_group(
     x: Tensor,
     queries: slice | None,
     policy: SavePolicy | None,
-    context: Sequence[KeysValues | Room] | None,
+    context: Sequence[KeysValues | KVCache] | None,
     relative: Relative | None,
     return_kv: bool,
     side_by_side: SideBySide | None = None,

@@ -5,6 +5,7 @@ They have the interface of the packages, so that model/gelu_epilogue.py runs as 
 
 import sys
 from collections import Counter
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -100,6 +101,8 @@ def install(patch) -> Epilogues:
     # Ours are imported in earnest when they are wanted, and are gone with `patch`.
     for name, content in {**modules, **{name: {} for name in OURS}}.items():
         module = ModuleType(name)
+        # Asked for by torch's compiler.
+        module.__spec__ = ModuleSpec(name, None)
         vars(module).update(content)
         patch.setitem(sys.modules, name, module)
     patch.setattr(room, "_DEVICES", {"cpu", "meta"})

@@ -2,12 +2,16 @@
 
 import weakref
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from evaluation.recording import Places, Recordings
-from evaluation.renderer import Renderer
+from evaluation.recording import Places, Recordings, record_kernels
+from evaluation.renderer import Renderer, finished_renderer
+from model import transformer
+from model.lvsm import Prefix
+from model.transformer import Attention
 from tests.helpers import random_cameras, random_views, small_model
 from utils.nests import tensors_of
 from utils.precision import PrecisionConfig
@@ -91,6 +95,59 @@ def test_a_renderer_records_what_it_encodes_and_renders(variant):
     # Cameras of another size are tensors of the same shapes.
     half = replace(targets, height=8, width=12)
     assert recording.render(recording.encode(inputs), half).shape[-2:] == (8, 12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("memory", [True, False])
+def test_frames_for_viewers_are_prepared_where_there_is_memory(monkeypatch, memory):
+    joins, join = [], transformer.join
+    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
+    monkeypatch.setattr("evaluation.renderer.record_kernels", lambda function, targets: function)
+    if not memory:
+        monkeypatch.setattr(Prefix, "prepare_frames", MagicMock(side_effect=torch.OutOfMemoryError))
+    renderer = Renderer(small_model("prefix"), PrecisionConfig(use_amp=False), torch.device("cuda"))
+    encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 1, seed=1)
+    expected = renderer.render(encoded, targets)
+    joins.clear()
+    found = renderer.record(encoded, targets)(targets)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (len(joins) == 0) == memory
+
+
+def test_where_nothing_is_recorded_any_thread_may_ask_for_frames():
+    renderer = Renderer(small_model("prefix"), PrecisionConfig(use_amp=False), torch.device("cpu"))
+    encoded = renderer.encode(random_views(1, 2))
+    frame = renderer.record(encoded, random_cameras(1, 1))
+    # Of another size, too.
+    assert frame(random_cameras(1, 1, height=8)).shape[-2:] == (8, 24)
+    assert frame.args == (encoded,)
+
+
+@pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
+def test_norms_of_a_finished_model_are_prepared(variant):
+    model = finished_renderer(small_model(variant), PrecisionConfig(), torch.device("cpu")).model
+    assert all(module._shares is not None for module in model.modules() if isinstance(module, Attention))
+
+
+def test_a_scene_that_was_not_copied_whole_is_copied_again():
+    model = small_model("prefix")
+    first, second = (model.encode(random_views(1, 2, seed=seed)) for seed in range(2))
+    with torch.no_grad():
+        places = Places((first,))
+        with pytest.raises(ValueError, match="shorter"):
+            places.fill((replace(second, layers=second.layers[:1]),))
+        places.fill((first,))
+    for kept, tensor in zip(tensors_of(places.nests), tensors_of(first), strict=True):
+        assert torch.equal(kept, tensor)
+
+
+def test_a_record_plays_with_what_it_is_given(monkeypatch):
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    recorded = []
+    play = record_kernels(lambda x: recorded.append(x) or x, torch.zeros(2))
+    play(torch.ones(2))
+    assert recorded[-1].tolist() == [1, 1]
 
 
 def test_encoded_scenes_are_copied_once_and_all_else_each_time():

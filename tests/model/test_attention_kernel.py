@@ -96,6 +96,7 @@ MEASURED = [
     (48, 1024, 1024, True, False),
     (1, 3072, 3072, False, True),
     (1, 4096, 4096, False, True),
+    (1, 2560, 3072, False, False),
     (8, 1024, 3072, False, False),
     (1, 1024, 3072, False, False),
     (2, 256, 768, False, False),
@@ -120,7 +121,7 @@ SHARED = [
     (48, 8, "fa4", "cudnn"),
     (12, 4, "fa4", "cudnn"),
     (8, 1, None, "cudnn"),
-    (3, 1, None, None),
+    (7, 1, None, None),
     (48, 48, None, None),
 ]
 

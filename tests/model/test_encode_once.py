@@ -9,11 +9,11 @@ from torch.nn.functional import gelu, layer_norm, rms_norm
 
 from geometry.cameras import camera_rays, plucker
 from geometry.relative import inverse_projections, projections
-from model import ModelConfig, build_model, decoding_flops, encoding_flops, transformer
+from model import ModelConfig, build_model, decoding_flops, encoding_flops, lvsm, transformer
 from model.execution import ExecutionConfig, apply_execution
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
-from tests import quack
+from tests import flash4, quack
 from tests.helpers import MODELS, random_cameras, random_views, small_model
 
 P = 4
@@ -270,27 +270,73 @@ def test_all_linear_layers_of_the_cross_attending_decoder_are_drawn_alike():
     assert {block.scale for block in model.decoder} == {0.5}
 
 
+@pytest.fixture
+def joins(monkeypatch):
+    """What is joined from now on."""
+    joins, join = [], transformer.join
+    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
+    return joins
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", ["torch", "quack"])
 @pytest.mark.parametrize("variant", MODELS)
-def test_frames_after_one_another_are_those_of_the_scene(monkeypatch, variant, kernel):
-    """Whatever a frame leaves behind; several scenes and targets are rendered as ever."""
+def test_frames_after_one_another_are_those_of_the_scene(monkeypatch, joins, variant, kernel):
+    """Whatever a frame leaves behind, and the scene keeps what it holds."""
     package = quack.install(monkeypatch)
     model = quack.use(small_model(variant), kernel).eval()
     encoded, targets = model.encode(random_views(2, 3)), random_cameras(2, 2, seed=1)
     expected = model.decode(encoded, targets)
-    assert model.prepare_frames(encoded, targets) is encoded
-    scene = encoded[1]
-    prepared = model.prepare_frames(scene, targets[1:, :1])
-    joins = []
-    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both))
-    before = package.calls["head_norm_epilogue"]
+    prepared = model.prepare_frames(encoded[1], targets[1:, :1])
+    joins.clear()
+    package.calls.clear()
     for index in (0, 1, 0):
         found = model.decode(prepared, targets[1:, index : index + 1])
         torch.testing.assert_close(found, expected[1:, index : index + 1], rtol=1e-4, atol=1e-5)
     assert not joins
-    if variant == "prefix" and kernel == "quack":
-        assert package.calls["head_norm_epilogue"] - before == 3 * 3
-    # What the scene itself holds stays.
-    monkeypatch.undo()
+    if (variant, kernel) == ("prefix", "quack"):
+        assert package.calls["head_norm_epilogue"] == 3 * 3
     torch.testing.assert_close(model.decode(encoded, targets), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_frames_of_several_scenes_or_targets_or_of_large_scenes_are_not_prepared(monkeypatch):
+    model = small_model("prefix").eval()
+    scene, target = model.encode(random_views(1, 2)), random_cameras(1, 1)
+    for scenes, targets in ((1, 2), (2, 1), (2, 2)):
+        encoded = model.encode(random_views(scenes, 2))
+        assert model.prepare_frames(encoded, random_cameras(scenes, targets)) is encoded
+    prepared = model.prepare_frames(scene, target)
+    monkeypatch.setattr(lvsm, "_LARGEST_CACHE", prepared.nbytes)
+    assert model.prepare_frames(scene, target).nbytes == prepared.nbytes
+    monkeypatch.setattr(lvsm, "_LARGEST_CACHE", prepared.nbytes - 1)
+    assert model.prepare_frames(scene, target) is scene
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("shape", "size"), [((1, 2), {}), ((1, 1), {"height": 8}), ((1, 1), {"width": 32})])
+def test_frames_of_another_size_than_was_prepared_are_refused(shape, size):
+    model = small_model("prefix").eval()
+    prepared = model.prepare_frames(model.encode(random_views(1, 2)), random_cameras(1, 1))
+    with pytest.raises(ValueError, match="24 tokens"):
+        model.decode(prepared, random_cameras(*shape, **size))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["encode", "target_tokens"])
+def test_a_variant_that_encodes_otherwise_has_no_frames_prepared(method):
+    model = small_model("prefix").eval()
+    inherited = getattr(type(model), method)
+    model.__class__ = type("Other", (type(model),), {method: lambda self, *args: inherited(self, *args)})
+    encoded = model.encode(random_views(1, 2))
+    assert model.prepare_frames(encoded, random_cameras(1, 1)) is encoded
+
+
+@torch.no_grad()
+def test_frames_attend_by_the_kernel_that_was_named(monkeypatch):
+    package = flash4.install(monkeypatch)
+    model = flash4.use(small_model("prefix"), "fa4").eval()
+    prepared = model.prepare_frames(model.encode(random_views(1, 2)), random_cameras(1, 1))
+    package.calls.clear()
+    model.decode(prepared, random_cameras(1, 1))
+    assert package.calls["forward"] == 3

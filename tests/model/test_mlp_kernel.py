@@ -68,15 +68,15 @@ def test_gelu_and_its_gradient_everywhere(package):
 def test_tiles_are_those_measured_for_so_many_tokens(package):
     """Few for a frame of prefix, and as many as an update has."""
     up, down = torch.ones(4, 1), torch.ones(1, 4)
-    for tokens in (1024, 3072, 147_456):
+    for tokens in (1024, 1152, 65_536, 147_456):
         x, outer = torch.ones(tokens, 1), torch.ones(tokens, 1)
         room.gelu_of_up(x, up)
         room.gelu_backward(outer, down, room.up_gelu(x, up)[0])
     rendering, forward, backward = package.tiles[::3], package.tiles[1::3], package.tiles[2::3]
-    assert [each.pingpong for each in rendering] == [False, True, True]
+    assert [each.pingpong for each in rendering] == [False, True, True, True]
     for each in (rendering, forward, backward):
-        assert [tiles.is_dynamic_persistent for tiles in each] == [False, False, True]
-    assert [tiles.cluster_n for tiles in backward] == [1, 1, 2]
+        assert [tiles.is_dynamic_persistent for tiles in each] == [False, False, False, True]
+    assert [tiles.cluster_n for tiles in backward] == [1, 1, 1, 2]
 
 
 def test_operators_are_what_they_say_of_themselves(package):

@@ -41,7 +41,16 @@ def test_the_operator_is_what_it_says_of_itself(package):
     args = (torch.randn(5, 48), torch.randn(144, 48), torch.randn(2, 144), 16)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(room.normed_qkv, args, test_utils=tests)
-    torch.library.opcheck(room.normed_qkv_into, (*args, torch.empty(5, 144)), test_utils=tests)
+    torch.library.opcheck(room.normed_qkv_into, (*args, torch.empty(7, 144)), test_utils=tests)
+
+
+def test_they_are_written_to_the_last_rows_of_what_is_given(package):
+    # Tokens that do not lie side by side.
+    x, projection, shares = torch.randn(48, 5).T, torch.randn(144, 48), torch.randn(2, 144)
+    into = torch.full((7, 144), 9.0)
+    room.normed_qkv_into(x, projection, shares, 16, into)
+    torch.testing.assert_close(into[2:], room.normed_qkv_plainly(x, projection, shares, 16))
+    assert (into[:2] == 9).all()
 
 
 def test_what_wants_gradients_or_was_not_measured_is_left_to_torch(monkeypatch):
@@ -83,6 +92,14 @@ def test_what_norms_count_is_computed_once_for_a_model_that_renders(package):
     with Count() as count:
         assert torch.equal(attention(x), expected)
     assert before.calls["cat"] == 1 and count.calls["cat"] == 0
+    # Of other weights they are others, and not prepared in training.
+    with torch.no_grad():
+        attention.k_norm.weight.normal_()
+    attention.load_state_dict(attention.state_dict())
+    assert attention._shares is None
+    attention.settle_norms()
+    assert attention.train()._shares is None
+    attention.eval().settle_norms()
     # Not part of what is saved; moves and is copied with the module.
     assert "_shares" not in attention.state_dict() and not attention._shares.requires_grad
     assert copy.deepcopy(attention).to("meta")._shares.is_meta
