@@ -1,16 +1,18 @@
-"""Does the fast path compute on this device what the plain one does? Renders, losses and gradients on seeded noise.
+"""Does the fast path compute on this device what the plain one does? Images, losses and gradients on seeded noise.
 
     python -m benchmarks.agreement --config configs/LVSM_scene_decoder_only.yaml [key=value ...]
 
 Both run in the configured precision, the plain one without compilation and with all activations kept, and are compared
-with the plain one in float32. Rows: relative distances, the worst and the median of all tensors. Exits with 1 where the
-fast path is clearly further off than rounding takes the plain one.
+with the plain one in float32. Rows: relative distances of images in training ("renders"), in evaluation ("rendered")
+and one by one as a viewer has them ("frames"), of the loss, and of all gradients in the median and at worst. Exits with
+1 where the fast path is clearly further off than rounding takes the plain one.
 """
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.common import (
@@ -21,6 +23,8 @@ from benchmarks.common import (
     seeded_model,
     show,
 )
+from data.dataset import Batch
+from evaluation.renderer import finished_renderer
 from setup import Config, read_config, with_training
 from utils.cli import path_argument, run_main
 from utils.distributed import Process, process_group
@@ -38,7 +42,7 @@ MORE = 1e-3
 
 
 def results(config: Config, process: Process, **training: Any) -> dict[str, Tensor]:
-    """Renders, loss and the gradients of all parameters, by name, with other values in the `training` section."""
+    """Images, loss and the gradients of all parameters, by name, with other values in the `training` section."""
     release_memory()
     config = with_training(config, **training)
     cfg = config.training
@@ -51,7 +55,19 @@ def results(config: Config, process: Process, **training: Any) -> dict[str, Tens
         value = loss(renders, targets.images)["loss"]
     value.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: t.detach().float().cpu() for name, t in {"renders": renders, "loss": value, **gradients}.items()}
+    found = {"renders": renders, **images(config, process.device, batch), "loss": value, **gradients}
+    return {name: t.detach().float().cpu() for name, t in found.items()}
+
+
+def images(config: Config, device: torch.device, batch: Batch) -> dict[str, Tensor]:
+    """Those of evaluation, and of the first scene one by one through the recorded function of a viewer."""
+    renderer = finished_renderer(seeded_model(config), config.training.precision, device)
+    inputs, targets = batch.split()
+    encoded = renderer.encode(inputs)
+    cameras = targets.cameras[:1]
+    frame = renderer.record(encoded[0], cameras[:, :1])
+    frames = [frame(cameras[:, index : index + 1]) for index in range(cameras.shape[1])]
+    return {"rendered": renderer.render(encoded, targets.cameras), "frames": torch.cat(frames, dim=1)}
 
 
 def distances(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
@@ -67,8 +83,9 @@ def too_far(fast: dict[str, float], plain: dict[str, float]) -> list[str]:
 
 def describe(name: str, far: dict[str, float]) -> dict[str, Any]:
     """One line of the table."""
-    gradients = [value for key, value in far.items() if key not in ("renders", "loss")]
-    row: dict[str, Any] = {"path": name, "renders": far["renders"], "loss": far["loss"]}
+    first = ("renders", "rendered", "frames", "loss")
+    gradients = [value for key, value in far.items() if key not in first]
+    row: dict[str, Any] = {"path": name, **{key: far[key] for key in first}}
     return row | {"gradients, median": statistics.median(gradients), "worst": max(gradients)}
 
 
