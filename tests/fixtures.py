@@ -5,11 +5,13 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from hypothesis import settings
 
+from model import transformer
 from tests.helpers import INDEX, write_toy_set
 from tests.lanes import avoid_workers, forbid_programs, is_slow
 
@@ -86,3 +88,18 @@ def place(tmp_path):
     write_toy_set(tmp_path / "scenes")
     (tmp_path / "index.json").write_text(json.dumps(INDEX))
     return tmp_path
+
+
+@pytest.fixture
+def joins(monkeypatch):
+    """The pairs of keys and values that are joined from now on, contexts first."""
+    joins, join = [], transformer.join
+    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
+    return joins
+
+
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """Records of kernels are made and played without a GPU: nothing is recorded."""
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())

@@ -660,9 +660,7 @@ def test_selections_are_plain(place):
     assert [selection for _, selection in items] == [Selection([0, 12], INDEX[f"scene{i}"]["target"]) for i in range(3)]
 
 
-def test_recorded_kernels_keep_what_they_read(monkeypatch):
-    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
+def test_recorded_kernels_keep_what_they_read(no_graphs):
     renderer = Renderer(small_model("decoder_only"), PrecisionConfig(use_amp=False), torch.device("cuda"))
     encoded, targets = renderer.encode(random_views(1, 2)), random_cameras(1, 3, seed=1)
     play, kept, model = renderer.record(encoded, targets), weakref.ref(encoded), weakref.ref(renderer.model)

@@ -9,7 +9,6 @@ import torch
 
 from evaluation.recording import Places, Recordings, record_kernels
 from evaluation.renderer import Renderer, finished_renderer
-from model import transformer
 from model.lvsm import Prefix
 from model.transformer import Attention
 from tests.helpers import random_cameras, random_views, small_model
@@ -99,9 +98,7 @@ def test_a_renderer_records_what_it_encodes_and_renders(variant):
 
 @torch.no_grad()
 @pytest.mark.parametrize("memory", [True, False])
-def test_frames_for_viewers_are_prepared_where_there_is_memory(monkeypatch, memory):
-    joins, join = [], transformer.join
-    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
+def test_frames_for_viewers_are_prepared_where_there_is_memory(monkeypatch, joins, memory):
     monkeypatch.setattr("evaluation.renderer.record_kernels", lambda function, targets: function)
     if not memory:
         monkeypatch.setattr(Prefix, "prepare_frames", MagicMock(side_effect=torch.OutOfMemoryError))
@@ -141,9 +138,7 @@ def test_a_scene_that_was_not_copied_whole_is_copied_again():
         assert torch.equal(kept, tensor)
 
 
-def test_a_record_plays_with_what_it_is_given(monkeypatch):
-    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
+def test_a_record_plays_with_what_it_is_given(no_graphs):
     recorded = []
     play = record_kernels(lambda x: recorded.append(x) or x, torch.zeros(2))
     play(torch.ones(2))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from model import attention_kernel as room
-from model import execution, transformer
+from model import execution
 from model.attention_kernel import apart_by, attend_apart, attend_by, takes_fa4, why_no_fa4
 from model.execution import ExecutionConfig, attention_kernel
 from tests import flash4
@@ -165,11 +165,9 @@ def images_and_gradients(variant, kernel, execution=PLAIN):
 
 
 @pytest.fixture
-def measured(package, monkeypatch):
+def measured(package, joins, monkeypatch):
     """FlashAttention-4 in plain formulas, measured to win everywhere; what was joined."""
     flash4.measure_small(monkeypatch)
-    joins, join = [], transformer.join
-    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
     return SimpleNamespace(calls=package.calls, joins=joins)
 
 

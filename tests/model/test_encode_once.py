@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, layer_norm, rms_norm
 
 from geometry.cameras import camera_rays, plucker
 from geometry.relative import inverse_projections, projections
-from model import ModelConfig, build_model, decoding_flops, encoding_flops, lvsm, transformer
+from model import ModelConfig, build_model, decoding_flops, encoding_flops, lvsm
 from model.execution import ExecutionConfig, apply_execution
 from model.lvsm import TokenizerConfig
 from model.transformer import TransformerConfig
@@ -268,14 +268,6 @@ def test_all_linear_layers_of_the_cross_attending_decoder_are_drawn_alike():
         if isinstance(module, torch.nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert {block.scale for block in model.decoder} == {0.5}
-
-
-@pytest.fixture
-def joins(monkeypatch):
-    """What is joined from now on."""
-    joins, join = [], transformer.join
-    monkeypatch.setattr(transformer, "join", lambda *both: joins.append(both) or join(*both))
-    return joins
 
 
 @torch.no_grad()
