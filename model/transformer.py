@@ -193,7 +193,7 @@ class Attention(MultiHead):
 
     @torch.no_grad()
     def settle_norms(self) -> None:
-        """Prepare norms for many calls, until weights are loaded or trained again."""
+        """Prepare the norms of a model that only renders from now on; `train` and loading its weights undo that."""
         if self.q_norm is not None:
             self._shares = self._norm_shares()
 
