@@ -2,10 +2,10 @@
 
 import functools
 import logging
-import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., An
 
 
 class Places:
-    """Copies of arguments, which stay where they are whatever is copied to them.
+    """Memory from which a recorded function reads its arguments: copies of the first ones, until others are copied.
 
     Attributes:
         nests: the copies, in nests like the arguments.
@@ -59,26 +59,19 @@ class Places:
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.nests = change_tensors(args, torch.clone)
-        self._held = [_who(arg) for arg in args]
+        # Scenes that are here whole, by their places.
+        self._scenes = WeakValueDictionary({place: arg for place, arg in enumerate(args) if isinstance(arg, Encoded)})
 
     def fill(self, args: tuple[Any, ...]) -> None:
         """Copy arguments like the first; encoded scenes that are here already stay, since they never change."""
-        for number, (nest, arg) in enumerate(zip(self.nests, args, strict=True)):
-            if isinstance(arg, Encoded) and self._held[number]() is arg:
+        for place, (nest, arg) in enumerate(zip(self.nests, args, strict=True)):
+            if isinstance(arg, Encoded) and self._scenes.get(place) is arg:
                 continue
-            self._held[number] = _nobody
-            for place, tensor in zip(tensors_of(nest), tensors_of(arg), strict=True):
-                place.copy_(tensor, non_blocking=True)
-            self._held[number] = _who(arg)
-
-
-def _who(arg: Any) -> Callable[[], Any]:
-    """What tells whether an argument comes again, and does not keep it alive."""
-    return weakref.ref(arg) if isinstance(arg, Encoded) else _nobody
-
-
-def _nobody() -> None:
-    """Stands for an argument that is copied each time."""
+            self._scenes.pop(place, None)
+            for tensor, given in zip(tensors_of(nest), tensors_of(arg), strict=True):
+                tensor.copy_(given, non_blocking=True)
+            if isinstance(arg, Encoded):
+                self._scenes[place] = arg
 
 
 @functools.cache

@@ -20,16 +20,15 @@ _ATEN = torch.ops.aten
 _PACKAGE = "flash_attn.cute.interface"
 _DEVICES = {"cuda"}
 _DTYPES = HALF
-# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention, benchmarks.render):
-# FlashAttention-4 is the fastest of all for so many scores and more. Below, its host work shows, where kernels are not
-# recorded; in rendering, where they are, for fewer scores, but only from so many queries. From so many scores on a
-# context had better be attended to apart, by cuDNN's kernel as well.
+# What was measured on Hopper at heads of 64 channels in 16 bits (benchmarks.attention, benchmarks.render). From so many
+# scores on, FlashAttention-4 is the fastest, and a context had better be attended to apart, by cuDNN's kernel as well.
+# Rendering has bounds of its own: its kernels are recorded, so that FlashAttention-4's host work does not show.
 _MEASURED_HEAD = 64
 _SCORES = 400_000_000
 _SCORES_RENDERING = 100_000_000
-_QUERIES_RENDERING = 2048
-_SCORES_APART = 400_000_000
 _SCORES_APART_RENDERING = 300_000_000
+# Of fewer queries cuDNN's forward is faster.
+_QUERIES_RENDERING = 2048
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
 package = FallibleKernels(
@@ -82,7 +81,7 @@ def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel 
         return "fa4"
     if kernel not in ("by_shape", "cudnn_by_shape") or not _is_of_16_bits_on_gpu(q):
         return None
-    least = _SCORES_APART if torch.is_grad_enabled() else _SCORES_APART_RENDERING
+    least = _SCORES if torch.is_grad_enabled() else _SCORES_APART_RENDERING
     return "cudnn" if _has_scores(q, keys, least) else None
 
 

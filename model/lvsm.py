@@ -113,9 +113,9 @@ class LVSM(Compilable, nn.Module):
         raise NotImplementedError
 
     def prepare_frames(self, encoded: Any, targets: Cameras) -> Encoded:
-        """What `decode` takes in place of `encoded` for cameras like `targets` [b, t], in memory of its own or not.
+        """What `decode` renders cameras like `targets` [b, t] from faster than from `encoded`, or that itself.
 
-        For inference, one call after another and never two at once: each may write to it.
+        For inference, and never for two calls at once: each may write to it.
         """
         return encoded
 

@@ -77,10 +77,9 @@ class KeysValues(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of a scene's `m` tokens with room behind them for one sequence's, which attention writes there.
+    """Keys and values of a scene's `m` tokens, and behind them room where attention writes those of one sequence.
 
-    So keys and values need not be joined for every sequence. They lie as they are projected, beside queries, of which
-    those of the scene are never read.
+    So they need not be joined for every sequence. As projected they lie beside queries; the scene's are never read.
     """
 
     heads: Float[Tensor, "1 m+n 3*h c"]

@@ -95,7 +95,7 @@ def install(patch) -> Flash4:
 def measure_small(patch) -> None:
     """Heads and numbers of tokens of small models count as measured, until `patch` is undone."""
     patch.setattr(room, "_MEASURED_HEAD", 32)
-    for name in ("_SCORES", "_SCORES_RENDERING", "_SCORES_APART", "_SCORES_APART_RENDERING"):
+    for name in ("_SCORES", "_SCORES_RENDERING", "_SCORES_APART_RENDERING"):
         patch.setattr(room, name, 1)
 
 
