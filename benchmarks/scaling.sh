@@ -1,10 +1,11 @@
 #!/bin/sh
 # Images a second on 1, 2, 4, ... GPUs of one machine, with the real loader, as share of N times one GPU.
 #
-#   benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES]
+#   benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES [key=value ...]]
 set -eu
-[ $# -ge 2 ] || { echo "usage: benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES]" >&2; exit 2; }
-config=$1 list=$2 updates=${3:-60}
+[ $# -ge 2 ] || { echo "usage: benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES [key=value ...]]" >&2; exit 2; }
+config=$1 list=$2 updates=${3:-120}
+shift "$(($# < 3 ? $# : 3))"
 gpus=$(nvidia-smi -L | wc -l)
 out=$(mktemp -d)
 export WANDB_MODE=disabled
@@ -12,7 +13,7 @@ n=1
 while [ "$n" -le "$gpus" ]; do
     torchrun --standalone --nproc_per_node "$n" -m benchmarks.loss_curve --config "$config" --output_dir "$out/$n" \
         --setting "gpus$n:" --json "$out/$n.json" training.dataset_path="$list" training.train_steps="$updates" \
-        training.print_every=$((updates / 6)) training.checkpoint_every="$updates" >"$out/$n.log" 2>&1 ||
+        training.print_every=$((updates / 6)) training.checkpoint_every="$updates" "$@" >"$out/$n.log" 2>&1 ||
         { tail -20 "$out/$n.log"; exit 1; }
     n=$((n * 2))
 done

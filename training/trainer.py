@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from utils.checkpoint import AVERAGE, CheckpointConfig, CheckpointWriter
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.fields import bounded
+from utils.garbage import collection_spares
 from utils.precision import PrecisionConfig, autocast
 from utils.random_state import random_state
 from utils.stop_signal import Stopped, StopSignal
@@ -42,10 +44,14 @@ class TrainerConfig:
 
     `total_batch_size` scenes make an update, if it is set, on any number of processes; `grad_accum_steps` follows from
     it.
+
+    `gradient_bucket_mb` of gradients are exchanged between GPUs as soon as they are known, while the backward pass goes
+    on, which slows its kernels down; 0 is all of them after it, where the processes share a machine, else DDP's 25.
     """
 
     grad_accum_steps: int = bounded(1, 1, 65_536)
     total_batch_size: int = bounded(0, 0, 1_000_000)
+    gradient_bucket_mb: int = bounded(0, 0, 1_000_000)
     seed: int = bounded(777, 0, 2**63 - 1)
     vis_every: int = bounded(1000, 1, 1_000_000_000)
     validate_every: int = bounded(0, 0, 1_000_000_000)
@@ -65,6 +71,13 @@ class Learner:
     cfg: OptimConfig
     precision: PrecisionConfig
     average: AveragedWeights | None = None
+
+
+def bucket_mb(cfg: TrainerConfig, process: Process, model: nn.Module) -> int | None:
+    """MB of gradients that DDP exchanges together; None leaves it to DDP."""
+    if cfg.gradient_bucket_mb or not process.one_machine:
+        return cfg.gradient_bucket_mb or None
+    return math.ceil(sum(parameter.nbytes for parameter in model.parameters()) / 2**20)
 
 
 class Trainer:
@@ -116,7 +129,8 @@ class Trainer:
         self.writer = CheckpointWriter(checkpoints) if process.is_main else None
         self._parallel: nn.Module = self.model
         if process.world_size > 1:
-            self._parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            together = bucket_mb(cfg, process, self.model)
+            self._parallel = DistributedDataParallel(self.model, bucket_cap_mb=together, gradient_as_bucket_view=True)
         # All ranks have the same weights from here on.
         if self.average is not None:
             self.average.start()
@@ -131,10 +145,12 @@ class Trainer:
         if self.step >= self.optim.train_steps and self.process.is_main:
             log.info("nothing to do: step %d of training.train_steps=%d is done", self.step, self.optim.train_steps)
         bar = tqdm(total=self.optim.train_steps, initial=self.step, unit="step", disable=silent)
-        with failures_told(), self.stop_signal, self.watchdog, bar:
+        with failures_told(), self.stop_signal, self.watchdog, bar, collection_spares() as spare:
             stop = False
             while self.step < self.optim.train_steps and not stop:
                 stop = self._advance(bar)
+                # What was compiled for the first update stays.
+                spare()
                 if self.step != self._saved and (stop or self._due(self.checkpoints.checkpoint_every)):
                     self.save()
             if stop:

@@ -50,7 +50,8 @@ class ProcessConfig:
 class Process:
     """This process among all; a plain `python` run is process 0 of 1.
 
-    `store` holds small values that all processes see; None for a process that is alone.
+    `store` holds small values that all processes see; None for a process that is alone. `one_machine` tells whether the
+    launcher says that all of them run on this machine.
     """
 
     rank: int
@@ -58,6 +59,7 @@ class Process:
     world_size: int
     device: torch.device
     store: dist.Store | None = None
+    one_machine: bool = False
     _barriers: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
@@ -234,7 +236,8 @@ def _join(place: Place, device: torch.device, timeout: timedelta) -> Process:
     dist.init_process_group(
         "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
     )
-    return Process(rank, place.local_rank, world_size, device, dist.PrefixStore("lvsm", store))
+    one_machine = place.local_world_size == world_size
+    return Process(rank, place.local_rank, world_size, device, dist.PrefixStore("lvsm", store), one_machine)
 
 
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:

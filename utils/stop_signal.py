@@ -72,7 +72,8 @@ class StopSignal:
         """Whether all ranks stop now; to be called by every rank after every update."""
         if self._process.world_size == 1:
             return self.requested
-        flag = torch.tensor(float(self.requested), device=self._process.device)
+        # Not from a number on the host, whose copy would wait for the GPU.
+        flag = torch.full((), float(self.requested), device=self._process.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         self._exchanged.append(HostCopy(flag))
         return len(self._exchanged) > _LAG and self._exchanged.popleft().read().item() > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
 import train
@@ -164,6 +165,21 @@ def test_a_signal_outside_a_wait_leaves_the_step_alone():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed()
         assert list(stop.until_requested(iter([1, 2]))) == []
+
+
+def test_ranks_agree_without_a_copy_from_the_host_which_would_wait_for_the_gpu(monkeypatch):
+    operators = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, _types, args=(), kwargs=None):
+            operators.append(operator.overloadpacket)
+            return operator(*args, **kwargs or {})
+
+    monkeypatch.setattr(stop_signal.dist, "all_reduce", lambda *_, **__: None)
+    process = Process(0, 0, 2, torch.device("meta"))
+    with Recorded():
+        StopSignal(process).agreed()
+    assert operators == [torch.ops.aten.full]
 
 
 @pytest.mark.parametrize("asked_before", [True, False])

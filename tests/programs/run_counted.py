@@ -16,6 +16,7 @@ def hook(state, bucket):
 
 def counted(config, process):
     trainer = build(config, process)
+    assert process.one_machine
     trainer._parallel.register_comm_hook(None, hook)
     return trainer
 

@@ -25,6 +25,7 @@ from tests.messages import check_told, refused
 from tests.processes import run, start, torchrun
 from tests.runs import build, largest_difference, wait_for, weights
 from tests.runs import training_command as command
+from training.trainer import TrainerConfig, bucket_mb
 from utils import checkpoint, distributed
 from utils.checkpoint import (
     CheckpointConfig,
@@ -260,6 +261,16 @@ def test_accumulation_communicates_gradients_once_an_update(scenes, tmp_path):
     arguments = command(scenes, tmp_path / "run", "training.grad_accum_steps=4")
     result = run("-m", "tests.programs.run_counted", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("one_machine", "asked", "expected"), [(True, 0, 3), (False, 0, None), (True, 25, 25), (False, 100, 100)]
+)
+def test_gradients_are_exchanged_at_once_on_one_machine_and_as_ddp_does_between_several(one_machine, asked, expected):
+    process = Process(0, 0, 2, torch.device("cpu"), one_machine=one_machine)
+    # 2 MiB and 4 bytes.
+    model = torch.nn.Linear(1, 2**18 + 1, bias=True)
+    assert bucket_mb(TrainerConfig(gradient_bucket_mb=asked), process, model) == expected
 
 
 def test_another_batch_goes_on_at_the_same_sample_and_says_so(scenes, tmp_path, caplog):

@@ -1,0 +1,65 @@
+import gc
+import weakref
+
+import pytest
+
+import train
+from tests.runs import training_command
+from utils import garbage
+from utils.garbage import collection_spares
+
+
+class Knot:
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.fixture
+def thawed():
+    """The garbage collector as a program finds it; what the tests froze is frozen again."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def knot():
+    """What only garbage collection can free."""
+    return weakref.ref(Knot())
+
+
+def test_what_lives_is_passed_over_until_the_end(thawed):
+    with collection_spares() as spare:
+        kept = Knot()
+        spared = weakref.ref(kept)
+        spare()
+        del kept
+        later = knot()
+        spare()
+        gc.collect()
+        assert later() is None and spared() is not None and gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert spared() is None
+
+
+def test_nothing_is_spared_unasked_nor_where_others_did_so():
+    before = gc.get_freeze_count()
+    with collection_spares() as spare:
+        assert gc.get_freeze_count() == before
+        spare()
+        assert gc.get_freeze_count() == before >= garbage._FROZEN_BY_OTHERS
+    assert gc.get_freeze_count() == before
+
+
+def test_training_spares_what_the_first_update_made(thawed, scenes, tmp_path, monkeypatch):
+    frozen = []
+    advance = train.Trainer._advance
+
+    def watched(trainer, bar):
+        frozen.append(gc.get_freeze_count() > 0)
+        return advance(trainer, bar)
+
+    monkeypatch.setattr(train.Trainer, "_advance", watched)
+    train.main(training_command(scenes, tmp_path / "run"))
+    assert frozen == [False, True] and gc.get_freeze_count() == 0
