@@ -1,11 +1,21 @@
 #!/bin/sh
 # Images a second on 1, 2, 4, ... GPUs of one machine, with the real loader, as share of N times one GPU.
 #
-#   benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES [key=value ...]]
+#   benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES, at least 12] [key=value ...]
 set -eu
-[ $# -ge 2 ] || { echo "usage: benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES [key=value ...]]" >&2; exit 2; }
-config=$1 list=$2 updates=${3:-120}
-shift "$(($# < 3 ? $# : 3))"
+usage() {
+    echo "usage: benchmarks/scaling.sh CONFIG SCENE_LIST [UPDATES, at least 12] [key=value ...]" >&2
+    exit 2
+}
+[ $# -ge 2 ] || usage
+config=$1 list=$2 updates=120
+shift 2
+case ${1-none=given} in
+*=*) ;;
+*[!0-9]*) usage ;;
+*) updates=$1 && shift ;;
+esac
+[ "$updates" -ge 12 ] || usage
 gpus=$(nvidia-smi -L | wc -l)
 out=$(mktemp -d)
 export WANDB_MODE=disabled

@@ -45,8 +45,8 @@ class TrainerConfig:
     `total_batch_size` scenes make an update, if it is set, on any number of processes; `grad_accum_steps` follows from
     it.
 
-    `gradient_bucket_mb` of gradients are exchanged between GPUs as soon as they are known, while the backward pass goes
-    on, which slows its kernels down; 0 is all of them after it, where the processes share a machine, else DDP's 25.
+    Every `gradient_bucket_mb` of gradients are exchanged between GPUs during the backward pass, which slows its kernels
+    down. 0 exchanges all of them after it where the launcher says that the processes share a machine, else as DDP does.
     """
 
     grad_accum_steps: int = bounded(1, 1, 65_536)

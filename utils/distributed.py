@@ -236,8 +236,7 @@ def _join(place: Place, device: torch.device, timeout: timedelta) -> Process:
     dist.init_process_group(
         "nccl" if bound else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound
     )
-    one_machine = place.local_world_size == world_size
-    return Process(rank, place.local_rank, world_size, device, dist.PrefixStore("lvsm", store), one_machine)
+    return Process(rank, place.local_rank, world_size, device, dist.PrefixStore("lvsm", store), place.one_machine)
 
 
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:

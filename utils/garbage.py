@@ -10,22 +10,22 @@ _FROZEN_BY_OTHERS = 10_000
 
 @contextmanager
 def collection_spares() -> Iterator[Callable[[], None]]:
-    """Yields a function: what lives when it is first called, garbage collection passes over until the end.
+    """Yields a function; from its first call to the end, garbage collection passes over what lived at that call.
 
-    To look through what a compiler leaves takes Python half a second, at a moment of its own in every process. Where a
-    program around this one has frozen its objects, they are left to it.
+    Python needs some tenths of a second to look through what a compiler leaves, at a moment of its own in every
+    process. Nothing is done inside a program that has frozen objects itself.
     """
-    frozen = False
+    by_others = spared = gc.get_freeze_count() >= _FROZEN_BY_OTHERS
 
     def spare() -> None:
-        nonlocal frozen
-        if not frozen and gc.get_freeze_count() < _FROZEN_BY_OTHERS:
+        nonlocal spared
+        if not spared:
             gc.collect()
             gc.freeze()
-            frozen = True
+            spared = True
 
     try:
         yield spare
     finally:
-        if frozen:
+        if spared and not by_others:
             gc.unfreeze()

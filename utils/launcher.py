@@ -19,6 +19,11 @@ class Place:
     local_rank: int = 0
     local_world_size: int = 1
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether the launcher says that all processes run on this machine."""
+        return self.local_world_size == self.world_size
+
 
 def read_place() -> Place:
     """The place that the environment gives; a plain `python` run is process 0 of 1.

@@ -91,6 +91,7 @@ def test_entry_scripts_tell_a_half_set_environment_in_one_line(launched, changes
 def test_a_whole_environment_is_read(launched):
     launched({})
     assert read_place() == Place(1, 2, 1, 2)
+    assert read_place().one_machine and not Place(1, 4, 1, 2).one_machine
     launched(dict.fromkeys(WHOLE))
     assert read_place() == Place(0, 1, 0, 1)
 

@@ -30,9 +30,11 @@ def knot():
 
 def test_what_lives_is_passed_over_until_the_end(thawed):
     with collection_spares() as spare:
+        garbage_before = knot()
         kept = Knot()
         spared = weakref.ref(kept)
         spare()
+        assert garbage_before() is None
         del kept
         later = knot()
         spare()
@@ -43,6 +45,17 @@ def test_what_lives_is_passed_over_until_the_end(thawed):
     assert spared() is None
 
 
+def test_what_python_itself_begins_with_frozen_is_nobodys(thawed, monkeypatch):
+    with monkeypatch.context() as patch:
+        # More than the 375 of Python 3.12.
+        patch.setattr(gc, "get_freeze_count", lambda: 1000)
+        running = collection_spares()
+        running.__enter__()()
+    assert gc.get_freeze_count() > 1000
+    running.__exit__(None, None, None)
+    assert gc.get_freeze_count() == 0
+
+
 def test_nothing_is_spared_unasked_nor_where_others_did_so():
     before = gc.get_freeze_count()
     with collection_spares() as spare:
@@ -50,6 +63,13 @@ def test_nothing_is_spared_unasked_nor_where_others_did_so():
         spare()
         assert gc.get_freeze_count() == before >= garbage._FROZEN_BY_OTHERS
     assert gc.get_freeze_count() == before
+
+
+def test_an_error_ends_it_too(thawed):
+    with pytest.raises(KeyError), collection_spares() as spare:
+        spare()
+        raise KeyError
+    assert gc.get_freeze_count() == 0
 
 
 def test_training_spares_what_the_first_update_made(thawed, scenes, tmp_path, monkeypatch):
