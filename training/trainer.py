@@ -75,8 +75,10 @@ class Learner:
 
 def bucket_mb(cfg: TrainerConfig, process: Process, model: nn.Module) -> int | None:
     """MB of gradients that DDP exchanges together; None leaves it to DDP."""
-    if cfg.gradient_bucket_mb or not process.one_machine:
-        return cfg.gradient_bucket_mb or None
+    if cfg.gradient_bucket_mb:
+        return cfg.gradient_bucket_mb
+    if not process.one_machine:
+        return None
     return math.ceil(sum(parameter.nbytes for parameter in model.parameters()) / 2**20)
 
 
