@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model import Encoded
+from utils.garbage import no_collection
 from utils.nests import change_tensors, ends_of, tensors_of
 from utils.text import described
 
@@ -38,7 +39,8 @@ def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., An
     graph = torch.cuda.CUDAGraph()
     # Other threads, as those of loaders, may go on meanwhile.
     recorder = torch.cuda.graph(graph, pool=_memory(), stream=stream, capture_error_mode="thread_local")
-    with torch.inference_mode(), recorder:
+    # An older record that were freed meanwhile would spoil this one.
+    with torch.inference_mode(), no_collection(), recorder:
         result = function(*places.nests)
 
     def play(*given: Any, _reads: object = function) -> Any:

@@ -1,4 +1,4 @@
-"""Garbage collection, where a pause of one process is a pause of all."""
+"""Garbage collection, where it must not come at a moment of its own."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -29,3 +29,15 @@ def collection_spares() -> Iterator[Callable[[], None]]:
     finally:
         if spared and not by_others:
             gc.unfreeze()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Garbage waits until the end."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

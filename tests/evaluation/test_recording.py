@@ -1,5 +1,6 @@
 """What is recorded, what is played, and what happens where recording fails."""
 
+import gc
 import weakref
 from dataclasses import replace
 from unittest.mock import MagicMock
@@ -143,6 +144,14 @@ def test_a_record_plays_with_what_it_is_given(no_graphs):
     play = record_kernels(lambda x: recorded.append(x) or x, torch.zeros(2))
     play(torch.ones(2))
     assert recorded[-1].tolist() == [1, 1]
+
+
+def test_no_garbage_is_collected_while_kernels_are_recorded(no_graphs):
+    """An older record among it would be freed, which a driver forbids then: the new record would be lost."""
+    collects = []
+    record_kernels(lambda x: collects.append(gc.isenabled()) or x, torch.zeros(2))
+    *warm, recorded = collects
+    assert all(warm) and not recorded and gc.isenabled()
 
 
 def test_encoded_scenes_are_copied_once_and_all_else_each_time():

@@ -6,7 +6,7 @@ import pytest
 import train
 from tests.runs import training_command
 from utils import garbage
-from utils.garbage import collection_spares
+from utils.garbage import collection_spares, no_collection
 
 
 class Knot:
@@ -69,6 +69,18 @@ def test_an_error_ends_it_too(thawed):
         spare()
         raise KeyError
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_waits_and_then_is_collected_as_before(monkeypatch, collects):
+    state = [collects]
+    monkeypatch.setattr(gc, "isenabled", lambda: state[-1])
+    monkeypatch.setattr(gc, "enable", lambda: state.append(True))
+    monkeypatch.setattr(gc, "disable", lambda: state.append(False))
+    with pytest.raises(KeyError), no_collection():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled() == collects
 
 
 def test_training_spares_what_the_first_update_made(thawed, scenes, tmp_path, monkeypatch):
