@@ -4,7 +4,8 @@
 
 Heads are of noise, in 16 bits on a GPU. `difference` is how far results and gradients are from those of the shape's
 first kernel, relative to their size: the worst of all. "cudnn, own operator" is what takes over where FlashAttention-4
-fails. Where a context is joined, the copies and the sums of their gradients count.
+fails. Where a context is joined, the copies and the sums of their gradients count. "recorded" is forward in a CUDA
+graph of several in a row, as a GPU renders.
 """
 
 import functools
@@ -67,6 +68,8 @@ CONTEXTS = (
     Context("prefix, 8 targets of a scene, with joining", 1, 8, 12, 1024, 2048),
     Context("prefix, 2 targets of a scene, with joining", 1, 2, 12, 1024, 2048),
 )
+# As many as there are layers.
+IN_A_ROW = 24
 TORCHS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -128,6 +131,19 @@ def speed(direction: str, flops: float, work: Callable[[], object], calls: int) 
     return row | {f"{direction} spread": f"{spread(seconds):.1%}"}
 
 
+def recorded_speed(attend: Attend, heads: Sequence[Tensor], calls: int) -> dict[str, Any]:
+    """The column of forward in a CUDA graph, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        attend(*heads)
+        with torch.cuda.graph(graph):
+            for _ in range(IN_A_ROW):
+                attend(*heads)
+    return {"recorded ms": statistics.median(timed(graph.replay, calls, 3)) / IN_A_ROW * 1e3}
+
+
 def compare(
     kernels: Iterable[tuple[str, Attend]], heads: Sequence[Tensor], outer: Tensor, flops: float, calls: int
 ) -> Iterator[dict[str, Any]]:
@@ -142,7 +158,8 @@ def compare(
         differentiate = functools.partial(torch.autograd.grad, attend(*heads), heads, outer, retain_graph=True)
         forward = speed("forward", flops, functools.partial(attend, *heads), calls)
         backward = speed("backward", 2.5 * flops, differentiate, calls)
-        yield {"kernel": name} | forward | backward | {"difference": far}
+        recorded = recorded_speed(attend, heads, calls)
+        yield {"kernel": name} | forward | recorded | backward | {"difference": far}
 
 
 def place(work: str, batch: int, heads: int, queries: int, keys: int) -> dict[str, Any]:

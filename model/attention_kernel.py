@@ -27,8 +27,12 @@ _MEASURED_HEAD = 64
 _SCORES = 400_000_000
 _SCORES_RENDERING = 100_000_000
 _SCORES_APART_RENDERING = 300_000_000
-# Of fewer queries cuDNN's forward is faster.
+# Of fewer queries cuDNN's forward is faster, unless every small tile of them has a multiprocessor of its own: then
+# FlashAttention-4 is, from fewer scores on.
 _QUERIES_RENDERING = 2048
+_SMALL_TILE = (128, 128)
+_MULTIPROCESSORS = 132
+_SCORES_IN_ONE_ROUND = 25_000_000
 # Channels of a head that it takes: multiples of 8, up to so many.
 _WIDEST_HEAD = 128
 package = FallibleKernels(
@@ -54,6 +58,35 @@ def attend_apart(kernel: OwnKernel, q: Tensor, k: Tensor, v: Tensor, context: Se
     return attention_apart(*heads, kernel)[0].transpose(1, 2)
 
 
+def attend_known(kernel: str, q: Tensor, k: Tensor, v: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Attention of scenes' tokens [s h m c] to themselves, computed once a scene, and to those of every sequence.
+
+    For rendering: gradients do not go through it.
+
+    Args:
+        kernel: the choice, by which each of the two attentions has the faster kernel.
+        others: keys and values [b h n c] of sequences, as many in a row for each scene.
+
+    Returns:
+        What the scene's tokens get in every sequence [b h m c].
+    """
+    own, own_lse = _attention_to(kernel, q, k, v)
+    other, other_lse = _attention_to(kernel, _repeat(q, others[0]), *others)
+    merged = empty_heads(other)
+    merge_plainly(_repeat(own, other), _repeat(own_lse, other), other, other_lse, merged)
+    return merged.transpose(1, 2)
+
+
+def _repeat(x: Tensor, sequences: Tensor) -> Tensor:
+    """What scenes have [s ...], for each of their sequences [b ...]."""
+    return x.repeat_interleave(len(sequences) // len(x), dim=0)
+
+
+def _attention_to(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    by: OwnKernel = "fa4" if takes_fa4(kernel, q, k.shape[2]) else "cudnn"
+    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), by)
+
+
 def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
     """Whether FlashAttention-4 computes attention of queries [b h n c] to so many keys, or torch's kernels do.
 
@@ -65,7 +98,15 @@ def takes_fa4(kernel: str, q: Tensor, keys: int) -> bool:
         return q.shape[-1] % 8 == 0 and q.shape[-1] <= _WIDEST_HEAD
     if torch.is_grad_enabled():
         return _has_scores(q, keys, _SCORES)
+    if _in_one_round(*q.shape):
+        return _has_scores(q, keys, _SCORES_IN_ONE_ROUND)
     return _has_scores(q, keys, _SCORES_RENDERING) and q.shape[2] >= _QUERIES_RENDERING
+
+
+def _in_one_round(b: int, h: int, n: int, c: int) -> bool:
+    """Whether there is a multiprocessor for each small tile of the queries, at heads for which that was measured."""
+    tiles = b * h * ((n + _SMALL_TILE[0] - 1) // _SMALL_TILE[0])
+    return c == _MEASURED_HEAD and tiles <= _MULTIPROCESSORS
 
 
 def apart_by(kernel: str, q: Tensor, k: Tensor, context_k: Tensor) -> OwnKernel | None:
@@ -114,8 +155,10 @@ def _check_interface(interface: Any) -> None:
 
 
 def _fa4_forward(q: Tensor, k: Tensor, v: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    b, n, h, c = q.shape
+    tile = _SMALL_TILE if _in_one_round(b, h, n, c) else None
     # Later versions return more.
-    out, lse, *_ = _fa4()._flash_attn_fwd(q, k, v, return_lse=True, out=into)
+    out, lse, *_ = _fa4()._flash_attn_fwd(q, k, v, return_lse=True, out=into, tile_mn=tile)
     return out, lse
 
 
@@ -131,7 +174,7 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, into: Tensor | None = None) 
     heads = (x.transpose(1, 2) for x in (q, k, v))
     out, lse, *_ = _ATEN._scaled_dot_product_cudnn_attention(*heads, None, True)
     attended = out.transpose(1, 2)
-    return attended.contiguous() if into is None else into.copy_(attended), lse.reshape(out.shape[:3])
+    return attended.contiguous() if into is None else into.copy_(attended), lse.reshape(out.shape[:3]).contiguous()
 
 
 def _cudnn_backward(

@@ -327,9 +327,18 @@ class EncoderDecoder(LVSM):
     def target_tokens(self, encoded: SceneTokens, targets: Cameras) -> Float[Tensor, "bt n d"]:
         """The target's tokens after the decoder stack, which sees the latents beside them."""
         target = self.pose_tokenizer(targets)
+        queries = slice(0, target.shape[2])
+        if self._takes_known(encoded.tokens, target):
+            known, x = self.run(_normalize_each, self.input_norm, encoded.tokens, target)
+            return self.decoder.with_known(x, known, queries)
         sequence = self.run(_join_target_first, self.input_norm, encoded.tokens, target)
         relative = self._relative(_one_by_one(targets), len(self.latents))
-        return self.decoder(sequence, queries=slice(0, target.shape[2]), relative=relative)
+        return self.decoder(sequence, queries=queries, relative=relative)
+
+    def _takes_known(self, latents: Tensor, target: Tensor) -> bool:
+        scenes, targets, tokens = target.shape[:3]
+        counts = (*latents.shape[:2], scenes * targets, tokens)
+        return self.camera_encoding == "none" and self.decoder.takes_known(target[:1, :1, :1, :1], counts)
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
@@ -401,6 +410,11 @@ def _join_inputs_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[
 def _join_target_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:
     """The same, the target's tokens first."""
     return norm(torch.cat([target.flatten(0, 1), _repeat(scene, target)], dim=1))
+
+
+def _normalize_each(norm: LayerNorm, scene: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A scene's tokens [b k d] and its targets' [b t n d], the latter as sequences [bt n d]."""
+    return norm(scene), norm(target.flatten(0, 1))
 
 
 def _repeat(scene: Tensor, target: Tensor) -> Float[Tensor, "bt k d"]:

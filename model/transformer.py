@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by, takes_fa4
+from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by, attend_known, takes_fa4
 from model.compilation import Compilable
 from model.fused import QK_EPS, gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
@@ -248,17 +248,35 @@ class Attention(MultiHead):
         takes = self._normalizes_in_training() and takes_fa4(self.kernel, q, q.shape[2])
         return SideBySide("fa4", (*x.shape[:2], 0, 0)) if takes else None
 
+    def with_known(self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s m d"]) -> Float[Tensor, "b n+m d"]:
+        """What `forward` gives for every sequence with its scene's tokens behind it, of which no sequence gets a copy.
+
+        What these have to do with one another is computed once a scene.
+        """
+        q, own = self._queries_keys_values(in_matmul_dtype(x), None, None)
+        known_q, context = self._queries_keys_values(in_matmul_dtype(known), None, None)
+        attended = attend_in_context(q, own, context, self.kernel)
+        of_known = attend_known(self.kernel, known_q, *context, own)
+        return self._results(torch.cat([attended, of_known], dim=2).transpose(1, 2), None, None)
+
     def side_by_side_kernel(self, like: Tensor, counts: tuple[int, ...]) -> OwnKernel | None:
         """What attends in one operator to sequences, and to others that have them as context; None: nothing does.
 
+        Args: as those of `apart_kernel`.
+        """
+        return self.apart_kernel(like, counts) if self._normalizes_in_training() else None
+
+    def apart_kernel(self, like: Tensor, counts: tuple[int, ...]) -> OwnKernel | None:
+        """What attends to a scene's tokens without a copy of them for every sequence; None: nothing does.
+
         Args:
             like: a number in the precision of the matmuls, where the tokens are.
+            counts: as those of `attend_normed`.
         """
         s, m, b, n = counts
         h = self.out.in_features // self.d_head
         q = like.expand(b, h, n, self.d_head)
-        takes = self._normalizes_in_training()
-        return apart_by(self.kernel, q, q, like.expand(s, h, m, self.d_head)) if takes else None
+        return apart_by(self.kernel, q, q, like.expand(s, h, m, self.d_head))
 
     def _normalizes_in_training(self) -> bool:
         return self.q_norm is not None and torch.is_grad_enabled()
@@ -438,6 +456,13 @@ class Block(nn.Module):
         x = x + self.mlp(self.norm2(x))
         return (x, own) if return_kv else x
 
+    def with_known(self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s m d"]) -> Float[Tensor, "b n+m d"]:
+        """All tokens of sequences, each with its scene's tokens behind it, as `Attention` has them."""
+        attended = self.attn.with_known(self.norm1(x), self.norm1(known))
+        repeated = known.repeat_interleave(len(x) // len(known), dim=0)
+        x = torch.cat([x, repeated], dim=1) + attended
+        return x + self.mlp(self.norm2(x))
+
 
 class CrossBlock(nn.Module):
     """t += a self(LN(t)); t += a cross(LN(t), context); t += a mlp(LN(t)), with the context's own norm and projection.
@@ -518,10 +543,21 @@ class Transformer(Compilable, nn.ModuleList):
         """
         if context is not None and len(context) != len(self):
             raise ValueError(f"context of {len(context)} layers for a stack of {len(self)}")
-        x = self._in_residual_dtype(x)
+        return self._from(0, self._in_residual_dtype(x), queries, context, relative, return_kv)
+
+    def _from(
+        self,
+        first: int,
+        x: Tensor,
+        queries: slice | None,
+        context: Sequence[KeysValues | KVCache] | None,
+        relative: Relative | None,
+        return_kv: bool,
+    ) -> Any:
+        """Run the blocks from number `first` on."""
         blocks = tuple(self)
         kept: list[KeysValues] = []
-        for layers, policy in self._groups():
+        for layers, policy in self._groups(first):
             chosen = queries if layers.stop >= len(blocks) else None
             own_context = None if context is None else context[layers]
             x = self.run(_run_group, blocks[layers], x, chosen, policy, own_context, relative, return_kv)
@@ -537,6 +573,26 @@ class Transformer(Compilable, nn.ModuleList):
             like: one number [1 1 1 1], where the tokens are.
         """
         return self[0].attn.side_by_side_kernel(in_matmul_dtype(like), counts)  # type: ignore[operator,union-attr]
+
+    def takes_known(self, like: Tensor, counts: tuple[int, ...]) -> bool:
+        """Whether `with_known` is faster than `forward`, by the counts of scenes, sequences and their tokens.
+
+        Args: as those of `side_by_side_kernel`.
+        """
+        first = self[0]
+        if torch.is_grad_enabled() or len(self) == 1 or type(first) is not Block:
+            return False
+        return first.attn.apart_kernel(in_matmul_dtype(like), counts) is not None
+
+    def with_known(
+        self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s k d"], queries: slice | None
+    ) -> Float[Tensor, "b m d"]:
+        """What `forward` gives for sequences, as many in a row for each scene, with the scene's tokens behind them.
+
+        In the first block, what these have to do with one another is computed once a scene. For rendering.
+        """
+        x = self.run(_first_with_known, self[0], self._in_residual_dtype(x), self._in_residual_dtype(known))
+        return self._from(1, x, queries, None, None, False)
 
     def side_by_side(
         self, known: Float[Tensor, "s m d"], x: Float[Tensor, "b n d"], kernel: OwnKernel
@@ -559,13 +615,17 @@ class Transformer(Compilable, nn.ModuleList):
             return in_matmul_dtype(x)
         return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
-    def _groups(self) -> list[tuple[slice, SavePolicy | None]]:
-        """Layers that run in one piece, and what they save for backward; None: everything."""
+    def _groups(self, first: int = 0) -> list[tuple[slice, SavePolicy | None]]:
+        """Layers that run in one piece, and what they save for backward; None: everything.
+
+        Args:
+            first: the layer that they begin with, in rendering.
+        """
         size = self.layers_per_group
         if size and self.training and torch.is_grad_enabled():
             return [(slice(i * size, (i + 1) * size), policy) for i, policy in enumerate(self.save_policies)]
         size = self.layers_per_piece
-        return [(slice(i, i + size), None) for i in range(0, len(self), size)]
+        return [(slice(i, i + size), None) for i in range(first, len(self), size)]
 
 
 def _run_group(
@@ -598,6 +658,10 @@ def _run_group(
     if policy is None:
         return run(x)
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
+
+
+def _first_with_known(block: Block, x: Tensor, known: Tensor) -> Tensor:
+    return block.with_known(x, known)
 
 
 def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:

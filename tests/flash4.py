@@ -24,6 +24,8 @@ class Flash4(ModuleType):
         self.errors: dict[str, Exception] = {}
         # Where the heads of the last call lie.
         self.places: list[int] = []
+        # What the last forward's tiles were to be; None: the package's choice.
+        self.tile: tuple[int, int] | None = None
 
     def _begin(self, name: str, *heads: Tensor) -> None:
         self.calls[name] += 1
@@ -32,9 +34,10 @@ class Flash4(ModuleType):
         self.places = [x.data_ptr() for x in heads]
         assert len({x.dtype for x in heads}) == 1 and all(x.stride(-1) == 1 for x in heads)
 
-    def _flash_attn_fwd(self, q, k, v, return_lse=False, out=None):
+    def _flash_attn_fwd(self, q, k, v, return_lse=False, out=None, tile_mn=None):
         """As version 4.0.0b36 returns it."""
         self._begin("forward", q, k, v)
+        self.tile = tile_mn
         scores = _scores(q, k)
         found = torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v)
         return (
@@ -93,9 +96,10 @@ def install(patch) -> Flash4:
 
 
 def measure_small(patch) -> None:
-    """Heads and numbers of tokens of small models count as measured, until `patch` is undone."""
+    """Heads and numbers of tokens of small models count as measured, until `patch` is undone; no queries are few."""
     patch.setattr(room, "_MEASURED_HEAD", 32)
-    for name in ("_SCORES", "_SCORES_RENDERING", "_SCORES_APART_RENDERING"):
+    patch.setattr(room, "_MULTIPROCESSORS", 0)
+    for name in ("_SCORES", "_SCORES_RENDERING", "_SCORES_APART_RENDERING", "_SCORES_IN_ONE_ROUND"):
         patch.setattr(room, name, 1)
 
 

@@ -98,7 +98,12 @@ MEASURED = [
     (1, 4096, 4096, False, True),
     (1, 2560, 3072, False, False),
     (8, 1024, 3072, False, False),
-    (1, 1024, 3072, False, False),
+    # In one round of the multiprocessors.
+    (1, 1024, 3072, False, True),
+    (1, 1024, 2048, False, True),
+    (1, 1024, 1024, False, False),
+    (1, 1408, 2048, False, True),
+    (1, 1409, 2048, False, False),
     (2, 256, 768, False, False),
 ]
 
@@ -114,6 +119,22 @@ def test_the_kernel_follows_the_shape_as_measured(monkeypatch, b, queries, keys,
     assert takes_fa4("fa4", q, keys) and takes_fa4("by_shape", q, keys) == training
     with torch.no_grad():
         assert takes_fa4("fa4", q, keys) and takes_fa4("by_shape", q, keys) == rendering
+
+
+@pytest.mark.parametrize(
+    ("b", "queries", "c", "tile"),
+    [
+        (1, 1024, 64, (128, 128)),
+        (1, 1408, 64, (128, 128)),
+        (1, 1409, 64, None),
+        (2, 1024, 64, None),
+        (1, 1024, 96, None),
+    ],
+)
+def test_few_queries_are_taken_in_one_round(package, b, queries, c, tile):
+    q, k = torch.zeros(b, 12, queries, c), torch.zeros(b, 12, 2, c)
+    attend_by("fa4", q, k, k)
+    assert package.tile == tile
 
 
 # Sequences, scenes, and what attends apart where the choice is by shape, with gradients and without.

@@ -132,6 +132,21 @@ def side_by_side_equals_plain():
 
 
 @torch.no_grad()
+def first_block_equals_plain():
+    """What concerns a scene alone computed once, for another number of scenes and of targets, too."""
+    for sizes in ((1, 2), (2, 3)):
+        results = []
+        for execution, kernel in ((PLAIN, "flash"), (ON, "by_shape")):
+            with pytest.MonkeyPatch.context() as patch:
+                flash4.install(patch)
+                flash4.measure_small(patch)
+                model = flash4.use(small_model("encoder_decoder", execution=execution, encoder_n_layer=1), kernel)
+                results.append(model(random_views(sizes[0], 2), random_cameras(*sizes, seed=1)))
+        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    assert not counters["graph_break"]
+
+
+@torch.no_grad()
 def frames_equal_plain():
     """Of prepared scenes, one after another, by torch's matmuls and by QuACK's; numbers of tokens that vary, too.
 
@@ -342,6 +357,7 @@ GROUPS = (
     (LOWERING, (takes_context_and_cameras,)),
     (LOWERING, (own_kernels_equal_plain,)),
     (LOWERING, (side_by_side_equals_plain,)),
+    (LOWERING, (first_block_equals_plain,)),
     (FRONT, (counts_graphs_of_shapes, copies_are_plain)),
     (FRONT, (pieces_share_graphs,)),
     (FRONT, (serves_every_use,)),
