@@ -39,7 +39,7 @@ def record_kernels(function: Callable[..., Any], *args: Any) -> Callable[..., An
     graph = torch.cuda.CUDAGraph()
     # Other threads, as those of loaders, may go on meanwhile.
     recorder = torch.cuda.graph(graph, pool=_memory(), stream=stream, capture_error_mode="thread_local")
-    # An older record that were freed meanwhile would spoil this one.
+    # An older record, freed meanwhile, would spoil this one.
     with torch.inference_mode(), no_collection(), recorder:
         result = function(*places.nests)
 

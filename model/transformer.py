@@ -543,9 +543,9 @@ class Transformer(Compilable, nn.ModuleList):
         """
         if context is not None and len(context) != len(self):
             raise ValueError(f"context of {len(context)} layers for a stack of {len(self)}")
-        return self._from(0, self._in_residual_dtype(x), queries, context, relative, return_kv)
+        return self._run_from(0, self._in_residual_dtype(x), queries, context, relative, return_kv)
 
-    def _from(
+    def _run_from(
         self,
         first: int,
         x: Tensor,
@@ -572,17 +572,24 @@ class Transformer(Compilable, nn.ModuleList):
         Args:
             like: one number [1 1 1 1], where the tokens are.
         """
-        return self[0].attn.side_by_side_kernel(in_matmul_dtype(like), counts)  # type: ignore[operator,union-attr]
+        first = self._own_first_block()
+        return None if first is None else first.attn.side_by_side_kernel(in_matmul_dtype(like), counts)
 
     def takes_known(self, like: Tensor, counts: tuple[int, ...]) -> bool:
         """Whether `with_known` is faster than `forward`, by the counts of scenes, sequences and their tokens.
 
         Args: as those of `side_by_side_kernel`.
         """
-        first = self[0]
-        if torch.is_grad_enabled() or len(self) == 1 or type(first) is not Block:
+        first = self._own_first_block()
+        if first is None or torch.is_grad_enabled() or len(self) == 1:
             return False
         return first.attn.apart_kernel(in_matmul_dtype(like), counts) is not None
+
+    def _own_first_block(self) -> Block | None:
+        """The first block, unless stack, block or attention are a researcher's own, which run as they are."""
+        first = self[0]
+        own = type(self) is Transformer and type(first) is Block and type(first.attn) is Attention
+        return first if own else None  # type: ignore[return-value]
 
     def with_known(
         self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s k d"], queries: slice | None
@@ -592,7 +599,7 @@ class Transformer(Compilable, nn.ModuleList):
         In the first block, what these have to do with one another is computed once a scene. For rendering.
         """
         x = self.run(_first_with_known, self[0], self._in_residual_dtype(x), self._in_residual_dtype(known))
-        return self._from(1, x, queries, None, None, False)
+        return self._run_from(1, x, queries, None, None, False)
 
     def side_by_side(
         self, known: Float[Tensor, "s m d"], x: Float[Tensor, "b n d"], kernel: OwnKernel

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model.attention_kernel import attend_known
-from model.transformer import Block, Transformer, TransformerConfig
+from model.transformer import Attention, Block, Transformer, TransformerConfig
 from tests import flash4
 from tests.helpers import random_cameras, random_views, small_model
 
@@ -96,8 +96,25 @@ def test_where_it_gains_nothing_or_does_not_hold_the_block_runs_as_it_is(
     assert not apart
 
 
-@torch.no_grad()
-def test_blocks_of_ones_own_run_as_they_are(measured):
+def with_own_attention():
+    model = stack()
+    model[0].attn.__class__ = type("Other", (Attention,), {})
+    return model
+
+
+def with_own_stack():
+    model = stack()
+    model.__class__ = type("Other", (Transformer,), {})
+    return model
+
+
+@pytest.mark.parametrize(
+    "own",
+    [lambda: stack(block=type("Other", (Block,), {})), with_own_attention, with_own_stack],
+    ids=["block", "attention", "stack"],
+)
+def test_blocks_of_ones_own_run_as_they_are(measured, own):
     like, counts = torch.zeros(1, 1, 1, 1), (1, TOKENS, 3, 4)
-    assert stack().takes_known(like, counts)
-    assert not stack(block=type("Other", (Block,), {})).takes_known(like, counts)
+    assert stack().side_by_side_kernel(like, counts) and own().side_by_side_kernel(like, counts) is None
+    with torch.no_grad():
+        assert stack().takes_known(like, counts) and not own().takes_known(like, counts)
