@@ -68,6 +68,7 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path):
 
 
 def test_long_paths_are_rendered_a_few_frames_at_a_time(monkeypatch):
+    monkeypatch.setattr("evaluation.renderer._TARGETS_AT_ONCE", 8)
     renderer = Renderer(small_model("encoder_decoder"), PrecisionConfig(use_amp=False), torch.device("cpu"))
     encoded, path = renderer.encode(random_views(1, 2)), random_cameras(1, 21, seed=1)
     rendered, render = [], Renderer.render
