@@ -31,6 +31,7 @@ _SCORES_APART_RENDERING = 300_000_000
 # FlashAttention-4 is, from fewer scores on.
 _QUERIES_RENDERING = 2048
 _SMALL_TILE = (128, 128)
+# Of an H100 SXM and an H200.
 _MULTIPROCESSORS = 132
 _SCORES_IN_ONE_ROUND = 25_000_000
 # Channels of a head that it takes: multiples of 8, up to so many.
@@ -64,20 +65,21 @@ def attend_known(kernel: str, q: Tensor, k: Tensor, v: Tensor, others: Sequence[
     For rendering: gradients do not go through it.
 
     Args:
-        kernel: the choice, by which each of the two attentions has the faster kernel.
+        kernel: the choice, by which each of the two attentions has its kernel.
         others: keys and values [b h n c] of sequences, as many in a row for each scene.
 
     Returns:
         What the scene's tokens get in every sequence [b h m c].
     """
-    own, own_lse = _attention_to(kernel, q, k, v)
-    other, other_lse = _attention_to(kernel, _repeat(q, others[0]), *others)
+    other_k, other_v = others
+    own, own_lse = (for_each_sequence(x, other_k) for x in _attention_to(kernel, q, k, v))
+    other, other_lse = _attention_to(kernel, for_each_sequence(q, other_k), other_k, other_v)
     merged = empty_heads(other)
-    merge_plainly(_repeat(own, other), _repeat(own_lse, other), other, other_lse, merged)
+    merge_plainly(own, own_lse, other, other_lse, merged)
     return merged.transpose(1, 2)
 
 
-def _repeat(x: Tensor, sequences: Tensor) -> Tensor:
+def for_each_sequence(x: Tensor, sequences: Tensor) -> Tensor:
     """What scenes have [s ...], for each of their sequences [b ...]."""
     return x.repeat_interleave(len(sequences) // len(x), dim=0)
 

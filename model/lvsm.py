@@ -260,8 +260,9 @@ class Prefix(DecoderOnly):
         return self._paint(tokens, targets)
 
     def _side_by_side_kernel(self, inputs: Views, targets: Cameras) -> OwnKernel | None:
-        # A variant of one's own that encodes or decodes otherwise trains as it renders.
-        if not self._is_own() or self.camera_encoding != "none":
+        # A variant of one's own that encodes, decodes or turns heads otherwise trains as it renders.
+        turns = self.camera_encoding != "none" or type(self)._relative is not LVSM._relative
+        if turns or not self._is_own():
             return None
         scenes, views = inputs.images.shape[:2]
         known = views * self._tokens_of(inputs.cameras)
@@ -328,17 +329,17 @@ class EncoderDecoder(LVSM):
         """The target's tokens after the decoder stack, which sees the latents beside them."""
         target = self.pose_tokenizer(targets)
         queries = slice(0, target.shape[2])
-        if self._takes_known(encoded.tokens, target):
+        relative = self._relative(_one_by_one(targets), len(self.latents))
+        if relative is None and self._takes_known(encoded.tokens, target):
             known, x = self.run(_normalize_each, self.input_norm, encoded.tokens, target)
             return self.decoder.with_known(x, known, queries)
         sequence = self.run(_join_target_first, self.input_norm, encoded.tokens, target)
-        relative = self._relative(_one_by_one(targets), len(self.latents))
         return self.decoder(sequence, queries=queries, relative=relative)
 
     def _takes_known(self, latents: Tensor, target: Tensor) -> bool:
         scenes, targets, tokens = target.shape[:3]
         counts = (*latents.shape[:2], scenes * targets, tokens)
-        return self.camera_encoding == "none" and self.decoder.takes_known(target[:1, :1, :1, :1], counts)
+        return self.decoder.takes_known(target[:1, :1, :1, :1], counts)
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention_kernel import OwnKernel, apart_by, attend_apart, attend_by, attend_known, takes_fa4
+from model.attention_kernel import (
+    OwnKernel,
+    apart_by,
+    attend_apart,
+    attend_by,
+    attend_known,
+    for_each_sequence,
+    takes_fa4,
+)
 from model.compilation import Compilable
 from model.fused import QK_EPS, gelu, layer_norm
 from model.mlp_kernel import MLPKernel, mlp_by_quack, takes_quack
@@ -213,6 +221,7 @@ class Attention(MultiHead):
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
+        known: Float[Tensor, "s k d"] | None = None,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
         """Every token of `x` is a key and value; those in `queries`, or all, are queries.
 
@@ -223,8 +232,13 @@ class Attention(MultiHead):
             relative: turns queries, keys, values and results by the cameras of the tokens in `x`.
             return_kv: also return the keys and values of `x`, which may be the context of other tokens.
             side_by_side: `x` is a row of sequences; nothing else is given then.
+            known: tokens of `s` scenes, which stand behind those of `x` in as many sequences in a row for each, so that
+                m is n + k. What they have to do with one another is computed once a scene. Nothing else is given then,
+                and gradients do not go through it.
         """
         x = in_matmul_dtype(x)
+        if known is not None:
+            return self._with_known(x, in_matmul_dtype(known))
         if queries is None and context is None and relative is None and not return_kv:
             side_by_side = side_by_side or self._alone(x)
         if side_by_side is not None:
@@ -248,13 +262,9 @@ class Attention(MultiHead):
         takes = self._normalizes_in_training() and takes_fa4(self.kernel, q, q.shape[2])
         return SideBySide("fa4", (*x.shape[:2], 0, 0)) if takes else None
 
-    def with_known(self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s m d"]) -> Float[Tensor, "b n+m d"]:
-        """What `forward` gives for every sequence with its scene's tokens behind it, of which no sequence gets a copy.
-
-        What these have to do with one another is computed once a scene.
-        """
-        q, own = self._queries_keys_values(in_matmul_dtype(x), None, None)
-        known_q, context = self._queries_keys_values(in_matmul_dtype(known), None, None)
+    def _with_known(self, x: Tensor, known: Tensor) -> Float[Tensor, "b m d"]:
+        q, own = self._queries_keys_values(x, None, None)
+        known_q, context = self._queries_keys_values(known, None, None)
         attended = attend_in_context(q, own, context, self.kernel)
         of_known = attend_known(self.kernel, known_q, *context, own)
         return self._results(torch.cat([attended, of_known], dim=2).transpose(1, 2), None, None)
@@ -440,6 +450,7 @@ class Block(nn.Module):
         relative: Relative | None = None,
         return_kv: bool = False,
         side_by_side: SideBySide | None = None,
+        known: Float[Tensor, "s k d"] | None = None,
     ) -> Float[Tensor, "b m d"] | tuple[Float[Tensor, "b m d"], KeysValues]:
         """All tokens, or only those in `queries`; the others then serve as keys and values alone.
 
@@ -449,19 +460,15 @@ class Block(nn.Module):
         """
         if queries == NO_QUERIES:
             return x[:, queries], self.attn.keys_values(self.norm1(x), relative)
-        attended = self.attn(self.norm1(x), queries, context, relative, return_kv, side_by_side)
+        normed_known = None if known is None else self.norm1(known)
+        attended = self.attn(self.norm1(x), queries, context, relative, return_kv, side_by_side, normed_known)
         if return_kv:
             attended, own = attended
+        if known is not None:
+            x = torch.cat([x, for_each_sequence(known, x)], dim=1)
         x = (x if queries is None else x[:, queries]) + attended
         x = x + self.mlp(self.norm2(x))
         return (x, own) if return_kv else x
-
-    def with_known(self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s m d"]) -> Float[Tensor, "b n+m d"]:
-        """All tokens of sequences, each with its scene's tokens behind it, as `Attention` has them."""
-        attended = self.attn.with_known(self.norm1(x), self.norm1(known))
-        repeated = known.repeat_interleave(len(x) // len(known), dim=0)
-        x = torch.cat([x, repeated], dim=1) + attended
-        return x + self.mlp(self.norm2(x))
 
 
 class CrossBlock(nn.Module):
@@ -572,34 +579,43 @@ class Transformer(Compilable, nn.ModuleList):
         Args:
             like: one number [1 1 1 1], where the tokens are.
         """
-        first = self._own_first_block()
+        first = self._unchanged_first_block()
         return None if first is None else first.attn.side_by_side_kernel(in_matmul_dtype(like), counts)
 
     def takes_known(self, like: Tensor, counts: tuple[int, ...]) -> bool:
-        """Whether `with_known` is faster than `forward`, by the counts of scenes, sequences and their tokens.
+        """Whether `with_known` should run, not `forward`: in rendering, where scenes have several sequences each.
+
+        Scores must be many, too: `apart_by` says how many.
 
         Args: as those of `side_by_side_kernel`.
         """
-        first = self._own_first_block()
+        first = self._unchanged_first_block()
         if first is None or torch.is_grad_enabled() or len(self) == 1:
             return False
         return first.attn.apart_kernel(in_matmul_dtype(like), counts) is not None
 
-    def _own_first_block(self) -> Block | None:
-        """The first block, unless stack, block or attention are a researcher's own, which run as they are."""
+    def _unchanged_first_block(self) -> Block | None:
+        """The first block; None where a subclass has a `forward` of its own, so that none but that may run."""
         first = self[0]
-        own = type(self) is Transformer and type(first) is Block and type(first.attn) is Attention
-        return first if own else None  # type: ignore[return-value]
+        if type(self).forward is not Transformer.forward or not isinstance(first, Block):
+            return None
+        unchanged = type(first).forward is Block.forward and type(first.attn).forward is Attention.forward
+        return first if unchanged else None
 
     def with_known(
         self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s k d"], queries: slice | None
     ) -> Float[Tensor, "b m d"]:
         """What `forward` gives for sequences, as many in a row for each scene, with the scene's tokens behind them.
 
-        In the first block, what these have to do with one another is computed once a scene. For rendering.
+        In the first of at least two blocks, what these have to do with one another is computed once a scene.
+
+        Raises:
+            RuntimeError: gradients are wanted, which do not go through it.
         """
-        x = self.run(_first_with_known, self[0], self._in_residual_dtype(x), self._in_residual_dtype(known))
-        return self._run_from(1, x, queries, None, None, False)
+        if torch.is_grad_enabled():
+            raise RuntimeError("with_known renders; gradients go through forward")
+        tokens = (self._in_residual_dtype(part) for part in (x, known))
+        return self._run_from(1, self.run(_run_with_known, self[0], *tokens), queries, None, None, False)
 
     def side_by_side(
         self, known: Float[Tensor, "s m d"], x: Float[Tensor, "b n d"], kernel: OwnKernel
@@ -667,8 +683,8 @@ def _run_group(
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
 
 
-def _first_with_known(block: Block, x: Tensor, known: Tensor) -> Tensor:
-    return block.with_known(x, known)
+def _run_with_known(block: nn.Module, x: Tensor, known: Tensor) -> Any:
+    return block(x, known=known)
 
 
 def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:

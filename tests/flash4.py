@@ -96,7 +96,10 @@ def install(patch) -> Flash4:
 
 
 def measure_small(patch) -> None:
-    """Heads and numbers of tokens of small models count as measured, until `patch` is undone; no queries are few."""
+    """Heads and numbers of tokens of small models count as measured, until `patch` is undone.
+
+    By shape, FlashAttention-4 trains with all of them and renders with none: multiprocessors are too few.
+    """
     patch.setattr(room, "_MEASURED_HEAD", 32)
     patch.setattr(room, "_MULTIPROCESSORS", 0)
     for name in ("_SCORES", "_SCORES_RENDERING", "_SCORES_APART_RENDERING", "_SCORES_IN_ONE_ROUND"):

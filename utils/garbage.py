@@ -33,7 +33,7 @@ def collection_spares() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Garbage waits until the end."""
+    """Garbage waits until the end; not for two threads at a time."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from geometry.relative import token_cameras
 from model.attention_kernel import attend_known
-from model.transformer import Attention, Block, Transformer, TransformerConfig
+from model.lvsm import EncoderDecoder
+from model.prope import prope
+from model.transformer import Transformer, TransformerConfig
 from tests import flash4
 from tests.helpers import random_cameras, random_views, small_model
 
@@ -14,7 +17,7 @@ TOKENS = 7
 
 @pytest.fixture
 def measured(monkeypatch):
-    """FlashAttention-4 in plain formulas, measured to win everywhere."""
+    """FlashAttention-4 in plain formulas; heads and tokens of small models count as measured."""
     package = flash4.install(monkeypatch)
     flash4.measure_small(monkeypatch)
     return package
@@ -24,10 +27,13 @@ def measured(monkeypatch):
 def apart(monkeypatch):
     """The numbers of scenes and sequences that first blocks had apart."""
     found = []
-    inherited = Block.with_known
-    monkeypatch.setattr(
-        Block, "with_known", lambda self, x, known: found.append((len(known), len(x))) or inherited(self, x, known)
-    )
+    inherited = Transformer.with_known
+
+    def with_known(self, x, known, queries):
+        found.append((len(known), len(x)))
+        return inherited(self, x, known, queries)
+
+    monkeypatch.setattr(Transformer, "with_known", with_known)
     return found
 
 
@@ -46,10 +52,10 @@ def test_a_scenes_tokens_get_what_they_get_beside_each_sequence(measured, kernel
     assert measured.calls["forward"] == calls
 
 
-def stack(n_layer=2, kernel="fa4", block=Block):
+def stack(n_layer=2, kernel="fa4"):
     sizes = TransformerConfig(d=64, d_head=32)
     torch.manual_seed(0)
-    return flash4.use(Transformer(sizes, n_layer, block), kernel).eval()
+    return flash4.use(Transformer(sizes, n_layer), kernel).eval()
 
 
 @torch.no_grad()
@@ -68,11 +74,14 @@ def test_a_stack_gives_the_same_tokens(measured, kernel, layers, queries):
 @torch.no_grad()
 @pytest.mark.parametrize(("scenes", "targets"), [(1, 3), (2, 3), (2, 2)])
 @pytest.mark.parametrize("kernel", ["fa4", "by_shape", "cudnn_by_shape"])
-def test_images_are_the_same(measured, apart, kernel, scenes, targets):
+@pytest.mark.parametrize("multiprocessors", [0, 132])
+def test_images_are_the_same(measured, apart, monkeypatch, kernel, scenes, targets, multiprocessors):
+    monkeypatch.setattr("model.attention_kernel._MULTIPROCESSORS", multiprocessors)
     inputs, cameras = random_views(scenes, 2), random_cameras(scenes, targets, seed=1)
     found, expected = (flash4.use(small_model("encoder_decoder"), by)(inputs, cameras) for by in (kernel, "flash"))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert apart == [(scenes, scenes * targets)]
+    assert (measured.calls["forward"] > 0) == (kernel == "fa4" or (kernel == "by_shape" and multiprocessors > 0))
 
 
 @pytest.mark.parametrize(
@@ -96,25 +105,54 @@ def test_where_it_gains_nothing_or_does_not_hold_the_block_runs_as_it_is(
     assert not apart
 
 
-def with_own_attention():
-    model = stack()
-    model[0].attn.__class__ = type("Other", (Attention,), {})
-    return model
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_are_refused(measured, training):
+    model = stack().train(training)
+    model.checkpoint_groups(1, 0.5)
+    with pytest.raises(RuntimeError, match="with_known"):
+        model.with_known(torch.randn(6, 4, 64), torch.randn(2, TOKENS, 64), None)
 
 
-def with_own_stack():
-    model = stack()
-    model.__class__ = type("Other", (Transformer,), {})
-    return model
+@torch.no_grad()
+def test_hooks_of_the_first_block_run(measured):
+    model, seen = stack(), []
+    for module in (model[0], model[0].attn):
+        module.register_forward_hook(lambda module, args, result: seen.append(result.shape))
+    model.with_known(torch.randn(6, 4, 64), torch.randn(2, TOKENS, 64), None)
+    assert seen == [(6, 4 + TOKENS, 64)] * 2
 
 
-@pytest.mark.parametrize(
-    "own",
-    [lambda: stack(block=type("Other", (Block,), {})), with_own_attention, with_own_stack],
-    ids=["block", "attention", "stack"],
-)
-def test_blocks_of_ones_own_run_as_they_are(measured, own):
+@torch.no_grad()
+def test_a_variant_that_turns_heads_by_itself_does_so(measured, apart):
+    inputs, cameras = random_views(1, 2), random_cameras(1, 3, seed=1)
+    images = []
+    for kernel in ("fa4", "flash"):
+        model = flash4.use(small_model("encoder_decoder"), kernel)
+        model.__class__ = type("Other", (EncoderDecoder,), {"_relative": turn_by_cameras})
+        images.append(model(inputs, cameras))
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-4)
+    assert not apart
+    assert (small_model("encoder_decoder")(inputs, cameras) - images[0]).abs().max() > 0.01
+
+
+def turn_by_cameras(self, *parts):
+    return prope(token_cameras(parts, self.image_tokenizer.patch_size, self.cfg.transformer.d_head))
+
+
+def changed(part, **methods):
+    """A subclass of a module's type, with methods of its own."""
+    part.__class__ = type("Other", (type(part),), methods)
+
+
+PARTS = {"stack": lambda model: model, "block": lambda model: model[0], "attention": lambda model: model[0].attn}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_forward_of_ones_own_is_not_passed_by(measured, part):
     like, counts = torch.zeros(1, 1, 1, 1), (1, TOKENS, 3, 4)
-    assert stack().side_by_side_kernel(like, counts) and own().side_by_side_kernel(like, counts) is None
-    with torch.no_grad():
-        assert stack().takes_known(like, counts) and not own().takes_known(like, counts)
+    for methods, ours in (({"more": lambda self: None}, True), ({"forward": lambda self, x: x}, False)):
+        model = stack()
+        changed(PARTS[part](model), **methods)
+        assert (model.side_by_side_kernel(like, counts) is not None) == ours
+        with torch.no_grad():
+            assert model.takes_known(like, counts) == ours
