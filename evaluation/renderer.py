@@ -18,7 +18,7 @@ from model.transformer import Attention
 from utils.media import start_to_uint8
 from utils.precision import PrecisionConfig, amp_dtype, autocast
 
-# Targets of a scene rendered at once, whatever comes out the same: more take more memory, and so many fill whole rounds
+# Targets of a scene that are rendered at once. Images do not depend on it; memory grows with it. 11 fill whole rounds
 # of the multiprocessors of an H100 or H200 in most matmuls (benchmarks/RECORDS.md).
 _TARGETS_AT_ONCE = 11
 

@@ -65,7 +65,7 @@ def attend_known(kernel: str, q: Tensor, k: Tensor, v: Tensor, others: Sequence[
     For rendering: gradients do not go through it.
 
     Args:
-        kernel: the choice, by which each of the two attentions has its kernel.
+        kernel: the model's choice, by which each of the two attentions runs by FlashAttention-4 or by cuDNN.
         others: keys and values [b h n c] of sequences, as many in a row for each scene.
 
     Returns:
@@ -85,6 +85,7 @@ def for_each_sequence(x: Tensor, sequences: Tensor) -> Tensor:
 
 
 def _attention_to(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What the operator `attention` gives for heads [b h n c], by the kernel that this choice means for their shape."""
     by: OwnKernel = "fa4" if takes_fa4(kernel, q, k.shape[2]) else "cudnn"
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), by)
 

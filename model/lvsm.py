@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from geometry.cameras import Cameras, Views
 from geometry.image_size import ImageSize, sides
 from geometry.relative import token_cameras
-from model.attention_kernel import OwnKernel
+from model.attention_kernel import OwnKernel, for_each_sequence
 from model.compilation import Compilable
 from model.encoded import Encoded
 from model.flops import Flops, linear_flops, stack_flops
@@ -330,16 +330,11 @@ class EncoderDecoder(LVSM):
         target = self.pose_tokenizer(targets)
         queries = slice(0, target.shape[2])
         relative = self._relative(_one_by_one(targets), len(self.latents))
-        if relative is None and self._takes_known(encoded.tokens, target):
+        if relative is None and self.decoder.takes_known(target.flatten(0, 1), encoded.tokens):
             known, x = self.run(_normalize_each, self.input_norm, encoded.tokens, target)
             return self.decoder.with_known(x, known, queries)
         sequence = self.run(_join_target_first, self.input_norm, encoded.tokens, target)
         return self.decoder(sequence, queries=queries, relative=relative)
-
-    def _takes_known(self, latents: Tensor, target: Tensor) -> bool:
-        scenes, targets, tokens = target.shape[:3]
-        counts = (*latents.shape[:2], scenes * targets, tokens)
-        return self.decoder.takes_known(target[:1, :1, :1, :1], counts)
 
     @staticmethod
     def encoding_flops(cfg: ModelConfig, num_inputs: int) -> Flops:
@@ -405,18 +400,16 @@ def _one_by_one(targets: Cameras) -> Cameras:
 
 def _join_inputs_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:
     """Normalised sequences: a scene's tokens [b k d], repeated for each target, then the target's [b t n d]."""
-    return norm(torch.cat([_repeat(scene, target), target.flatten(0, 1)], dim=1))
+    sequences = target.flatten(0, 1)
+    return norm(torch.cat([for_each_sequence(scene, sequences), sequences], dim=1))
 
 
 def _join_target_first(norm: LayerNorm, scene: Tensor, target: Tensor) -> Float[Tensor, "bt n d"]:
     """The same, the target's tokens first."""
-    return norm(torch.cat([target.flatten(0, 1), _repeat(scene, target)], dim=1))
+    sequences = target.flatten(0, 1)
+    return norm(torch.cat([sequences, for_each_sequence(scene, sequences)], dim=1))
 
 
 def _normalize_each(norm: LayerNorm, scene: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """A scene's tokens [b k d] and its targets' [b t n d], the latter as sequences [bt n d]."""
     return norm(scene), norm(target.flatten(0, 1))
-
-
-def _repeat(scene: Tensor, target: Tensor) -> Float[Tensor, "bt k d"]:
-    return repeat(scene, "b k d -> (b t) k d", t=target.shape[1])

@@ -582,20 +582,19 @@ class Transformer(Compilable, nn.ModuleList):
         first = self._unchanged_first_block()
         return None if first is None else first.attn.side_by_side_kernel(in_matmul_dtype(like), counts)
 
-    def takes_known(self, like: Tensor, counts: tuple[int, ...]) -> bool:
-        """Whether `with_known` should run, not `forward`: in rendering, where scenes have several sequences each.
+    def takes_known(self, x: Float[Tensor, "b n d"], known: Float[Tensor, "s k d"]) -> bool:
+        """Whether `with_known` should run, and not `forward`: in rendering, if scenes have several sequences each.
 
         Scores must be many, too: `apart_by` says how many.
-
-        Args: as those of `side_by_side_kernel`.
         """
         first = self._unchanged_first_block()
         if first is None or torch.is_grad_enabled() or len(self) == 1:
             return False
-        return first.attn.apart_kernel(in_matmul_dtype(like), counts) is not None
+        like = in_matmul_dtype(x[:1, :1, :1, None])
+        return first.attn.apart_kernel(like, (*known.shape[:2], *x.shape[:2])) is not None
 
     def _unchanged_first_block(self) -> Block | None:
-        """The first block; None where a subclass has a `forward` of its own, so that none but that may run."""
+        """The first block; None if stack, block or attention has a `forward` of its own, which has to run."""
         first = self[0]
         if type(self).forward is not Transformer.forward or not isinstance(first, Block):
             return None
