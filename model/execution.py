@@ -66,8 +66,10 @@ def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
         if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
             module.projection = mlp_kernel(cfg.mlp_backend)
+            module.save_normed = not cfg.grad_checkpoint_every
         elif isinstance(module, MLP):
             module.kernel = mlp_kernel(cfg.mlp_backend)
+            module.save_slope = not cfg.grad_checkpoint_every
         elif isinstance(module, Transformer):
             module.checkpoint_groups(cfg.grad_checkpoint_every, cfg.keep_activations)
             module.layers_per_piece = cfg.compile_layers

@@ -17,7 +17,8 @@ from model.fused import COEFFICIENTS, P
 
 # Tiles measured to be the fastest on Hopper for d = 768, by the number of tokens (benchmarks/RECORDS.md). Pairs of
 # blocks have the columns of a matrix in common. Of many tokens, tiles are handed out as they are asked for, and for the
-# gradient pairs have the rows in common. Of few, which make no second tile for a block, all its warps share one.
+# gradient pairs have the rows in common; not where slopes are saved. Of few, which make no second tile for a block, all
+# its warps share one.
 _in_tiles = functools.partial(GemmConfig, tile_m=128, tile_n=192)
 _TILES = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 _TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=True)
@@ -55,6 +56,19 @@ def up_gelu_epilogue(acc):
     return {"D": acc, "activated": _gelu(acc)}
 
 
+@gemm_epilogue(outputs=("activated",))
+def slope_gelu_epilogue(acc):
+    """GELU's slope at the matmul's result, and GELU of it."""
+    activated, slope = _gelu_and_slope(acc)
+    return {"D": slope, "activated": activated}
+
+
+@gemm_epilogue()
+def slope_backward_epilogue(acc, c):
+    """The matmul's result times GELU's slope `c`."""
+    return {"D": acc * c}
+
+
 @gemm_epilogue()
 def gelu_epilogue(acc):
     """GELU of the matmul's result alone."""
@@ -76,6 +90,17 @@ def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The fast form of `up_gelu_plainly`."""
     result = up_gelu_epilogue(x, up.T, config=_tiles(x))
     return result["D"], result["activated"]
+
+
+def slope_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The fast form of `slope_gelu_plainly`."""
+    result = slope_gelu_epilogue(x, up.T, config=_TILES)
+    return result["D"], result["activated"]
+
+
+def slope_backward(outer: Tensor, down: Tensor, slope: Tensor) -> Tensor:
+    """The fast form of `slope_backward_plainly`."""
+    return slope_backward_epilogue(outer, down, slope, config=_TILES)["D"]
 
 
 def gelu_of_up(x: Tensor, up: Tensor) -> Tensor:

@@ -25,7 +25,12 @@ from model.optional_kernels import written_in_triton
 
 
 def attend_normed(
-    kernel: OwnKernel, heads: Tensor, q_weight: Tensor, k_weight: Tensor, counts: Sequence[int]
+    kernel: OwnKernel,
+    heads: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    counts: Sequence[int],
+    save_normed: bool = False,
 ) -> Tensor:
     """Attention of heads [... 3h c] whose queries and keys are normalised first, [... h c].
 
@@ -33,9 +38,10 @@ def attend_normed(
         q_weight, k_weight: of their RMS norms [c].
         counts: s, m, b, n: s sequences of m tokens, which attend to themselves, then b of n tokens, or 0 and 0: as many
             in a row for each of the former, which they attend to as well.
+        save_normed: save what the norms give for backward, which else computes it again.
     """
     flat = heads.flatten(0, -3).unflatten(1, (3, -1))
-    out = normed_attention(flat, q_weight, k_weight, kernel, *counts)[0]
+    out = normed_attention(flat, q_weight, k_weight, kernel, *counts, save_normed)[0]
     return out.unflatten(0, heads.shape[:-2])
 
 
@@ -81,6 +87,10 @@ def _form(plainly: Callable[..., Any], fast: str, x: Tensor) -> Callable[..., An
     return (written_in_triton("model.head_norm_kernel", fast) if x.is_cuda else None) or plainly
 
 
+def _normalize(heads: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
+
+
 class _Heads(NamedTuple):
     """Heads of attention [n h c], or of its sequences [b n h c], and the places of their gradients."""
 
@@ -108,8 +118,16 @@ def _second(x: Tensor, counts: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("lvsm::normed_attention", mutates_args=())
 def normed_attention(
-    heads: Tensor, q_weight: Tensor, k_weight: Tensor, kernel: str, s: int, m: int, b: int, n: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    heads: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    kernel: str,
+    s: int,
+    m: int,
+    b: int,
+    n: int,
+    save_normed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Attention of heads [sm+bn 3 h c]: queries and keys before their RMS norms, and values.
 
     Args:
@@ -117,27 +135,40 @@ def normed_attention(
 
     Returns:
         What every token gets [sm+bn h c]; the log-sum-exps of the scores of the first sequences [s h m] and of the
-        second ones [b h n].
+        second ones [b h n]; queries and keys after their norms [sm+bn h c], if they are to be saved.
     """
     counts = (s, m, b, n)
-    q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
+    q, k = _normalize(heads, q_weight, k_weight)
+    normed = (q, k) if save_normed else (q.new_empty(0), q.new_empty(0))
     v = heads[:, 2]
     out = empty_heads(q)
     known_k = _first(k, counts)
     known_v = _first(v, counts)
     _, lse = own_attention(kernel, _first(q, counts), known_k, known_v, _first(out, counts))
     if not b:
-        return out, lse, lse.new_empty(0)
+        return out, lse, lse.new_empty(0), *normed
     q, k, v, place = (_second(x, counts) for x in (q, k, v, out))
     _, second_lse = attend_own_and_context(kernel, q, k, v, known_k, known_v, place)
-    return out, lse, second_lse
+    return out, lse, second_lse, *normed
 
 
 @normed_attention.register_fake
-def _(heads: Tensor, _q_weight: Tensor, _k_weight: Tensor, _kernel: str, s: int, m: int, b: int, n: int) -> Any:
+def _(
+    heads: Tensor,
+    _q_weight: Tensor,
+    _k_weight: Tensor,
+    _kernel: str,
+    s: int,
+    m: int,
+    b: int,
+    n: int,
+    save_normed: bool,
+) -> Any:
     tokens, _, h, c = heads.shape
     lse = heads.new_empty(s, h, m, dtype=torch.float32)
-    return heads.new_empty(tokens, h, c), lse, lse.new_empty((b, h, n) if b else (0,))
+    out = heads.new_empty(tokens, h, c)
+    normed = (torch.empty_like(out) if save_normed else heads.new_empty(0) for _ in range(2))
+    return out, lse, lse.new_empty((b, h, n) if b else (0,)), *normed
 
 
 @torch.library.custom_op("lvsm::normed_attention_backward", mutates_args=())
@@ -149,6 +180,8 @@ def normed_attention_backward(
     out: Tensor,
     lse: Tensor,
     second_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
     kernel: str,
     s: int,
     m: int,
@@ -157,7 +190,8 @@ def normed_attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of heads, and of both norms' weights together [2 c]; `out` and behind: what the operator gave."""
     counts = (s, m, b, n)
-    q, k = _form(normalize_plainly, "normalize_fast", heads)(heads, q_weight, k_weight)
+    if not len(q):
+        q, k = _normalize(heads, q_weight, k_weight)
     dheads = empty_heads(heads)
     whole = _Heads(q, k, heads[:, 2], out, outer, empty_heads(q), empty_heads(k), dheads[:, 2])
     first = _Heads(*(_first(x, counts) for x in whole))
@@ -185,7 +219,7 @@ def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    heads, q_weight, k_weight, *ctx.rest = inputs
+    heads, q_weight, k_weight, *ctx.rest, _ = inputs
     ctx.save_for_backward(heads, q_weight, k_weight, *output)
 
 
@@ -194,7 +228,7 @@ def _differentiate(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, 
     saved = ctx.saved_tensors
     _, q_weight, k_weight, *_ = saved
     dheads, dweights = normed_attention_backward(outer, *saved, *ctx.rest)
-    return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), *[None] * len(ctx.rest)
+    return dheads, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), *[None] * (len(ctx.rest) + 1)
 
 
 normed_attention.register_autograd(_differentiate, setup_context=_remember)

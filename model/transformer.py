@@ -154,6 +154,8 @@ class MultiHead(nn.Module):
         self.d_head = d_head
         self.kernel: KernelChoice = "flash"
         self.projection: MLPKernel = "torch"
+        # Where there is memory for it.
+        self.save_normed = False
         for name, width in projections.items():
             self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)
@@ -253,7 +255,8 @@ class Attention(MultiHead):
     def _in_one_operator(self, x: Float[Tensor, "b n d"], row: SideBySide) -> Float[Tensor, "b n d"]:
         """Norms and attention of all tokens in one operator."""
         heads = self._split_heads(self.qkv(x))
-        return self._results(attend_normed(row.kernel, heads, *self._norm_weights(), row.counts), None, None)
+        attended = attend_normed(row.kernel, heads, *self._norm_weights(), row.counts, self.save_normed)
+        return self._results(attended, None, None)
 
     def _alone(self, x: Float[Tensor, "b n d"]) -> SideBySide | None:
         """Sequences without context as a row, where one operator takes their norms and attention."""
@@ -404,6 +407,8 @@ class MLP(nn.Module):
     def __init__(self, d: int) -> None:
         super().__init__()
         self.kernel: MLPKernel = "torch"
+        # Where there is memory for it.
+        self.save_slope = False
         self.up = nn.Linear(d, 4 * d, bias=False)
         self.down = nn.Linear(4 * d, d, bias=False)
 
@@ -411,7 +416,8 @@ class MLP(nn.Module):
         """Apply to every token."""
         x = in_matmul_dtype(x)
         if takes_quack(self.kernel, x):
-            return mlp_by_quack(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype))
+            weights = (linear.weight.to(x.dtype) for linear in (self.up, self.down))
+            return mlp_by_quack(x, *weights, save_slope=self.save_slope)
         return self.down(gelu(self.up(x)))
 
 

@@ -16,6 +16,11 @@ from tests.cards import broken, chosen, gone, newer, older, on_hopper
 from tests.helpers import PLAIN, VARIANTS, Count, random_cameras, random_views, small_model
 
 USERS = (MLP, Attention)
+# Epilogues of an update, by whether slopes are saved.
+EPILOGUES = {
+    False: ("up_gelu_epilogue", "gelu_backward_epilogue"),
+    True: ("slope_gelu_epilogue", "slope_backward_epilogue"),
+}
 
 
 @pytest.fixture
@@ -33,21 +38,23 @@ def tokens_and_weights(dtype=torch.float32):
     ]
 
 
+@pytest.mark.parametrize("save_slope", EPILOGUES)
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str)
-def test_the_mlp_and_its_gradients(package, dtype, near):
+def test_the_mlp_and_its_gradients(package, dtype, near, save_slope):
     wanted = tokens_and_weights(dtype)
     x, up, down = (each.double() for each in wanted)
     expected = F.gelu(x @ up.T) @ down.T
     outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = mlp_by_quack(*wanted)
+    found = mlp_by_quack(*wanted, save_slope=save_slope)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
     theirs = torch.autograd.grad(expected, wanted, outer.double())
     for ours, exact in zip(torch.autograd.grad(found, wanted, outer), theirs, strict=True):
         torch.testing.assert_close(ours.double(), exact.double(), rtol=near, atol=near * exact.abs().max().item())
-    assert package.calls == {"up_gelu_epilogue": 1, "gelu_backward_epilogue": 1}
+    assert package.calls == dict.fromkeys(EPILOGUES[save_slope], 1)
     with torch.no_grad():
-        torch.testing.assert_close(mlp_by_quack(*wanted).double(), expected, rtol=near, atol=near)
+        rendered = mlp_by_quack(*wanted, save_slope=save_slope)
+    torch.testing.assert_close(rendered.double(), expected, rtol=near, atol=near)
     assert package.calls["gelu_epilogue"] == 1
 
 
@@ -59,10 +66,14 @@ def test_gelu_and_its_gradient_everywhere(package):
     (slope,) = torch.autograd.grad(expected.sum(), exact)
     before = x[:, None]
     found = room.gelu_of_up(before, torch.ones(1, 1))
-    gradient, again = room.gelu_backward(torch.ones(len(x), 1), torch.ones(1, 1), before)
+    outer, one = torch.ones(len(x), 1), torch.ones(1, 1)
+    gradient, again = room.gelu_backward(outer, one, before)
+    saved, with_slope = room.slope_gelu(before, one)
     torch.testing.assert_close(found[:, 0].double(), expected.detach(), rtol=1e-6, atol=5e-7)
-    torch.testing.assert_close(again, found, rtol=0, atol=0)
-    torch.testing.assert_close(gradient[:, 0].double(), slope, rtol=1e-6, atol=5e-7)
+    for each in (again, with_slope):
+        torch.testing.assert_close(each, found, rtol=0, atol=0)
+    for each in (gradient, saved, room.slope_backward(outer, one, saved)):
+        torch.testing.assert_close(each[:, 0].double(), slope, rtol=1e-6, atol=5e-7)
 
 
 def test_tiles_are_those_measured_for_so_many_tokens(package):
@@ -72,11 +83,14 @@ def test_tiles_are_those_measured_for_so_many_tokens(package):
         x, outer = torch.ones(tokens, 1), torch.ones(tokens, 1)
         room.gelu_of_up(x, up)
         room.gelu_backward(outer, down, room.up_gelu(x, up)[0])
-    rendering, forward, backward = package.tiles[::3], package.tiles[1::3], package.tiles[2::3]
+        room.slope_backward(outer, down, room.slope_gelu(x, up)[0])
+    rendering, forward, backward, *with_slopes = (package.tiles[number::5] for number in range(5))
     assert [each.pingpong for each in rendering] == [False, True, True, True]
     for each in (rendering, forward, backward):
         assert [tiles.is_dynamic_persistent for tiles in each] == [False, False, False, True]
     assert [tiles.cluster_n for tiles in backward] == [1, 1, 1, 2]
+    for each in with_slopes:
+        assert all(tiles.pingpong and not tiles.is_dynamic_persistent and tiles.cluster_n == 1 for tiles in each)
 
 
 def test_operators_are_what_they_say_of_themselves(package):
@@ -84,7 +98,9 @@ def test_operators_are_what_they_say_of_themselves(package):
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(room.up_gelu, (x[0], up), test_utils=tests)
     torch.library.opcheck(room.gelu_of_up, (x[0], up), test_utils=tests)
-    torch.library.opcheck(room.gelu_backward, (x[0], down, torch.randn(5, 64)), test_utils=tests)
+    torch.library.opcheck(room.slope_gelu, (x[0], up), test_utils=tests)
+    for backward in (room.gelu_backward, room.slope_backward):
+        torch.library.opcheck(backward, (x[0], down, torch.randn(5, 64)), test_utils=tests)
 
 
 def test_what_was_not_measured_or_cannot_be_is_left_to_torch(monkeypatch):
@@ -107,13 +123,22 @@ def images_and_gradients(model):
     return [images.detach(), *(p.grad for p in model.parameters())]
 
 
+def checkpointed(every, share=0.0):
+    return ExecutionConfig(grad_checkpoint_every=every, keep_activations=share, compile="off")
+
+
+@pytest.mark.parametrize("every", [0, 1])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_models_compute_the_same(package, variant):
+def test_models_compute_the_same(package, variant, every):
+    """Where nothing is checkpointed, with slopes; each of them once."""
     expected = images_and_gradients(small_model(variant, execution=PLAIN))
     assert not package.calls
-    for ours, theirs in zip(images_and_gradients(quack.use(small_model(variant))), expected, strict=True):
+    model = quack.use(small_model(variant, execution=checkpointed(every)))
+    for ours, theirs in zip(images_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert package.calls["up_gelu_epilogue"] >= package.calls["gelu_backward_epilogue"] > 0
+    forward, backward = EPILOGUES[every == 0]
+    assert set(package.calls) == {forward, backward}
+    assert package.calls[forward] == package.calls[backward] * (1 if every == 0 else 2) > 0
 
 
 def test_under_autocast_tokens_and_weights_have_its_precision(package):
@@ -121,7 +146,7 @@ def test_under_autocast_tokens_and_weights_have_its_precision(package):
     for model in (small_model("decoder_only"), quack.use(small_model("decoder_only"))):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results.append(images_and_gradients(model))
-    assert package.calls["up_gelu_epilogue"] > 0
+    assert package.calls["slope_gelu_epilogue"] > 0
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= 0.02 * theirs.norm()
@@ -139,7 +164,7 @@ def test_under_autocast_tokens_are_rounded_once(package, kernel):
 def test_what_is_saved_under_autocast_changes_no_number(package):
     results = []
     for share in (0.0, 0.4, 1.0):
-        model = quack.use(small_model("decoder_only", execution=ExecutionConfig(1, share, compile="off")))
+        model = quack.use(small_model("decoder_only", execution=checkpointed(1, share)))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results.append(images_and_gradients(model))
     for ours, *others in zip(*results, strict=True):
@@ -150,7 +175,7 @@ def test_what_is_saved_under_autocast_changes_no_number(package):
 @pytest.mark.parametrize("share", [0.0, 1 / 9, 1.0])
 def test_plain_checkpoints_do_not_save_gelu_beside_what_goes_in(package, share):
     """Plain ones would hold both results of the operator for the whole group, where backward reads one."""
-    model = small_model("decoder_only", execution=ExecutionConfig(1, share, compile="off"))
+    model = small_model("decoder_only", execution=checkpointed(1, share))
     images_and_gradients(quack.use(model))
     assert package.calls == {"up_gelu_epilogue": 6, "gelu_backward_epilogue": 3}
 
@@ -211,11 +236,12 @@ def test_where_it_cannot_run_a_line_says_why_and_torch_runs(card, caplog, change
     assert len(said) == lines and culprit in said[-1] and "\n" not in said[-1]
 
 
-@pytest.mark.parametrize("epilogue", ["up_gelu_epilogue", "gelu_backward_epilogue"])
-def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, epilogue):
+@pytest.mark.parametrize(("save_slope", "epilogue"), [(save, name) for save in EPILOGUES for name in EPILOGUES[save]])
+def test_a_kernel_that_fails_is_done_without_and_it_is_said_once(package, caplog, save_slope, epilogue):
     package.errors[epilogue] = RuntimeError("no compiler\nfor sm_90a")
     expected = images_and_gradients(small_model("decoder_only"))
-    for ours, theirs in zip(images_and_gradients(quack.use(small_model("decoder_only"))), expected, strict=True):
+    model = quack.use(small_model("decoder_only", execution=checkpointed(0 if save_slope else 1, 1.0)))
+    for ours, theirs in zip(images_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     (record,) = caplog.records
     assert "no compiler for sm_90a" in record.getMessage() and "mlp_backend=torch" in record.getMessage()

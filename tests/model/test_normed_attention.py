@@ -25,6 +25,14 @@ def package(monkeypatch):
 
 
 @pytest.fixture
+def norming(monkeypatch):
+    """A list that gets an entry whenever the operator normalises queries and keys."""
+    calls, plainly = [], room.normalize_plainly
+    monkeypatch.setattr(room, "normalize_plainly", lambda *args: calls.append(1) or plainly(*args))
+    return calls
+
+
+@pytest.fixture
 def measured(package, monkeypatch):
     """FlashAttention-4 in plain formulas, measured to win everywhere."""
     flash4.measure_small(monkeypatch)
@@ -55,25 +63,29 @@ def apart(heads, q_norm, k_norm, counts):
     return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in results])[None]
 
 
+@pytest.mark.parametrize("save_normed", [False, True])
 @pytest.mark.parametrize("kernel", ["fa4", "cudnn"])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_it_gives_what_norms_and_attention_give(package, kernel, counts):
+def test_it_gives_what_norms_and_attention_give(package, norming, kernel, counts, save_normed):
+    """Norms are computed again for backward, unless what they give is saved."""
     torch.manual_seed(0)
     heads, norms = heads_of(counts), [drawn_norm(16), drawn_norm(16)]
     wanted = [heads, *(each.weight for each in norms)]
     results = []
-    for found in (attend_normed(kernel, heads, *wanted[1:], counts), apart(heads, *norms, counts)):
+    for found in (attend_normed(kernel, heads, *wanted[1:], counts, save_normed), apart(heads, *norms, counts)):
         outer = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
         results.append([found, *torch.autograd.grad(found, wanted, outer)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert package.calls["backward"] == (0 if kernel == "cudnn" else 3 if counts[2] else 1)
+    assert len(norming) == (1 if save_normed else 2)
 
 
+@pytest.mark.parametrize("save_normed", [False, True])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_the_operator_is_what_it_says_of_itself(package, counts):
+def test_the_operator_is_what_it_says_of_itself(package, counts, save_normed):
     heads = heads_of(counts)[0].detach().unflatten(1, (3, -1)).requires_grad_()
-    args = (heads, drawn(16), drawn(16), "fa4", *counts)
+    args = (heads, drawn(16), drawn(16), "fa4", *counts, save_normed)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(room.normed_attention, args, test_utils=tests)
 
@@ -188,6 +200,13 @@ def test_side_by_side_whatever_is_checkpointed_together(measured, every, layers)
     expected, _ = images_and_gradients("prefix", "flash", n_layer=layers)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
+@pytest.mark.parametrize(("every", "times"), [(0, 1), (1, 2)])
+def test_norms_are_saved_where_everything_is(measured, norming, variant, every, times):
+    _, calls = images_and_gradients(variant, "by_shape", ExecutionConfig(every, 1.0, compile="off"))
+    assert calls == [2, 2] and len(norming) == 2 * times
 
 
 @pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
