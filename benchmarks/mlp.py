@@ -40,11 +40,16 @@ def by_torch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return F.linear(gelu(F.linear(x, up)), down)
 
 
+def with_slopes(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """By QuACK, where an update saves all that it may."""
+    return mlp_by_quack(x, up, down, save_slope=True)
+
+
 def forms_here() -> dict[str, Form]:
     """All that runs here, by name."""
     forms: dict[str, Form] = {"torch": by_torch}
     if why_no_quack() is None:
-        forms["quack"] = mlp_by_quack
+        forms |= {"quack": mlp_by_quack, "quack, slopes saved": with_slopes}
     return {
         name: torch.compile(form, dynamic=False) if torch.cuda.is_available() else form for name, form in forms.items()
     }

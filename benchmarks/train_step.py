@@ -198,7 +198,11 @@ def main(argv: Sequence[str]) -> None:
         for own in given.vary or [""]:
             config = read_config(path, [*given.overrides, *own.split()])
             name = {"config": path.stem.removeprefix("LVSM_scene_"), "with": own.replace("training.", "")}
-            rows.append(name | measure(config, given.bare, given.profile, given.calls, given.warmup))
+            try:
+                row = measure(config, given.bare, given.profile, given.calls, given.warmup)
+            except torch.OutOfMemoryError:
+                row = {"s/update": "out of memory"}
+            rows.append(name | row)
             log.info("measured %s %s", path.stem, own)
     show(rows, given.json)
 

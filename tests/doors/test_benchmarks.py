@@ -71,6 +71,22 @@ def test_training_steps(measured):
         assert row["bare s"] > 0 and row["watching"].endswith("%") and 0 < row["first update s"] < row["since start s"]
 
 
+def test_what_has_no_room_on_the_card_leaves_the_other_rows(measured, monkeypatch):
+    measure = train_step.measure
+
+    def on_a_full_card(config, *args):
+        if config.training.execution.grad_checkpoint_every == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(config, *args)
+
+    monkeypatch.setattr(train_step, "measure", on_a_full_card)
+    vary = [part for every in (0, 1) for part in ("--vary", f"training.grad_checkpoint_every={every}")]
+    few = ["--calls", 1, "--warmup", 0]
+    full, row = measured(train_step, "--config", CONFIG, *small_overrides("decoder_only"), *vary, *few)
+    assert full == {"config": "decoder_only", "with": "grad_checkpoint_every=0", "s/update": "out of memory"}
+    assert row["s/update"] > 0
+
+
 def test_fast_and_plain_agree(measured, monkeypatch):
     config = ["--config", CONFIG, *small_overrides("decoder_only"), "training.use_amp=true"]
     config += ["training.num_views=4", "training.num_target_views=2"]
@@ -123,7 +139,7 @@ def test_mlp(measured, monkeypatch, installed):
     quack.install(monkeypatch)
     monkeypatch.setattr(mlp, "why_no_quack", lambda: None if installed else "the card is older than Hopper")
     rows = measured(mlp, "--tokens", 6, 10, "--channels", 16, "--calls", 1)
-    kernels = ["torch", "quack"] if installed else ["torch"]
+    kernels = ["torch", "quack", "quack, slopes saved"] if installed else ["torch"]
     assert [(row["tokens"], row["kernel"]) for row in rows] == [(n, kernel) for n in (6, 10) for kernel in kernels]
     assert all(row["difference"] < 1e-5 and row["rendering ms"] > 0 and row["update ms"] > 0 for row in rows)
 
@@ -325,7 +341,7 @@ def speeds_by(python, folder):
 
 def test_a_table_that_failed_is_no_success(tmp_path):
     result = speeds_by("echo broken\nexit 3", tmp_path)
-    assert result.returncode == 1 and result.stdout.count("failed with 3") == result.stdout.count("broken") == 10
+    assert result.returncode == 1 and result.stdout.count("failed with 3") == result.stdout.count("broken") == 13
 
 
 class Begun(Exception):
@@ -341,7 +357,7 @@ def test_the_table_of_speeds_asks_for_what_there_is(tmp_path, monkeypatch):
     result = speeds_by(f'echo "$@" >>{tmp_path}/commands\necho a table', tmp_path)
     assert result.returncode == 0, result.stderr
     commands = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
-    assert len(commands) == len(list((tmp_path / "out").iterdir())) == result.stdout.count("a table") == 10
+    assert len(commands) == len(list((tmp_path / "out").iterdir())) == result.stdout.count("a table") == 13
     parse = ArgumentParser.parse_intermixed_args
     for _, module, *arguments in commands:
         # Those that it understands, up to where it would begin.
