@@ -219,7 +219,7 @@ def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    heads, q_weight, k_weight, *ctx.rest, _ = inputs
+    heads, q_weight, k_weight, *ctx.rest, _save_normed = inputs
     ctx.save_for_backward(heads, q_weight, k_weight, *output)
 
 

@@ -96,19 +96,26 @@ def encoded_once_equals_plain():
 
 def own_kernels_equal_plain():
     """The operators of kernels that torch does not know: compiled whole, their results kept for backward or not."""
-    # With the context of one scene apart, results of attention kept; with those of two joined, those of matmuls, too.
-    for scenes, share, attentions, ups in ((1, 1 / 9, 2, 2), (2, 1.0, 1, 1)):
+    gelu = ("up_gelu_epilogue", "gelu_backward_epilogue")
+    slope = ("slope_gelu_epilogue", "slope_backward_epilogue")
+    # With the context of one scene apart, results of attention kept; with those of two joined, those of matmuls, too;
+    # everything saved.
+    for scenes, every, share, attentions, (up, back), ups in (
+        (1, 1, 1 / 9, 2, gelu, 2),
+        (2, 1, 1.0, 1, gelu, 1),
+        (2, 0, 1.0, 1, slope, 1),
+    ):
         context = random_context(scenes, layers=1)
         plain = layer_gradients(PLAIN, context=context)
         with pytest.MonkeyPatch.context() as patch:
             attention = flash4.install(patch)
             mlp = quack.install(patch)
             flash4.measure_small(patch)
-            found = layer_gradients(ExecutionConfig(1, share, compile="on"), "by_shape", context, "quack")
+            found = layer_gradients(ExecutionConfig(every, share, compile="on"), "by_shape", context, "quack")
         for ours, theirs in zip(found, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
         assert attention.calls == {"forward": attentions, "backward": attentions}
-        assert mlp.calls == {"up_gelu_epilogue": ups, "gelu_backward_epilogue": 1}
+        assert mlp.calls == {up: ups, back: 1}
     assert not counters["graph_break"]
 
 
@@ -117,9 +124,9 @@ def side_by_side_equals_plain():
     with pytest.MonkeyPatch.context() as patch:
         package = flash4.install(patch)
         flash4.measure_small(patch)
-        for share, sizes in ((0.0, (1, 2)), (1.0, (2, 3))):
+        for every, share, sizes in ((1, 0.0, (1, 2)), (1, 1.0, (2, 3)), (0, 1.0, (2, 3))):
             results = []
-            for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(1, share, compile="on"), "by_shape")):
+            for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(every, share, compile="on"), "by_shape")):
                 model = flash4.use(small_model("prefix", execution=execution, n_layer=2), kernel).train()
                 images = model(random_views(sizes[0], 2), random_cameras(*sizes, seed=1))
                 images.square().sum().backward()
@@ -127,7 +134,7 @@ def side_by_side_equals_plain():
             for ours, theirs in zip(*results, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     # Side by side three attentions; in the last block that of targets, apart; all again where nothing is kept.
-    assert package.calls == {"forward": 2 * 5 + 5, "backward": 2 * 5}
+    assert package.calls == {"forward": 2 * 5 + 5 + 5, "backward": 3 * 5}
     assert not counters["graph_break"]
 
 
