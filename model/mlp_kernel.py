@@ -40,7 +40,7 @@ def mlp_by_quack(x: Tensor, up: Tensor, down: Tensor, save_slope: bool = False) 
     """GELU(x upᵀ) downᵀ of tokens [... d]; weights [4d d] and [d 4d] in the precision of the tokens.
 
     Args:
-        save_slope: save GELU's slope and result for backward, twice what is saved else; its matmul is the faster for it.
+        save_slope: save GELU's slope and result for backward, which is twice as much and makes its matmul faster.
     """
     flat = x.flatten(0, -2)
     if torch.is_grad_enabled():

@@ -416,8 +416,7 @@ class MLP(nn.Module):
         """Apply to every token."""
         x = in_matmul_dtype(x)
         if takes_quack(self.kernel, x):
-            weights = (linear.weight.to(x.dtype) for linear in (self.up, self.down))
-            return mlp_by_quack(x, *weights, save_slope=self.save_slope)
+            return mlp_by_quack(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype), self.save_slope)
         return self.down(gelu(self.up(x)))
 
 
