@@ -41,7 +41,7 @@ def by_torch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def with_slopes(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """By QuACK, where an update saves all that it may."""
+    """By QuACK, with GELU's slope saved."""
     return mlp_by_quack(x, up, down, save_slope=True)
 
 

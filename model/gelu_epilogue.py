@@ -17,8 +17,8 @@ from model.fused import COEFFICIENTS, P
 
 # Tiles measured to be the fastest on Hopper for d = 768, by the number of tokens (benchmarks/RECORDS.md). Pairs of
 # blocks have the columns of a matrix in common. Of many tokens, tiles are handed out as they are asked for, and for the
-# gradient pairs have the rows in common; not where slopes are saved. Of few, which make no second tile for a block, all
-# its warps share one.
+# gradient pairs have the rows in common; where slopes are saved, neither. Of few, which make no second tile for a
+# block, all its warps share one.
 _in_tiles = functools.partial(GemmConfig, tile_m=128, tile_n=192)
 _TILES = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 _TILES_OF_MANY = _in_tiles(pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=True)

@@ -40,7 +40,8 @@ def mlp_by_quack(x: Tensor, up: Tensor, down: Tensor, save_slope: bool = False) 
     """GELU(x upᵀ) downᵀ of tokens [... d]; weights [4d d] and [d 4d] in the precision of the tokens.
 
     Args:
-        save_slope: save GELU's slope and result for backward, which is twice as much and makes its matmul faster.
+        save_slope: save GELU's slope and result instead of its input: two tensors [n 4d] for one, and a faster
+            matmul in backward.
     """
     flat = x.flatten(0, -2)
     if torch.is_grad_enabled():

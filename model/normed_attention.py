@@ -221,9 +221,11 @@ def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     heads, q_weight, k_weight, *ctx.rest, _save_normed = inputs
     ctx.save_for_backward(heads, q_weight, k_weight, *output)
+    # Of what is only saved there are none.
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, outer: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     # Asked for once: plain checkpoints give them no second time.
     saved = ctx.saved_tensors
     _, q_weight, k_weight, *_ = saved

@@ -149,13 +149,14 @@ class MultiHead(nn.Module):
         projections: the width of every linear layer in front, by its name.
     """
 
+    # Whether the own operator saves normalised queries and keys for backward.
+    save_normed = False
+
     def __init__(self, d: int, d_head: int, use_qk_norm: bool, **projections: int) -> None:
         super().__init__()
         self.d_head = d_head
         self.kernel: KernelChoice = "flash"
         self.projection: MLPKernel = "torch"
-        # Where there is memory for it.
-        self.save_normed = False
         for name, width in projections.items():
             self.add_module(name, nn.Linear(d, width, bias=False))
         self.out = nn.Linear(d, d, bias=False)
@@ -404,11 +405,12 @@ class CrossAttention(MultiHead):
 class MLP(nn.Module):
     """d -> 4d -> d with exact GELU and no biases."""
 
+    # Whether QuACK saves GELU's slope for backward.
+    save_slope = False
+
     def __init__(self, d: int) -> None:
         super().__init__()
         self.kernel: MLPKernel = "torch"
-        # Where there is memory for it.
-        self.save_slope = False
         self.up = nn.Linear(d, 4 * d, bias=False)
         self.down = nn.Linear(4 * d, d, bias=False)
 

@@ -33,6 +33,7 @@ from benchmarks import (
     views,
 )
 from evaluation.metrics import psnr
+from setup import read_config
 from tests import flash4, quack
 from tests.helpers import ROOT, small_overrides
 from tests.messages import check_names, refused
@@ -136,12 +137,13 @@ def test_attention_says_when_a_kernel_fails(measured, monkeypatch):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_mlp(measured, monkeypatch, installed):
-    quack.install(monkeypatch)
+    package = quack.install(monkeypatch)
     monkeypatch.setattr(mlp, "why_no_quack", lambda: None if installed else "the card is older than Hopper")
     rows = measured(mlp, "--tokens", 6, 10, "--channels", 16, "--calls", 1)
     kernels = ["torch", "quack", "quack, slopes saved"] if installed else ["torch"]
     assert [(row["tokens"], row["kernel"]) for row in rows] == [(n, kernel) for n in (6, 10) for kernel in kernels]
     assert all(row["difference"] < 1e-5 and row["rendering ms"] > 0 and row["update ms"] > 0 for row in rows)
+    assert (package.calls["slope_backward_epilogue"] == package.calls["gelu_backward_epilogue"] > 0) == installed
 
 
 def test_mlp_says_when_a_kernel_fails(measured, monkeypatch):
@@ -366,4 +368,6 @@ def test_the_table_of_speeds_asks_for_what_there_is(tmp_path, monkeypatch):
             importlib.import_module(module).main(arguments)
         (given,) = begun.value.args
         (config,) = given.config if isinstance(given.config, list) else [given.config]
-        assert "training.warmup=1" in given.overrides and (ROOT / config).is_file()
+        assert "training.warmup=1" in given.overrides
+        for own in getattr(given, "vary", None) or [""]:
+            read_config(ROOT / config, [*given.overrides, *own.split()])

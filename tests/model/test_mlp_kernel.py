@@ -141,6 +141,14 @@ def test_models_compute_the_same(package, variant, every):
     assert package.calls[forward] == package.calls[backward] * (1 if every == 0 else 2) > 0
 
 
+def test_what_is_saved_may_be_chosen_anew(package):
+    model = small_model("decoder_only", execution=PLAIN)
+    for every in (0, 1, 0):
+        package.calls.clear()
+        images_and_gradients(quack.use(apply_execution(model, checkpointed(every))))
+        assert set(package.calls) == set(EPILOGUES[every == 0])
+
+
 def test_under_autocast_tokens_and_weights_have_its_precision(package):
     results = []
     for model in (small_model("decoder_only"), quack.use(small_model("decoder_only"))):
