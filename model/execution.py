@@ -40,9 +40,9 @@ _FORMS = 32
 class ExecutionConfig:
     """Choices that leave the numbers alone but for rounding; part of the `training` section of a configuration file.
 
-    `grad_checkpoint_every` layers make a group of which only the input is saved for backward (0: everything is saved,
-    by own kernels GELU's slope and normalised queries and keys as well); a group is compiled in one piece, so that long
-    ones take long.
+    `grad_checkpoint_every` layers make a group of which only the input is saved for backward; a group is compiled in
+    one piece, so that long ones take long. 0 saves everything: with QuACK also GELU's slope, with FlashAttention-4 also
+    queries and keys after their norms.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
     of attention, then those of matmuls. `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
     between the matmuls, "auto" where there is a GPU. Where layers make no groups, `compile_layers` of them are compiled

@@ -130,15 +130,17 @@ def _rows(x: Tensor, width: int) -> Tensor:
     return torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
 
 
+def _two_of_up(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _rows(x, up.shape[0]), _rows(x, up.shape[0])
+
+
 @torch.library.custom_op("lvsm::up_gelu", mutates_args=())
 def up_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """`up_gelu_plainly` as an operator that compilers know."""
     return _run("up_gelu", up_gelu_plainly, x, up)
 
 
-@up_gelu.register_fake
-def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return _rows(x, up.shape[0]), _rows(x, up.shape[0])
+up_gelu.register_fake(_two_of_up)
 
 
 @torch.library.custom_op("lvsm::slope_gelu", mutates_args=())
@@ -147,9 +149,7 @@ def slope_gelu(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return _run("slope_gelu", slope_gelu_plainly, x, up)
 
 
-@slope_gelu.register_fake
-def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return _rows(x, up.shape[0]), _rows(x, up.shape[0])
+slope_gelu.register_fake(_two_of_up)
 
 
 @torch.library.custom_op("lvsm::slope_backward", mutates_args=())

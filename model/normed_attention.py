@@ -221,7 +221,7 @@ def _(_outer: Tensor, heads: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     heads, q_weight, k_weight, *ctx.rest, _save_normed = inputs
     ctx.save_for_backward(heads, q_weight, k_weight, *output)
-    # Of what is only saved there are none.
+    # Results that are only saved have no gradients, and need no zeros for them.
     ctx.set_materialize_grads(False)
 
 
