@@ -44,7 +44,8 @@ class ExecutionConfig:
     one piece, so that long ones take long. 0 saves everything: with QuACK also GELU's slope, with FlashAttention-4 also
     queries and keys after their norms.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
-    of attention, then those of matmuls. `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
+    of attention, then those of matmuls. Above 1, up to 2, it adds the share of groups that save everything.
+    `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
     between the matmuls, "auto" where there is a GPU. Where layers make no groups, `compile_layers` of them are compiled
     in one piece: larger pieces save host time of small models, and take longer to compile. `residual_dtype` is the
     precision of the tokens from block to block: float32 as published, or with "amp" that of the matmuls: less to read
@@ -52,7 +53,7 @@ class ExecutionConfig:
     """
 
     grad_checkpoint_every: int = bounded(1, 0, 1000)
-    keep_activations: float = bounded(0.4, 0, 1)
+    keep_activations: float = bounded(0.4, 0, 2)
     attention_backend: Literal["auto", AttentionKernel] = "auto"
     mlp_backend: Literal["auto", MLPKernel] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -67,10 +68,8 @@ def apply_execution(model: Module, cfg: ExecutionConfig) -> Module:
         if isinstance(module, MultiHead):
             module.kernel = attention_kernel(cfg.attention_backend)
             module.projection = mlp_kernel(cfg.mlp_backend)
-            module.save_normed = not cfg.grad_checkpoint_every
         elif isinstance(module, MLP):
             module.kernel = mlp_kernel(cfg.mlp_backend)
-            module.save_slope = not cfg.grad_checkpoint_every
         elif isinstance(module, Transformer):
             module.checkpoint_groups(cfg.grad_checkpoint_every, cfg.keep_activations)
             module.layers_per_piece = cfg.compile_layers

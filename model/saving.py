@@ -1,4 +1,4 @@
-"""Which activations a checkpointed group of layers saves for backward; the others are computed again."""
+"""Which activations a group of layers saves for backward; the others are computed again."""
 
 import functools
 import math
@@ -31,24 +31,30 @@ _MATMUL_UNITS = 8
 
 
 class SavePolicy(IntEnum):
-    """What a checkpointed group of layers saves for backward besides its input; each policy saves more."""
+    """What a group of layers saves for backward besides its input; each policy saves more.
+
+    With `EVERYTHING` it is not checkpointed, and own operators save more than they need: see `save_everything`.
+    """
 
     NOTHING = 0
     ATTENTION = 1
     MATMULS = 2
+    EVERYTHING = 3
 
 
 def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
     """The policy of each group of layers, so that together they save about `share` of all that is worth saving.
 
     Attention comes first: it costs most for its memory. The last groups save most, since they are the first that
-    backward frees.
+    backward frees. What `share` is above 1, up to 2, is the share of groups that save everything.
     """
-    units = share * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
+    units = min(share, 1) * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
     attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))
     matmuls = min(num_groups, max(0, math.floor((units - attention * _ATTENTION_UNITS) / _MATMUL_UNITS)))
     policies = [SavePolicy.NOTHING] * (num_groups - attention) + [SavePolicy.ATTENTION] * attention
-    return policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
+    policies = policies[: num_groups - matmuls] + [SavePolicy.MATMULS] * matmuls
+    everything = math.floor(max(0, share - 1) * num_groups + 1e-6)
+    return policies[: num_groups - everything] + [SavePolicy.EVERYTHING] * everything
 
 
 def checkpoint_arguments(policy: SavePolicy) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class MultiHead(nn.Module):
         projections: the width of every linear layer in front, by its name.
     """
 
-    # Whether the own operator saves normalised queries and keys for backward.
-    save_normed = False
+    # Whether the own operator saves normalised queries and keys for backward, too.
+    save_everything = False
 
     def __init__(self, d: int, d_head: int, use_qk_norm: bool, **projections: int) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class Attention(MultiHead):
     def _in_one_operator(self, x: Float[Tensor, "b n d"], row: SideBySide) -> Float[Tensor, "b n d"]:
         """Norms and attention of all tokens in one operator."""
         heads = self._split_heads(self.qkv(x))
-        attended = attend_normed(row.kernel, heads, *self._norm_weights(), row.counts, self.save_normed)
+        attended = attend_normed(row.kernel, heads, *self._norm_weights(), row.counts, self.save_everything)
         return self._results(attended, None, None)
 
     def _alone(self, x: Float[Tensor, "b n d"]) -> SideBySide | None:
@@ -405,8 +405,8 @@ class CrossAttention(MultiHead):
 class MLP(nn.Module):
     """d -> 4d -> d with exact GELU and no biases."""
 
-    # Whether QuACK saves GELU's slope for backward.
-    save_slope = False
+    # Whether QuACK saves GELU's slope and result for backward, not its input.
+    save_everything = False
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ class MLP(nn.Module):
         """Apply to every token."""
         x = in_matmul_dtype(x)
         if takes_quack(self.kernel, x):
-            return mlp_by_quack(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype), self.save_slope)
+            return mlp_by_quack(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype), self.save_everything)
         return self.down(gelu(self.up(x)))
 
 
@@ -520,10 +520,10 @@ class Transformer(Compilable, nn.ModuleList):
         block: makes one of them.
     """
 
-    # What a checkpointed group of so many layers saves for backward; everything is saved if it is 0.
+    # What a group of so many layers saves for backward; if it is 0, there are none, and everything is saved.
     layers_per_group = 0
     save_policies: Sequence[SavePolicy] = ()
-    # Where nothing is checkpointed, so many layers run in one piece.
+    # Where there are no groups, so many layers run in one piece.
     layers_per_piece = 1
     # Precision of the tokens from block to block under autocast: float32, or that of the matmuls.
     residual_dtype: ResidualDtype = "fp32"
@@ -536,9 +536,14 @@ class Transformer(Compilable, nn.ModuleList):
             init_linears(layer, block_init_std(cfg, index, n_layer))
 
     def checkpoint_groups(self, layers_per_group: int, share: float) -> None:
-        """Save only `share` of the activations of each group of layers for backward; 0 layers: save everything."""
+        """Save `share` of the activations of groups of layers for backward, see `plan_saving`; 0 layers: everything."""
         self.layers_per_group = layers_per_group
         self.save_policies = plan_saving(math.ceil(len(self) / max(1, layers_per_group)), share)
+        for number, block in enumerate(self):
+            everything = not layers_per_group or self.save_policies[number // layers_per_group] == SavePolicy.EVERYTHING
+            for module in block.modules():
+                if isinstance(module, MultiHead | MLP):
+                    module.save_everything = everything
 
     def forward(
         self,
@@ -644,8 +649,8 @@ class Transformer(Compilable, nn.ModuleList):
             return in_matmul_dtype(x)
         return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
-    def _groups(self, first: int = 0) -> list[tuple[slice, SavePolicy | None]]:
-        """Layers that run in one piece, and what they save for backward; None: everything.
+    def _groups(self, first: int = 0) -> list[tuple[slice, SavePolicy]]:
+        """Layers that run in one piece, and what they save for backward.
 
         Args:
             first: the layer that they begin with, in rendering.
@@ -654,20 +659,20 @@ class Transformer(Compilable, nn.ModuleList):
         if size and self.training and torch.is_grad_enabled():
             return [(slice(i * size, (i + 1) * size), policy) for i, policy in enumerate(self.save_policies)]
         size = self.layers_per_piece
-        return [(slice(i, i + size), None) for i in range(first, len(self), size)]
+        return [(slice(i, i + size), SavePolicy.EVERYTHING) for i in range(first, len(self), size)]
 
 
 def _run_group(
     blocks: Sequence[nn.Module],
     x: Tensor,
     queries: slice | None,
-    policy: SavePolicy | None,
+    policy: SavePolicy,
     context: Sequence[KeysValues | KVCache] | None,
     relative: Relative | None,
     return_kv: bool,
     side_by_side: SideBySide | None = None,
 ) -> Any:
-    """Blocks in a row, the last for the tokens in `queries` alone; checkpointed unless `policy` is None.
+    """Blocks in a row, the last for the tokens in `queries` alone; checkpointed unless `policy` is `EVERYTHING`.
 
     Compiled once for all groups of a shape. Tokens are cut in here: torch 2.11 fails on a tensor and a view of it.
     """
@@ -684,7 +689,7 @@ def _run_group(
                 kept.append(own)
         return (x, kept) if return_kv else x
 
-    if policy is None:
+    if policy == SavePolicy.EVERYTHING:
         return run(x)
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **checkpoint_arguments(policy))
 
@@ -693,7 +698,7 @@ def _run_with_known(block: nn.Module, x: Tensor, known: Tensor) -> Any:
     return block(x, known=known)
 
 
-def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy | None) -> Tensor:
+def _run_last_apart(block: nn.Module, row: Tensor, counts: tuple[int, ...], policy: SavePolicy) -> Tensor:
     """The last block, of which the first sequences are wanted as context alone."""
     s, m, b, n = counts
     known = row[0, : s * m].unflatten(0, (s, m))

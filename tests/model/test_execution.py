@@ -41,6 +41,10 @@ def test_what_is_saved_follows_the_share():
     assert plan_saving(4, 1 / 9) == [SavePolicy.ATTENTION] * 4
     assert plan_saving(4, 1 / 18) == [SavePolicy.NOTHING] * 2 + [SavePolicy.ATTENTION] * 2
     assert plan_saving(4, 1 / 9 + 8 / 36) == [SavePolicy.ATTENTION] * 3 + [SavePolicy.MATMULS]
+    assert plan_saving(4, 1.24) == [SavePolicy.MATMULS] * 4
+    assert plan_saving(4, 1.25) == [SavePolicy.MATMULS] * 3 + [SavePolicy.EVERYTHING]
+    assert plan_saving(3, 1 + 2 / 3) == [SavePolicy.MATMULS] + [SavePolicy.EVERYTHING] * 2
+    assert plan_saving(4, 2.0) == [SavePolicy.EVERYTHING] * 4
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_without_a_c_compiler_nothing_is_compiled_and_a_word_says_so(monkeypatch
 @pytest.mark.parametrize(
     ("values", "culprits"),
     [
-        ({"keep_activations": 1.5}, ["training.keep_activations", 1.5]),
+        ({"keep_activations": 2.5}, ["training.keep_activations", 2.5]),
         ({"attention_backend": "xformers"}, ["training.attention_backend", "'xformers'", "auto", "cudnn"]),
         ({"compile": "yes"}, ["training.compile", "'yes'", "auto", "on", "off"]),
         ({"residual_dtype": "bf16"}, ["training.residual_dtype", "'bf16'", "fp32", "amp"]),
@@ -164,7 +168,7 @@ def test_what_is_saved_is_not_computed_again(variant):
     attention, matmuls = "_scaled_dot_product_flash_attention_for_cpu", "mm"
     assert plain[attention] == layers
     # keep_activations -> attention computed again, matmuls of a block computed again (the last one never is).
-    for share, again, more in ((0.0, layers, 3), (1 / 9, 0, 3), (1.0, 0, 0)):
+    for share, again, more in ((0.0, layers, 3), (1 / 9, 0, 3), (1.0, 0, 0), (1.5, 0, 0)):
         execution = replace(PLAIN, grad_checkpoint_every=1, keep_activations=share)
         found, calls = counted_gradients(variant, execution)
         assert calls[attention] - plain[attention] == again
@@ -179,7 +183,7 @@ def test_what_is_saved_is_not_computed_again(variant):
 
 
 @pytest.mark.parametrize("variant", MODELS)
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0, 1.5])
 def test_plain_checkpoints_of_sixteen_bits_change_no_number(variant, share):
     """As the trainer has them: backward outside of autocast. Layers that come twice share their weights."""
     results = []

@@ -149,6 +149,18 @@ def test_what_is_saved_may_be_chosen_anew(package):
         assert set(package.calls) == set(EPILOGUES[every == 0])
 
 
+@pytest.mark.parametrize(("share", "everything"), [(1.0, 0), (1.34, 1), (1.67, 2), (2.0, 3)])
+def test_some_layers_save_everything(package, share, everything):
+    """Slopes, of three layers; the numbers are those of others."""
+    expected = images_and_gradients(small_model("decoder_only", execution=PLAIN))
+    model = quack.use(small_model("decoder_only", execution=checkpointed(1, share)))
+    for ours, theirs in zip(images_and_gradients(model), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    others = 3 - everything
+    calls = {"slope_gelu": everything, "slope_backward": everything, "up_gelu": 2 * others, "gelu_backward": others}
+    assert package.calls == {f"{name}_epilogue": count for name, count in calls.items() if count}
+
+
 def test_under_autocast_tokens_and_weights_have_its_precision(package):
     results = []
     for model in (small_model("decoder_only"), quack.use(small_model("decoder_only"))):

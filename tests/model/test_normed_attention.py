@@ -203,10 +203,10 @@ def test_side_by_side_whatever_is_checkpointed_together(measured, every, layers)
 
 
 @pytest.mark.parametrize("variant", ["decoder_only", "prefix"])
-@pytest.mark.parametrize(("every", "times"), [(0, 1), (1, 2)])
-def test_norms_are_saved_where_everything_is(measured, norming, variant, every, times):
-    _, calls = images_and_gradients(variant, "by_shape", ExecutionConfig(every, 1.0, compile="off"))
-    assert calls == [2, 2] and len(norming) == 2 * times
+@pytest.mark.parametrize(("every", "share", "again"), [(0, 1.0, 0), (1, 1.0, 2), (1, 1.67, 1), (1, 2.0, 0)])
+def test_norms_are_saved_where_everything_is(measured, norming, variant, every, share, again):
+    _, calls = images_and_gradients(variant, "by_shape", ExecutionConfig(every, share, compile="off"))
+    assert calls == [2, 2] and len(norming) == 2 + again
 
 
 @pytest.mark.parametrize("variant", ["decoder_only", "prefix"])

@@ -78,7 +78,7 @@ def check_equals_plain(variant, cases, **sizes):
 
 def decoder_only_equals_plain():
     """Whatever is checkpointed and kept."""
-    check_equals_plain("decoder_only", [(0.0, 0), (0.75, 1), (1.0, 2)], n_layer=2)
+    check_equals_plain("decoder_only", [(0.0, 0), (0.75, 1), (1.0, 2), (1.5, 1)], n_layer=2)
 
 
 def encoder_decoder_equals_plain():
@@ -124,7 +124,7 @@ def side_by_side_equals_plain():
     with pytest.MonkeyPatch.context() as patch:
         package = flash4.install(patch)
         flash4.measure_small(patch)
-        for every, share, sizes in ((1, 0.0, (1, 2)), (1, 1.0, (2, 3)), (0, 1.0, (2, 3))):
+        for every, share, sizes in ((1, 0.0, (1, 2)), (1, 1.5, (2, 3)), (0, 1.0, (2, 3))):
             results = []
             for execution, kernel in ((PLAIN, "flash"), (ExecutionConfig(every, share, compile="on"), "by_shape")):
                 model = flash4.use(small_model("prefix", execution=execution, n_layer=2), kernel).train()
