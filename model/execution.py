@@ -45,11 +45,10 @@ class ExecutionConfig:
     queries and keys after their norms.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
     of attention, then those of matmuls. Above 1, up to 2, it adds the share of groups that save everything.
-    `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies
-    between the matmuls, "auto" where there is a GPU. Where layers make no groups, `compile_layers` of them are compiled
-    in one piece: larger pieces save host time of small models, and take longer to compile. `residual_dtype` is the
-    precision of the tokens from block to block: float32 as published, or with "amp" that of the matmuls: less to read
-    and write, but rounded at every block.
+    `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies between the matmuls, "auto" where
+    there is a GPU. Where layers make no groups, `compile_layers` of them are compiled in one piece: larger pieces save
+    host time of small models, and take longer to compile. `residual_dtype` is the precision of the tokens from block to
+    block: float32 as published, or with "amp" that of the matmuls: less to read and write, but rounded at every block.
     """
 
     grad_checkpoint_every: int = bounded(1, 0, 1000)

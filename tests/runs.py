@@ -62,16 +62,17 @@ def save_model(place: Path, variant: str = "decoder_only") -> LVSM:
     return model.eval()
 
 
-def keep_frames(patch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The frames [n h w 3] of every video from now on, as evaluation hands them to the encoder.
+def keep_frames(patch: pytest.MonkeyPatch) -> dict[Path, np.ndarray]:
+    """The frames [n h w 3] of every video from now on by its file, as evaluation hands them to the encoder.
 
+    They come in no order: several threads write videos.
     Of equal frames the encoder makes equal bytes nearly always, on a busy machine not always.
     """
-    videos: list[np.ndarray] = []
+    videos: dict[Path, np.ndarray] = {}
 
     def write(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
         frames = list(chunks)
-        videos.append(np.concatenate(frames))
+        videos[path] = np.concatenate(frames)
         write_video(path, frames, fps)
 
     patch.setattr("evaluation.evaluator.write_video", write)

@@ -54,7 +54,7 @@ def test_the_film_is_that_of_inference(place, opened, normalization, monkeypatch
     same_frame = f"training.pose_normalization={normalization}"
     command = evaluation_command(place, "inference.render_video=true", same_frame, *video, variant="prefix")
     inference.main(command)
-    (theirs,) = videos
+    (theirs,) = videos.values()
     assert count == len(ours) == 11 and np.array_equal(ours, theirs)
 
 
