@@ -48,7 +48,7 @@ def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
     Attention comes first: it costs most for its memory. The last groups save most, since they are the first that
     backward frees. What `share` is above 1, up to 2, is the share of groups that save everything.
     """
-    units = min(share, 1) * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
+    units = share * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
     attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))
     matmuls = min(num_groups, max(0, math.floor((units - attention * _ATTENTION_UNITS) / _MATMUL_UNITS)))
     policies = [SavePolicy.NOTHING] * (num_groups - attention) + [SavePolicy.ATTENTION] * attention

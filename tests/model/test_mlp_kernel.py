@@ -149,14 +149,17 @@ def test_what_is_saved_may_be_chosen_anew(package):
         assert set(package.calls) == set(EPILOGUES[every == 0])
 
 
-@pytest.mark.parametrize(("share", "everything"), [(1.0, 0), (1.34, 1), (1.67, 2), (2.0, 3)])
-def test_some_layers_save_everything(package, share, everything):
-    """Slopes, of three layers; the numbers are those of others."""
-    expected = images_and_gradients(small_model("decoder_only", execution=PLAIN))
-    model = quack.use(small_model("decoder_only", execution=checkpointed(1, share)))
+@pytest.mark.parametrize(
+    ("layers", "every", "share", "everything"),
+    [(3, 1, 1.0, 0), (3, 1, 1.34, 1), (3, 1, 1.67, 2), (3, 1, 2.0, 3), (4, 2, 1.5, 2), (5, 2, 1.4, 1), (5, 2, 1.7, 3)],
+)
+def test_some_layers_save_everything(package, layers, every, share, everything):
+    """Slopes, of the last groups of layers; the numbers are those of others."""
+    expected = images_and_gradients(small_model("decoder_only", execution=PLAIN, n_layer=layers))
+    model = quack.use(small_model("decoder_only", execution=checkpointed(every, share), n_layer=layers))
     for ours, theirs in zip(images_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    others = 3 - everything
+    others = layers - everything
     calls = {"slope_gelu": everything, "slope_backward": everything, "up_gelu": 2 * others, "gelu_backward": others}
     assert package.calls == {f"{name}_epilogue": count for name, count in calls.items() if count}
 
