@@ -14,7 +14,7 @@ everything="training.grad_checkpoint_every=0 training.compile_layers=4"
 kept=training.keep_activations=1
 # The attention of 8 of 24 layers beside the inputs of all.
 within_20_gb=training.keep_activations=0.037
-# A third of the layers saves everything.
+# A third of the layers save everything.
 within_80_gb=training.keep_activations=1.34
 run() {
     name=$1 benchmark=$2

@@ -44,7 +44,7 @@ class ExecutionConfig:
     one piece, so that long ones take long. 0 saves everything: with QuACK also GELU's slope, with FlashAttention-4 also
     queries and keys after their norms.
     `keep_activations` from 0 to 1 is the share of what is worth saving that is saved all the same: first the results
-    of attention, then those of matmuls. Above 1, up to 2, it adds the share of groups that save everything.
+    of attention, then those of matmuls. From 1 to 2 a part of the groups saves everything: with 1.5 half of them.
     `attention_backend` and `mlp_backend` name kernels; `compile` fuses what lies between the matmuls, "auto" where
     there is a GPU. Where layers make no groups, `compile_layers` of them are compiled in one piece: larger pieces save
     host time of small models, and take longer to compile. `residual_dtype` is the precision of the tokens from block to

@@ -33,7 +33,8 @@ _MATMUL_UNITS = 8
 class SavePolicy(IntEnum):
     """What a group of layers saves for backward besides its input; each policy saves more.
 
-    With `EVERYTHING` it is not checkpointed, and own operators save more than they need: see `save_everything`.
+    With `EVERYTHING` a group is not checkpointed, and own kernels save results that backward would compute once more
+    (`save_everything` of attention and MLP).
     """
 
     NOTHING = 0
@@ -46,7 +47,7 @@ def plan_saving(num_groups: int, share: float) -> list[SavePolicy]:
     """The policy of each group of layers, so that together they save about `share` of all that is worth saving.
 
     Attention comes first: it costs most for its memory. The last groups save most, since they are the first that
-    backward frees. What `share` is above 1, up to 2, is the share of groups that save everything.
+    backward frees. A share from 1 to 2 has a part of the groups save everything: 1.5 half of them.
     """
     units = share * num_groups * (_ATTENTION_UNITS + _MATMUL_UNITS) + 1e-6
     attention = min(num_groups, math.floor(units / _ATTENTION_UNITS))

@@ -538,12 +538,12 @@ class Transformer(Compilable, nn.ModuleList):
     def checkpoint_groups(self, layers_per_group: int, share: float) -> None:
         """Save `share` of the activations of groups of layers for backward, see `plan_saving`; 0 layers: everything."""
         self.layers_per_group = layers_per_group
-        self.save_policies = plan_saving(math.ceil(len(self) / max(1, layers_per_group)), share)
+        size = max(1, layers_per_group)
+        self.save_policies = plan_saving(math.ceil(len(self) / size), share if layers_per_group else 2.0)
         for number, block in enumerate(self):
-            everything = not layers_per_group or self.save_policies[number // layers_per_group] == SavePolicy.EVERYTHING
             for module in block.modules():
                 if isinstance(module, MultiHead | MLP):
-                    module.save_everything = everything
+                    module.save_everything = self.save_policies[number // size] == SavePolicy.EVERYTHING
 
     def forward(
         self,

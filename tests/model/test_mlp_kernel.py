@@ -154,7 +154,7 @@ def test_what_is_saved_may_be_chosen_anew(package):
     [(3, 1, 1.0, 0), (3, 1, 1.34, 1), (3, 1, 1.67, 2), (3, 1, 2.0, 3), (4, 2, 1.5, 2), (5, 2, 1.4, 1), (5, 2, 1.7, 3)],
 )
 def test_some_layers_save_everything(package, layers, every, share, everything):
-    """Slopes, of the last groups of layers; the numbers are those of others."""
+    """GELU's slope is saved in so many layers; images and gradients stay what they are."""
     expected = images_and_gradients(small_model("decoder_only", execution=PLAIN, n_layer=layers))
     model = quack.use(small_model("decoder_only", execution=checkpointed(every, share), n_layer=layers))
     for ours, theirs in zip(images_and_gradients(model), expected, strict=True):
